@@ -1,0 +1,31 @@
+"""Virtual adversarial training: a term that makes any model smooth around every input, labelled or not.
+
+    vat = VAT(eps=2.0)
+    loss = F.cross_entropy(model(x), y) + vat(model, x)
+
+The core needs torch alone. `vat.callback`, `vat.classifier` and `vat.data` need Lightning and are imported by name.
+"""
+
+from vat.regularizers import (
+    VAT,
+    Adversarial,
+    Entropy,
+    MeanTeacher,
+    PiModel,
+    RandomPerturbation,
+    Regularizer,
+    local_distributional_smoothness,
+)
+from vat.step import Step
+
+__all__ = [
+    "VAT",
+    "Adversarial",
+    "Entropy",
+    "MeanTeacher",
+    "PiModel",
+    "RandomPerturbation",
+    "Regularizer",
+    "Step",
+    "local_distributional_smoothness",
+]

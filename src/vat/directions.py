@@ -1,0 +1,129 @@
+"""How r is found: one function each, `(step, divergence, norm, *, options) -> d`.
+
+A direction d (N, …) has length 1 in the norm, for each example; the perturbation is r = ε d. With `create_graph` it carries its
+dependence on the parameters, otherwise it is a constant. Costs are in forward passes F of the batch; a backward pass to the input is
+counted as one, and the clean pass, which every direction shares with the divergence's target, is not counted.
+
+Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from vat.functional import Divergence, Norm
+from vat.step import Step
+
+Direction = Callable[..., Tensor]
+
+
+def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
+    """A random direction (the papers' RPT). 0 F."""
+    return norm.sample(step.normal("direction")).to(step.x.dtype)
+
+
+def finite_difference(
+    step: Step,
+    divergence: Divergence,
+    norm: Norm,
+    *,
+    num_power_iterations: int = 1,
+    xi: float | None = None,
+    create_graph: bool = False,
+) -> Tensor:
+    """Power iteration d ← unit(H d) with H d ≈ ∇ᵣ D(x, x + r) / ξ at r = ξ d: the papers' way. 2 F an iteration.
+
+    Args:
+        step: the step.
+        divergence: D.
+        norm: of r.
+        num_power_iterations: how often H is applied.
+        xi: length of the probe as a share of the examples' mean length: 1e-3 if None. Much smaller and float32 rounds the difference
+            away, much larger and it is no longer the Hessian's.
+        create_graph: let d depend on the parameters.
+    """
+    xi = 1e-3 if xi is None else xi
+    # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
+    length = norm.length(step.x).mean()
+    probe = xi * torch.where(length > 0, length, 1)
+    d = random(step, divergence, norm)
+    for _ in range(num_power_iterations):
+        d = norm.dual(_gradient(step, divergence, probe * d, create_graph), otherwise=d)
+    return d
+
+
+def exact(
+    step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False
+) -> Tensor:
+    """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 1 F once, and 2 F an iteration.
+
+    At r = 0 the Hessian of D(x, x + r) is the Hessian F of D in its second argument pulled back to the input, so both products are taken
+    on the one clean pass: there is no ξ and nothing cancels. J d is the derivative of Jᵀw, linear in w, along w: forward mode
+    would be cheaper where every layer has it, but fails under autocast with batch norm (torch 2.13).
+    """
+    x, logits = step.clean.x, step.clean.logits
+    d = random(step, divergence, norm)
+    with torch.enable_grad():
+        w = torch.zeros_like(logits, requires_grad=True)
+        (pulled_back,) = grad(logits, x, w, create_graph=True)
+        for iteration in range(num_power_iterations):
+            keep = step.live or create_graph or iteration + 1 < num_power_iterations
+            (jd,) = grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph)
+            u = divergence.hvp(logits if create_graph else logits.detach(), jd).to(logits.dtype)
+            (g,) = grad(logits, x, u, retain_graph=keep, create_graph=create_graph)
+            d = norm.dual(g, otherwise=d)
+    return d
+
+
+def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
+    """The steepest way to the nearest decision boundary: d = unit(∇ₓ(runner-up's logit − top's)). 1 F.
+
+    Deterministic, with a definite sign, and safe in half precision: nothing is subtracted but two logits.
+    """
+    x, logits = step.clean.x, step.clean.logits
+    with torch.enable_grad():
+        towards = -divergence.margin(logits).sum()
+        (g,) = grad(towards, x, retain_graph=step.live or create_graph, create_graph=create_graph)
+        # One row serves all examples without a gradient: a draw for each would cost as much as the rest of the arithmetic here.
+        return norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
+
+
+def ascent(
+    step: Step,
+    divergence: Divergence,
+    norm: Norm,
+    *,
+    eps: float,
+    num_power_iterations: int = 1,
+    create_graph: bool = False,
+) -> Tensor:
+    """Projected first-order ascent from a random start on the ε-sphere, as PGD: steps of 2.5 ε / n. 2 F a step.
+
+    At a random r of finite length the gradient does not vanish, so no second-order information is asked for.
+    """
+    start = d = random(step, divergence, norm)
+    for _ in range(num_power_iterations):
+        g = _gradient(step, divergence, eps * d, create_graph)
+        d = norm.project(d + 2.5 / num_power_iterations * norm.dual(g, otherwise=d), 1.0)
+    return norm.dual(d, otherwise=start)
+
+
+def _gradient(step: Step, divergence: Divergence, r: Tensor, create_graph: bool) -> Tensor:
+    """∇ᵣ D(x, x + r). 2 F."""
+    clean = step.clean.logits if create_graph else step.target
+    with torch.enable_grad():
+        r = r.to(step.x.dtype)
+        r = r if r.requires_grad else r.requires_grad_()
+        perturbed = step.network(step.x + r, constant=not create_graph)
+        return grad(divergence(clean, perturbed).sum(), r, create_graph=create_graph)[0]
+
+
+DIRECTIONS: dict[str, Direction] = {
+    "finite_difference": finite_difference,
+    "exact": exact,
+    "margin": margin,
+    "ascent": ascent,
+    "random": random,
+}

@@ -1,0 +1,234 @@
+"""The mathematics on tensors: divergences between predictions, norms of perturbations.
+
+A model's output is called *logits* whatever it parameterises; its first dimension counts the examples. All arithmetic here is
+in float32 or wider, whatever autocast or the input's dtype says: a KL of 1e-4 is lost in half precision.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --------------------------------------------------------------------------------------------------------------- divergences
+
+
+class Divergence:
+    """D(clean, perturbed), a value for each example that is 0 where the two predictions agree.
+
+    A subclass gives `__call__`. The Hessian-vector product follows by autograd on the logits alone; a closed form is cheaper.
+    """
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        """Divergence of each example's `perturbed` logits (N, …) from its `clean` ones (N, …): shape (N,)."""
+        raise NotImplementedError
+
+    def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
+        """F v: the Hessian of D in its second argument, at perturbed = clean = `logits`, times `v`; both (N, …)."""
+        with torch.enable_grad():
+            clean, zero = wide(logits), torch.zeros_like(wide(logits), requires_grad=True)
+            (gradient,) = torch.autograd.grad(self(clean, clean + zero).sum(), zero, create_graph=True)
+            (product,) = torch.autograd.grad(gradient, zero, wide(v), create_graph=logits.requires_grad)
+        return product
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """How far each example's decision is from changing, in logits: shape (N,), >= 0."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no decision to change: choose another direction than 'margin'"
+        )
+
+
+class Categorical(Divergence):
+    """KL[p ‖ q] of softmax outputs.
+
+    Logits (N, C), or (N, C, …) for a decision at each position, whose values are averaged. A single logit, (N,) or (N, 1), is
+    the log-odds of the second of two classes: a softmax of one would be constant.
+    """
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        log_p, log_q = as_classes(clean).log_softmax(1), as_classes(perturbed).log_softmax(1)
+        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+        return _mean_over_positions(kl).clamp(min=0)  # rounding alone makes it negative
+
+    def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
+        classes, w = as_classes(logits), wide(v)
+        if classes.shape != logits.shape:  # one logit, of which p (1 - p) is the curvature
+            p = logits.to(w.dtype).sigmoid()
+            return p * (1 - p) * w
+        p = classes.softmax(1)
+        product = p * (w - (p * w).sum(1, keepdim=True))
+        return product / max(1, p[0, 0].numel()) if len(p) else product
+
+    def margin(self, logits: Tensor) -> Tensor:
+        top, runner_up = as_classes(logits).topk(2, dim=1).values.unbind(1)
+        return _mean_over_positions(top - runner_up)
+
+
+class Bernoulli(Divergence):
+    """KL of independent yes-or-no outputs, summed over dimension 1: multi-label logits (N, K) or (N, K, …)."""
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        clean, perturbed = wide(clean), wide(perturbed)
+        p = clean.sigmoid()
+        yes = p * (F.logsigmoid(clean) - F.logsigmoid(perturbed))
+        no = (1 - p) * (F.logsigmoid(-clean) - F.logsigmoid(-perturbed))
+        return _mean_over_positions(_sum_over_outputs(yes + no)).clamp(min=0)
+
+    def margin(self, logits: Tensor) -> Tensor:
+        distance = wide(logits).abs()
+        return _mean_over_positions(distance.amin(1) if distance.dim() > 1 else distance)
+
+
+class Gaussian(Divergence):
+    """KL of normal distributions around the outputs (N, …) with one known standard deviation: ‖a − b‖² / 2σ².
+
+    Args:
+        sigma: the standard deviation, in the units of the output.
+    """
+
+    def __init__(self, sigma: float = 1.0):
+        self.sigma = sigma
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        squares = ((wide(clean) - wide(perturbed)) / self.sigma).square() / 2
+        return squares.flatten(1).sum(1) if squares.dim() > 1 else squares
+
+
+DIVERGENCES: dict[str, Divergence] = {"categorical": Categorical(), "bernoulli": Bernoulli(), "gaussian": Gaussian()}
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or in its own dtype where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def as_classes(logits: Tensor) -> Tensor:
+    """Logits of at least two classes along dimension 1: a single logit z becomes (0, z), of which σ(z) is the softmax."""
+    logits = wide(logits)
+    if logits.dim() == 1:
+        logits = logits[:, None]
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    return logits
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross entropy of class indices `y` (N, …) under `logits` (N, C, …) or a single logit (N,), (N, 1); 0 if empty."""
+    return F.cross_entropy(as_classes(logits), y, reduction="sum") / max(1, y.numel())
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities (N, C, …) in float32 or wider; a single logit counts as two classes."""
+    return as_classes(logits).softmax(1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
+    log_p = as_classes(logits).log_softmax(1)
+    return _mean_over_positions(-(log_p.exp() * log_p).sum(1))
+
+
+def _sum_over_outputs(value: Tensor) -> Tensor:
+    return value.sum(1) if value.dim() > 1 else value
+
+
+def _mean_over_positions(value: Tensor) -> Tensor:
+    return value.flatten(1).mean(1) if value.dim() > 1 else value
+
+
+# --------------------------------------------------------------------------------------------------------------------- norms
+
+
+class Norm:
+    """Lengths of perturbations (N, …), each example's over all of its other dimensions."""
+
+    def length(self, r: Tensor) -> Tensor:
+        """Length of each example: shape (N, 1, …, 1)."""
+        raise NotImplementedError
+
+    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        """The d with ‖d‖ = 1 that maximises ⟨g, d⟩, for each example.
+
+        Args:
+            g: gradient (N, …).
+            otherwise: unit directions (N, …) or (1, …) for the examples of which g is zero or not finite (a dead network, a
+                saturated softmax, an overflow in half precision).
+        """
+        raise NotImplementedError
+
+    def project(self, r: Tensor, eps: float) -> Tensor:
+        """The point of the ball of radius `eps` that is closest to `r` (in L2), for each example."""
+        raise NotImplementedError
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """A random direction of length 1 from standard normal `noise` (N, …)."""
+        return self.dual(noise, torch.ones_like(noise[:1]))
+
+
+class L2(Norm):
+    """Euclidean length."""
+
+    def length(self, r: Tensor) -> Tensor:
+        r = wide(r)
+        largest = _largest(r)
+        scale = torch.where(_usable(largest), largest, 1)  # squaring 1e-25 underflows float32: divide first
+        return scale * _norm(r / scale)
+
+    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        largest = _largest(wide(g)).detach()
+        usable = _usable(largest)
+        scaled = torch.where(usable, wide(g) / torch.where(usable, largest, 1), wide(otherwise))
+        return (scaled / _norm(scaled)).to(g.dtype)
+
+    def project(self, r: Tensor, eps: float) -> Tensor:
+        length = self.length(r)
+        return torch.where(length > eps, r * (eps / length), r).to(r.dtype)
+
+
+class LInf(Norm):
+    """Largest absolute entry."""
+
+    def length(self, r: Tensor) -> Tensor:
+        return _largest(wide(r))
+
+    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(_usable(_largest(g)), g.sign(), otherwise.to(g.dtype).sign())
+
+    def project(self, r: Tensor, eps: float) -> Tensor:
+        return r.clamp(-eps, eps)
+
+
+NORMS: dict[str, Norm] = {"l2": L2(), "linf": LInf()}
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax(_dimensions(x), keepdim=True) if x.dim() > 1 else x.abs()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=_dimensions(x), keepdim=True) if x.dim() > 1 else x.abs()
+
+
+def _usable(length: Tensor) -> Tensor:
+    return (length > 0) & length.isfinite()
+
+
+def _dimensions(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.dim()))
+
+
+T = TypeVar("T")
+
+
+def by_name(kind: str, table: Mapping[str, T], choice: str | T) -> T:
+    """An object chosen by its name in `table`, or `choice` itself where it is no name.
+
+    Raises:
+        ValueError: the name is not in the table; the message lists those that are.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice not in table:
+        raise ValueError(f"unknown {kind} {choice!r}: choose one of {', '.join(table)}")
+    return table[choice]

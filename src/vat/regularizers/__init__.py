@@ -1,0 +1,18 @@
+from vat.regularizers.adversarial import Adversarial
+from vat.regularizers.base import Regularizer
+from vat.regularizers.entropy import Entropy
+from vat.regularizers.mean_teacher import MeanTeacher
+from vat.regularizers.pi_model import PiModel
+from vat.regularizers.random_perturbation import RandomPerturbation
+from vat.regularizers.vat import VAT, local_distributional_smoothness
+
+__all__ = [
+    "VAT",
+    "Adversarial",
+    "Entropy",
+    "MeanTeacher",
+    "PiModel",
+    "RandomPerturbation",
+    "Regularizer",
+    "local_distributional_smoothness",
+]

@@ -1,0 +1,112 @@
+"""The interface of every regularizer."""
+
+import math
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from vat.step import Forward, Step
+
+
+class Regularizer(nn.Module):
+    """A term added to the loss of a training step: weight × penalty, a scalar.
+
+    Callback-style: beside the penalty it may follow the run (a schedule of its weight, a teacher's moving average) through
+    `on_fit_start` and `on_optimizer_step_end`; what it carries is in its `state_dict`.
+
+        loss = F.cross_entropy(model(x), y) + regularizer(model, x)
+
+    Args:
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0 as exp(-5 (1 - t)²) (Laine and Aila, arXiv 1610.02242); 0 for
+            full weight from the start. A loop of your own that uses it calls `on_optimizer_step_end` after each step.
+    """
+
+    needs_labels = False
+    """Takes the labelled rows rather than all of them."""
+    needs_view = False
+    """Uses a second augmented view of the inputs where there is one."""
+    differentiates_clean_pass = False
+    """Sends gradients to the parameters through the clean pass."""
+
+    def __init__(self, *, weight: float = 1.0, ramp_up: int = 0):
+        super().__init__()
+        self.weight = not_negative("weight", weight)
+        self.ramp_up = int(not_negative("ramp_up", ramp_up))
+        self.num_updates = 0
+
+    def penalty(self, step: Step) -> Tensor:
+        """Mean penalty of the step's examples: a scalar in float32 or wider, 0 for an empty batch."""
+        raise NotImplementedError
+
+    def term(self, step: Step) -> Tensor:
+        """Current weight × penalty."""
+        return self.current_weight * self.penalty(step)
+
+    def forward(
+        self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: nn.Module | None = None
+    ) -> Tensor:
+        """The term of one batch: a scalar to add to the loss.
+
+        Args:
+            forward: x -> logits (N, …); a module or any function.
+            x: inputs (N, …), of a floating dtype.
+            y: labels (N,), for regularizers that need them.
+            module: the module behind a bare function, of which buffers and weights are to be protected.
+        """
+        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass))
+
+    @property
+    def current_weight(self) -> float:
+        """The weight at this point of the run."""
+        if self.num_updates >= self.ramp_up:
+            return self.weight
+        return self.weight * math.exp(-5 * (1 - self.num_updates / self.ramp_up) ** 2)
+
+    @property
+    def name(self) -> str:
+        """Its name in logs."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def on_fit_start(self, model: nn.Module) -> None:
+        """Called once the model stands on its device, before the first step; after a restart, once the state is loaded."""
+
+    def on_optimizer_step_end(self, model: nn.Module) -> None:
+        """Called after every optimizer step. An override calls this one."""
+        self.num_updates += 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Whatever is carried from step to step: tensors and plain numbers."""
+        return {"num_updates": self.num_updates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_extra_state` gave."""
+        self.num_updates = int(state["num_updates"])
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over the examples; 0, with a gradient of 0, where there are none."""
+    return value.sum() / max(1, len(value))
+
+
+def not_negative(name: str, value: float) -> float:
+    """`value`, if it is a finite number >= 0.
+
+    Raises:
+        ValueError: it is negative, NaN or infinite.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    return value
+
+
+def share(name: str, value: float) -> float:
+    """`value`, if it lies in [0, 1).
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be >= 0 and < 1, got {value}")
+    return value

@@ -1,0 +1,22 @@
+"""Entropy minimisation."""
+
+from torch import Tensor
+
+from vat.functional import entropy
+from vat.regularizers.base import Regularizer, mean
+from vat.step import Step
+
+
+class Entropy(Regularizer):
+    """Mean entropy of the predictions, with its gradient (Grandvalet and Bengio, 2005); TPAMI's "+ EntMin". Softmax outputs only.
+
+    Args:
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0.
+    """
+
+    differentiates_clean_pass = True
+
+    def penalty(self, step: Step) -> Tensor:
+        """Mean entropy of the clean predictions, in nats."""
+        return mean(entropy(step.clean.logits))

@@ -1,0 +1,66 @@
+"""Mean teacher: agreement with the moving average of the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vat.functional import probabilities
+from vat.regularizers.base import Regularizer, mean, share
+from vat.step import Step
+
+
+class MeanTeacher(Regularizer):
+    """Mean squared difference of the class probabilities from those of a teacher, the moving average of the weights.
+
+    Tarvainen and Valpola, arXiv 1703.01780. The teacher is a set of weights, not a second module: it sees other noise and, where there is
+    one, the second view; no gradient flows through it. 1 F and a clean pass. A loop of your own calls `on_fit_start(model)` once and
+    `on_optimizer_step_end(model)` after each step.
+
+    Args:
+        decay: of the moving average; the first steps use min(1 - 1 / (t + 1), decay), so that the start is forgotten.
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0.
+    """
+
+    needs_view = True
+    differentiates_clean_pass = True
+
+    def __init__(self, *, decay: float = 0.99, weight: float = 1.0, ramp_up: int = 0):
+        super().__init__(weight=weight, ramp_up=ramp_up)
+        self.decay = share("decay", decay)
+        self.teacher: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def on_fit_start(self, model: nn.Module) -> None:
+        """The teacher starts as the model, or moves to the model's device after a restart."""
+        self.teacher = {
+            name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone()
+            for name, p in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def on_optimizer_step_end(self, model: nn.Module) -> None:
+        """The teacher follows."""
+        decay = min(1 - 1 / (self.num_updates + 1), self.decay)
+        for name, p in model.named_parameters():
+            self.teacher[name].lerp_(p.detach(), 1 - decay)
+        super().on_optimizer_step_end(model)
+
+    def penalty(self, step: Step) -> Tensor:
+        """Mean squared difference between student's and teacher's probabilities."""
+        if not self.teacher:
+            raise RuntimeError("the teacher has no weights yet: call on_fit_start(model) before the first step")
+        with torch.no_grad():
+            x = step.x if step.view is None else step.view
+            target = probabilities(step.network(x, noise="teacher", parameters=self.teacher))
+        return mean((probabilities(step.clean.logits) - target).square().flatten(1).mean(1))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The teacher's weights beside the base's state."""
+        return super().get_extra_state() | {"teacher": self.teacher}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_extra_state` gave."""
+        super().set_extra_state(state)
+        self.teacher = dict(state["teacher"])

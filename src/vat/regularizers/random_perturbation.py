@@ -1,0 +1,27 @@
+"""The control: smoothness along random directions."""
+
+from vat.functional import Divergence, Norm
+from vat.regularizers.vat import VAT
+
+
+class RandomPerturbation(VAT):
+    """Random perturbation training (RPT in Miyato et al.): VAT with a random r of length ε. 4 F.
+
+    Args:
+        eps: radius ε, in the units of the tensor that is handed in.
+        norm: of r, as for `VAT`.
+        divergence: as for `VAT`.
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0.
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        *,
+        norm: str | Norm = "l2",
+        divergence: str | Divergence = "categorical",
+        weight: float = 1.0,
+        ramp_up: int = 0,
+    ):
+        super().__init__(eps, direction="random", norm=norm, divergence=divergence, weight=weight, ramp_up=ramp_up)

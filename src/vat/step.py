@@ -1,0 +1,244 @@
+"""What one training step offers a regularizer: the network as a function, the inputs, and randomness with a name.
+
+Passes leave the network as they found it by construction: they run on *copies* of its buffers (`torch.func.functional_call`), so
+there is no hook to undo and an exception needs no path of its own. Noise drawn inside the network (dropout) is the same in all
+passes of a step, because each of them starts from the same key.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names the random streams of one micro-step: the same key draws the same numbers, in any process and after any restart.
+
+    Args:
+        seed: of the run.
+        micro_step: number of batches seen before this one.
+        rank: of the process.
+    """
+
+    seed: int
+    micro_step: int = 0
+    rank: int = 0
+
+    @classmethod
+    def fresh(cls) -> "Key":
+        """A key from torch's default CPU generator, for loops that keep no count of their own."""
+        return cls(int(torch.randint(2**62, ()).item()))
+
+    def shared(self, purpose: str) -> int:
+        """Seed of a stream that all ranks share."""
+        return _hash(self.seed, self.micro_step, purpose)
+
+    def own(self, purpose: str) -> int:
+        """Seed of a stream that belongs to this rank."""
+        return _hash(self.seed, self.micro_step, purpose, self.rank)
+
+
+def _hash(*parts: int | str) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # manual_seed takes 63 bits on every device
+
+
+@contextmanager
+def random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Within it, torch's default generators (the CPU's and `device`'s) start from `seed`; after it they are as before."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    module = torch.get_device_module(device)
+    with torch.random.fork_rng(devices=[device], device_type=device.type), module.device(device):
+        torch.default_generator.manual_seed(seed)
+        module.manual_seed(seed)
+        yield
+
+
+class Network:
+    """A differentiable function of the input, whose calls leave the module behind it as it was.
+
+    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made.
+
+    Args:
+        forward: x -> logits; a module, or any function.
+        module: the module behind a bare function, of which the state is to be protected; the function itself if it is a module.
+    """
+
+    def __init__(self, forward: Forward, module: nn.Module | None = None):
+        if module is None and isinstance(forward, nn.Module):
+            module = forward
+        if isinstance(forward, DistributedDataParallel):
+            # Its own forward would broadcast buffers and prepare the reducer once more; gradients synchronise without it.
+            forward = module = forward.module
+        self.module = module
+        self._callable = module if module is forward else None if module is None else _Bound(forward, module)
+        self._forward = forward
+        self._prefix = "module." if isinstance(self._callable, _Bound) else ""
+        self._buffers = {} if module is None else {name: b.clone() for name, b in module.named_buffers()}
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        seed: int,
+        parameters: Mapping[str, Tensor] | None = None,
+        constant: bool = False,
+        track: bool = False,
+    ) -> Tensor:
+        """Logits of `x`.
+
+        Args:
+            x: inputs (N, …).
+            seed: of the noise drawn inside the network.
+            parameters: used in place of the module's own, by name.
+            constant: take the parameters as constants. Beside its speed this matters under autocast, which keeps casts of
+                weights: one made without a graph would serve the next pass too, and cut its gradient.
+            track: let this pass move the module's own buffers, as an ordinary call does.
+        """
+        with random_state(seed, x.device):
+            if self._callable is None:
+                return self._forward(x)
+            assert self.module is not None
+            state = {} if track else {name: b.clone() for name, b in self._buffers.items()}
+            if parameters is not None:
+                state |= parameters
+            elif constant:
+                state |= {name: p.detach() for name, p in self.module.named_parameters()}
+            return functional_call(self._callable, {self._prefix + name: t for name, t in state.items()}, (x,))
+
+
+class _Bound(nn.Module):
+    """A bare function with the module it calls, so that `functional_call` reaches that module's state."""
+
+    def __init__(self, function: Forward, module: nn.Module):
+        super().__init__()
+        self.function = function
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """The unperturbed pass: `x` (N, …) as a leaf, `logits` with their graph."""
+
+    x: Tensor
+    logits: Tensor
+
+
+class Step:
+    """One training step, as a regularizer sees it. The clean pass is valid for exactly these rows, in this batch.
+
+    Args:
+        forward: x -> logits; a module, or any function (with `module` named where its state is to be protected).
+        x: inputs (N, …), of a floating dtype.
+        y: labels (N,), or None.
+        module: the module behind a bare function.
+        key: of the step's randomness; a fresh one from torch's default generator if None.
+        index: (N,) identity of the rows in the data set, for a regularizer that remembers.
+        start: first of these rows in the global batch.
+        total: rows of the global batch; random directions are drawn for all of them, so they do not depend on the number of
+            processes. N if None.
+        view: a second augmented view of the same rows (N, …), or None.
+        live: the clean pass carries gradients to the parameters and its graph is kept, because more than one term uses it.
+        track: the clean pass moves the running statistics of the network.
+        report: where regularizers leave diagnostics; None if nobody wants them.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        module: nn.Module | None = None,
+        key: Key | None = None,
+        index: Tensor | None = None,
+        start: int = 0,
+        total: int | None = None,
+        view: Tensor | None = None,
+        live: bool = False,
+        track: bool = False,
+        report: dict[str, Tensor] | None = None,
+    ):
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings"
+            )
+        self._network = Network(forward, module)
+        self.x = x.detach()
+        self.y = y
+        self.key = Key.fresh() if key is None else key
+        self.index = index
+        self.start = start
+        self.total = len(x) if total is None else total
+        self.view = view
+        self.live = live
+        self.track = track
+        self.report = report
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose parameters are trained, where there is one."""
+        return self._network.module
+
+    def network(
+        self,
+        x: Tensor,
+        *,
+        noise: str = "network",
+        parameters: Mapping[str, Tensor] | None = None,
+        constant: bool = False,
+    ) -> Tensor:
+        """Logits of `x` (N, …): the network as it was at the start of the step.
+
+        Args:
+            x: inputs.
+            noise: name of the stream for dropout and its like; passes of one name share their masks.
+            parameters: used in place of the network's own, by name.
+            constant: no gradient flows to the parameters.
+        """
+        return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant)
+
+    @cached_property
+    def clean(self) -> CleanPass:
+        """The clean pass with its graph: to the input, and to the parameters where the step is `live`."""
+        with torch.enable_grad():
+            x = self.x.clone().requires_grad_()
+            logits = self._network(x, seed=self.key.own("network"), constant=not self.live, track=self.track)
+        return CleanPass(x, logits)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The clean logits as a constant. A pass of its own, without a graph, where none of the clean pass is needed."""
+        if self.live or "clean" in self.__dict__:
+            return self.clean.logits.detach()
+        with torch.no_grad():
+            return self._network(self.x, seed=self.key.own("network"), constant=True)
+
+    def normal(self, purpose: str, *, one_row: bool = False) -> Tensor:
+        """Standard normal numbers shaped like x, in float32 or wider; each row's follow from its place in the global batch.
+
+        Args:
+            purpose: name of the stream.
+            one_row: draw a single row (1, …), for all examples alike.
+        """
+        generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
+        dtype = torch.promote_types(self.x.dtype, torch.float32)
+        shape = (1 if one_row else self.total, *self.x.shape[1:])
+        noise = torch.randn(shape, generator=generator, device=self.x.device, dtype=dtype)
+        return noise if one_row else noise[self.start : self.start + len(self.x)]
