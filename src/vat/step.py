@@ -5,7 +5,6 @@ there is no hook to undo and an exception needs no path of its own. Noise drawn 
 passes of a step, because each of them starts from the same key.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+
+from vat.seeds import stable_seed
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -40,16 +41,11 @@ class Key:
 
     def shared(self, purpose: str) -> int:
         """Seed of a stream that all ranks share."""
-        return _hash(self.seed, self.micro_step, purpose)
+        return stable_seed(self.seed, self.micro_step, purpose)
 
     def own(self, purpose: str) -> int:
         """Seed of a stream that belongs to this rank."""
-        return _hash(self.seed, self.micro_step, purpose, self.rank)
-
-
-def _hash(*parts: int | str) -> int:
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # manual_seed takes 63 bits on every device
+        return stable_seed(self.seed, self.micro_step, purpose, self.rank)
 
 
 @contextmanager

@@ -1,0 +1,144 @@
+"""What every data set that fits on the training device shares: checks, the move there, the loaders."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from vat.data.loader import EvalLoader, ResidentLoader, Translate
+from vat.data.splits import Split
+
+EVALUATION_BATCH_SIZE = 1000  # without a graph this fits wherever a training batch does; no result depends on it
+
+
+class ResidentDataModule(pl.LightningDataModule, ABC):
+    """A data set held as one tensor on the training device.
+
+    A subclass states the `unit` and writes `load`, which also sets `class_names`. Training batches are `vat.data.loader.Batch`, evaluation
+    batches (x, y).
+
+    Args:
+        num_labeled: Labelled examples; None labels the whole pool and drops the unlabelled batch (supervised training,
+            with a regularizer on the labelled inputs).
+        batch_size_labeled: Rows of the labelled batch over all processes.
+        batch_size_unlabeled: Rows of the unlabelled batch over all processes.
+        steps_per_epoch: Batches of a nominal epoch, which sets how often validation runs.
+        balanced: Label the same number of examples in each class.
+        seed: Determines which examples are labelled, the order of the batches and the augmentation.
+        translate: Shift training images by up to this many pixels, filled with 0 (`vat.data.loader.Translate`).
+
+    Attributes:
+        unit: What a perturbation of length 1 is in this data; ε is measured in it.
+        lds_eps: Radius at which LDS is monitored where nobody says otherwise.
+        num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
+        x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part.
+        class_names, num_classes, input_shape: After `setup`: names of the classes 0..C-1, C, and the shape of one input.
+
+    Raises:
+        ValueError: In `setup`, if the data or the split cannot be trained on.
+    """
+
+    class_names: list[str]
+    unit: str
+    lds_eps: float
+
+    def __init__(
+        self,
+        *,
+        num_labeled: int | None,
+        batch_size_labeled: int,
+        batch_size_unlabeled: int,
+        steps_per_epoch: int,
+        balanced: bool = True,
+        seed: int = 0,
+        translate: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_labeled = num_labeled
+        self.batch_size_labeled = batch_size_labeled
+        self.batch_size_unlabeled = batch_size_unlabeled
+        self.steps_per_epoch = steps_per_epoch
+        self.balanced = balanced
+        self.seed = seed
+        self.augment = Translate(translate) if translate else None
+        self.num_views = 1
+        self._loaded = False
+
+    @abstractmethod
+    def load(self) -> tuple[Tensor, Tensor, Split]:
+        """Inputs (N, ...) as the network receives them, labels (N,) int64, and the parts; called once."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and check the data, the first time round: Lightning calls this for each stage."""
+        if self._loaded:
+            return
+        self.x, self.y, self.split = self.load()
+        self.num_classes = len(self.class_names)
+        self.input_shape = tuple(self.x.shape[1:])
+        self._check()
+        self._loaded = True
+
+    def train_dataloader(self) -> ResidentLoader:
+        """Labelled and unlabelled rows of each step together."""
+        return ResidentLoader(
+            *self._resident(),
+            self.split.labeled,
+            None if self.num_labeled is None else self.split.unlabeled,
+            batch_size_labeled=self.batch_size_labeled,
+            batch_size_unlabeled=self.batch_size_unlabeled,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.seed,
+            augment=self.augment,
+            num_views=self.num_views,
+            **self._process(),
+        )
+
+    def val_dataloader(self) -> EvalLoader:
+        """The validation part in order."""
+        return self._evaluation(self.split.validation)
+
+    def test_dataloader(self) -> EvalLoader:
+        """The test part in order."""
+        return self._evaluation(self.split.test)
+
+    def training_inputs(self) -> Iterator[Tensor]:
+        """All inputs of the pool, without augmentation, the same on every rank: for statistics over the training set."""
+        loader = EvalLoader(*self._resident(), self.split.unlabeled, batch_size=EVALUATION_BATCH_SIZE)
+        return (x for x, _ in loader)
+
+    def _evaluation(self, rows: Tensor) -> EvalLoader:
+        return EvalLoader(*self._resident(), rows, batch_size=EVALUATION_BATCH_SIZE, **self._process())
+
+    def _resident(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels where training takes place; they move there once and stay."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        self.x, self.y = self.x.to(device), self.y.to(device)
+        return self.x, self.y
+
+    def _process(self) -> dict[str, int]:
+        if not self.trainer:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _check(self) -> None:
+        name = type(self).__name__
+        if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; "
+                f"got {self.y.dtype} of shape {tuple(self.y.shape)}"
+            )
+        outside = torch.nonzero((self.y < 0) | (self.y >= self.num_classes))
+        if len(outside):
+            row = int(outside[0])
+            raise ValueError(
+                f"{name}: labels must lie in 0..{self.num_classes - 1}; got {int(self.y[row])} in row {row}. "
+                "Name every class in class_names and number them from 0."
+            )
+        broken = torch.nonzero(~torch.isfinite(self.x).flatten(1).all(dim=1))
+        if len(broken):
+            raise ValueError(
+                f"{name}: inputs must be finite; row {int(broken[0])} is the first of {len(broken)} "
+                "with NaN or infinity. Repair or remove them."
+            )

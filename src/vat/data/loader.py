@@ -1,0 +1,256 @@
+"""Batches of a data set that lives as one tensor on the training device; the order is a pure function of the step."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vat.seeds import stable_seed
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Part(NamedTuple):
+    """One rank's rows of the labelled or the unlabelled half of a global batch.
+
+    Attributes:
+        x: Inputs, augmented where the loader augments, shape (B, ...).
+        y: Labels of shape (B,), or None in the unlabelled part.
+        index: Row numbers in the data set, int64 of shape (B,).
+        start: Position of this rank's first row in the global batch.
+        total: Rows of the global batch.
+        view: The same rows augmented once more and independently, where a second view is asked for.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index, which no one searches a batch with
+    start: int
+    total: int
+    view: Tensor | None
+
+
+class Batch(NamedTuple):
+    """What one micro-step trains on.
+
+    Attributes:
+        micro_step: Batches handed out before this one since the run began; it keys the step's randomness.
+        labeled: Inputs with labels.
+        unlabeled: Inputs without, or None in supervised training.
+    """
+
+    micro_step: int
+    labeled: Part
+    unlabeled: Part | None
+
+
+def indices(num_examples: int, batch_size: int, micro_step: int, *, seed: int, stream: str) -> Tensor:
+    """Positions of one batch in an endless sequence of seeded permutations.
+
+    The sequence is permutation 0 of 0..num_examples-1, then permutation 1, and so on; batch b takes its entries
+    b·batch_size to (b+1)·batch_size. So each example comes once a permutation, a batch may be larger than the set, and
+    any step can be had without those before it.
+
+    Args:
+        num_examples: Length of a permutation.
+        batch_size: Entries of a batch.
+        micro_step: Number of the batch, from 0.
+        seed: Determines the permutations, with the stream's name.
+        stream: Name of the sequence; two names give unrelated orders.
+
+    Returns:
+        int64 of shape (batch_size,) on the CPU.
+    """
+    position, end = micro_step * batch_size, (micro_step + 1) * batch_size
+    pieces = []
+    while position < end:
+        epoch, offset = divmod(position, num_examples)
+        pieces.append(_permutation(num_examples, seed, stream, epoch)[offset : offset + end - position])
+        position += len(pieces[-1])
+    return torch.cat(pieces)  # a copy also of a single piece: the cached permutation stays out of reach
+
+
+@lru_cache(maxsize=4)  # two streams, each across the seam of two permutations; 8 MB each for a million examples
+def _permutation(num_examples: int, seed: int, stream: str, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(stable_seed("permutation", seed, stream, epoch))
+    return torch.randperm(num_examples, generator=generator)
+
+
+def share(total: int, part: int, parts: int) -> range:
+    """The rows of `total` that fall to one of `parts`: contiguous, disjoint, complete, lengths unequal by one at most."""
+    return range(part * total // parts, (part + 1) * total // parts)
+
+
+class Translate:
+    """Shift each image of a batch by its own whole number of pixels, up to a limit in both directions.
+
+    What comes in from outside is 0: the mean grey of standardised images, black for pixels in [0, 1].
+
+    Args:
+        pixels: Largest shift along each axis, >= 1.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        if pixels < 1:
+            raise ValueError(f"pixels must be >= 1, or the augmentation left out; got {pixels}")
+        self.pixels = pixels
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Images of shape (B, C, H, W) to the same shape, uniform over the (2·pixels + 1)² shifts."""
+        if x.ndim != 4:
+            raise ValueError(f"Translate needs images of shape (B, C, H, W); got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        windows = F.pad(x, 4 * [self.pixels]).unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, dy, dx, H, W)
+        dy, dx = torch.randint(2 * self.pixels + 1, (2, len(x)), generator=generator, device=x.device)
+        return windows[torch.arange(len(x), device=x.device), :, dy, dx]
+
+
+class ResidentLoader:
+    """Endless training batches from resident tensors; every rank takes its slice of the same global batches.
+
+    The batch of a step follows from (seed, micro-step) alone, so 1, 2 or 4 processes train on the same global batches and
+    a restored run goes on at the very next one. Iteration hands out `steps_per_epoch` batches from `micro_step` on, which
+    `state_dict` keeps. (Stopping at multiples of `steps_per_epoch` instead would cut every second epoch short, and skip
+    its validation, under Lightning's `limit_train_batches`; Lightning counts the batches of a resumed epoch itself.)
+
+    Args:
+        x: Inputs of the whole data set on the training device, shape (N, ...).
+        y: Labels on the same device, shape (N,).
+        labeled: Rows with labels, int64.
+        unlabeled: Rows of the unlabelled pool, int64; None in supervised training.
+        batch_size_labeled: Rows of the global labelled batch.
+        batch_size_unlabeled: Rows of the global unlabelled batch; without effect where `unlabeled` is None.
+        steps_per_epoch: Batches of one nominal epoch.
+        seed: Determines order and augmentation.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        augment: Maps a batch and a generator on its device to a batch of the same shape.
+        num_views: 2 also fills `Part.view`; without `augment` the views are equal.
+
+    Raises:
+        ValueError: If a size is too small, among them a batch with fewer rows than processes.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        labeled: Tensor,
+        unlabeled: Tensor | None,
+        *,
+        batch_size_labeled: int,
+        batch_size_unlabeled: int,
+        steps_per_epoch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: Augmentation | None = None,
+        num_views: int = 1,
+    ) -> None:
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be >= 1; got {steps_per_epoch}")
+        if num_views not in (1, 2):
+            raise ValueError(f"num_views must be 1 or 2; got {num_views}")
+        self.x, self.y = x, y
+        self.streams = {"labeled": (labeled.cpu(), batch_size_labeled)}
+        if unlabeled is not None:
+            self.streams["unlabeled"] = (unlabeled.cpu(), batch_size_unlabeled)
+        for name, (_, batch_size) in self.streams.items():
+            if batch_size < world_size:
+                raise ValueError(
+                    f"batch_size_{name} must be at least the number of processes, {world_size}; got {batch_size}"
+                )
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.augment = augment
+        self.num_views = num_views
+        self.micro_step = 0
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.steps_per_epoch):
+            batch = self.batch(self.micro_step)
+            self.micro_step += 1  # before the yield: a checkpoint written while the batch is in use counts it as done
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of batches handed out."""
+        return {"micro_step": self.micro_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the batches handed out; an iterator already made follows."""
+        self.micro_step = state_dict["micro_step"]
+
+    def batch(self, micro_step: int) -> Batch:
+        """The rows of the batch at `micro_step` that fall to this rank, whatever was handed out before."""
+        labeled = self._part("labeled", micro_step)
+        labeled = labeled._replace(y=self.y[labeled.index])
+        return Batch(micro_step, labeled, self._part("unlabeled", micro_step) if "unlabeled" in self.streams else None)
+
+    def _part(self, stream: str, micro_step: int) -> Part:
+        rows, total = self.streams[stream]
+        rows = rows[indices(len(rows), total, micro_step, seed=self.seed, stream=stream)]
+        rows = rows.to(self.x.device, non_blocking=True)
+        mine = share(total, self.rank, self.world_size)
+        here = slice(mine.start, mine.stop)
+        x, *more = [self._inputs(rows, here, stream, micro_step, view) for view in range(self.num_views)]
+        return Part(x, None, rows[here], mine.start, total, more[0] if more else None)
+
+    def _inputs(self, rows: Tensor, here: slice, stream: str, micro_step: int, view: int) -> Tensor:
+        if self.augment is None:
+            return self.x[rows[here]]
+        # Each rank augments the whole global batch and keeps its slice: a row's draw then does not depend on the number of
+        # processes, whatever the augmentation, for about a millisecond of work on data this small.
+        generator = torch.Generator(self.x.device)
+        generator.manual_seed(stable_seed("augment", self.seed, micro_step, stream, view))
+        return self.augment(self.x[rows], generator)[here]
+
+
+class EvalLoader:
+    """(x, y) batches of some rows of resident tensors, in order; each row is evaluated by exactly one rank.
+
+    Nothing is padded or repeated, so sums over ranks are exact. All ranks have the same number of batches, none of them
+    empty, so a collective operation in a validation step cannot hang: the rows are cut into even global batches, each
+    of which is cut into even slices.
+
+    Args:
+        x: Inputs of the whole data set on the device, shape (N, ...).
+        y: Labels on the same device, shape (N,).
+        rows: Rows to evaluate, int64.
+        batch_size: Most rows of a global batch.
+        rank: This process, from 0.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: If a rank would be left without a row in some batch.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, rows: Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1; got {batch_size}")
+        self.num_batches = -(-len(rows) // batch_size)
+        if len(rows) // self.num_batches < world_size:
+            raise ValueError(
+                f"{len(rows)} rows in batches of {batch_size} leave some of {world_size} processes without a row; "
+                "evaluate with fewer processes or a larger batch_size"
+            )
+        self.x, self.y, self.rows = x, y, rows.to(x.device)
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(self.num_batches):
+            batch = share(len(self.rows), number, self.num_batches)
+            mine = share(len(batch), self.rank, self.world_size)
+            rows = self.rows[batch.start + mine.start : batch.start + mine.stop]
+            yield self.x[rows], self.y[rows]

@@ -1,0 +1,154 @@
+"""Which examples are labelled, unlabelled, held out: pure functions of the labels, the numbers wanted and a seed."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vat.seeds import stable_seed
+
+
+def stratified_parts(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
+    """Disjoint parts of the given sizes, each with the class proportions of the whole as far as integers allow.
+
+    The parts are dealt one after the other, each by the largest remainder from what is left, so all sizes that fit can be
+    met. Examples beyond `sum(sizes)` belong to no part.
+
+    Args:
+        labels: Classes 0..C-1 of shape (N,), int64.
+        sizes: Examples in each part.
+        seed: Determines the parts, with the labels and sizes; the global generator is neither read nor moved.
+
+    Returns:
+        For each size the ascending row numbers, int64 on the CPU.
+
+    Raises:
+        ValueError: If the labels are not classes, a size is below 1, or the sizes add up to more than N.
+    """
+    labels = _checked(labels)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be >= 1 each, or the part left out; got {list(sizes)}")
+    if sum(sizes) > len(labels):
+        raise ValueError(f"sizes must add up to at most the {len(labels)} examples; got {list(sizes)} = {sum(sizes)}")
+    generator = torch.Generator().manual_seed(stable_seed("stratified_parts", seed))
+    members = _shuffled_classes(labels, generator)
+    parts = []
+    for size in sizes:
+        left = [len(rows) for rows in members]
+        # Whole numbers throughout: a floating-point remainder would break ties by rounding noise.
+        counts, remainders = zip(*(divmod(size * k, sum(left)) for k in left), strict=True)
+        # sorted is stable: of equal remainders the lower class goes first, everywhere.
+        favoured = sorted(range(len(left)), key=lambda c: -remainders[c])[: size - sum(counts)]
+        counts = [k + (c in favoured) for c, k in enumerate(counts)]
+        parts.append(torch.cat([rows[:k] for rows, k in zip(members, counts, strict=True)]).sort().values)
+        members = [rows[k:] for rows, k in zip(members, counts, strict=True)]
+    return parts
+
+
+def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, seed: int) -> Tensor:
+    """Rows of the examples whose labels training may see.
+
+    With one seed the smaller of two subsets lies within the larger, so that a curve over the number of labels is paired.
+
+    Args:
+        labels: Classes 0..C-1 of the candidates, shape (N,), int64.
+        num_labeled: How many to choose; None takes all.
+        balanced: The same number from each class, the remainder from randomly chosen classes one each; otherwise
+            uniform over the examples, and a class may go without.
+        seed: Determines the subset, with the other arguments; the global generator is neither read nor moved.
+
+    Returns:
+        Ascending row numbers into `labels`, int64 on the CPU.
+
+    Raises:
+        ValueError: If the labels are not classes, or the number cannot be met; a class with too few examples is named.
+    """
+    labels = _checked(labels)
+    if num_labeled is None:
+        return torch.arange(len(labels))
+    if not 1 <= num_labeled <= len(labels):
+        raise ValueError(
+            f"num_labeled must be between 1 and the {len(labels)} examples, or None for all; got {num_labeled}"
+        )
+    generator = torch.Generator().manual_seed(stable_seed("labeled_subset", seed))
+    if not balanced:
+        return torch.randperm(len(labels), generator=generator)[:num_labeled].sort().values
+    num_classes = int(labels.max()) + 1
+    if num_labeled < num_classes:
+        raise ValueError(
+            f"num_labeled must be at least the {num_classes} classes in a balanced split; got {num_labeled}. "
+            "Ask for more labels or set balanced=False."
+        )
+    each, remainder = divmod(num_labeled, num_classes)
+    favoured = torch.randperm(num_classes, generator=generator)[:remainder].tolist()
+    chosen = []
+    for c, rows in enumerate(_shuffled_classes(labels, generator)):
+        wanted = each + (c in favoured)
+        if len(rows) < wanted:
+            raise ValueError(
+                f"num_labeled={num_labeled} asks for {wanted} examples of class {c}, which has {len(rows)}. "
+                "Ask for fewer labels or set balanced=False."
+            )
+        chosen.append(rows[:wanted])
+    return torch.cat(chosen).sort().values
+
+
+@dataclass(frozen=True, eq=False)  # eq compares tensors entry by entry; two splits are equal when their digests are
+class Split:
+    """Row numbers of each part of a data set, int64 on the CPU.
+
+    Attributes:
+        labeled: Examples whose labels training sees; they stay in `unlabeled`.
+        unlabeled: The pool whose inputs training sees.
+        validation: Examples for model selection. Their labels are not among the labelled ones.
+        test: Examples for the final number alone.
+
+    Raises:
+        ValueError: If a part is empty or no int64 vector, a labelled example is missing from the pool, or the pool,
+            validation and test parts overlap.
+    """
+
+    labeled: Tensor
+    unlabeled: Tensor
+    validation: Tensor
+    test: Tensor
+
+    def __post_init__(self) -> None:
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        for name, rows in parts.items():
+            if rows.dtype != torch.int64 or rows.ndim != 1 or len(rows) == 0:
+                raise ValueError(
+                    f"{name} must be a non-empty int64 vector; got {rows.dtype} of shape {tuple(rows.shape)}"
+                )
+        if not torch.isin(self.labeled, self.unlabeled).all():
+            row = self.labeled[~torch.isin(self.labeled, self.unlabeled)][0]
+            raise ValueError(f"labeled must lie within unlabeled; row {row} does not")
+        for one, other in (("unlabeled", "validation"), ("unlabeled", "test"), ("validation", "test")):
+            if (shared := torch.isin(parts[one], parts[other])).any():
+                raise ValueError(f"{one} and {other} must be disjoint; both hold row {parts[one][shared][0]}")
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 over each part's name, length and rows as little-endian int64, in field order."""
+        sha = hashlib.sha256()
+        for part in fields(self):
+            rows = getattr(self, part.name).tolist()
+            sha.update(part.name.encode() + struct.pack(f"<{1 + len(rows)}q", len(rows), *rows))
+        return sha.hexdigest()[:16]
+
+
+def _shuffled_classes(labels: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Rows of each class 0..C-1 in random order."""
+    classes = [torch.nonzero(labels == c).flatten() for c in range(int(labels.max()) + 1)]
+    return [rows[torch.randperm(len(rows), generator=generator)] for rows in classes]
+
+
+def _checked(labels: Tensor) -> Tensor:
+    if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels must be a non-empty int64 vector; got {labels.dtype} of shape {tuple(labels.shape)}")
+    if labels.min() < 0:
+        raise ValueError(f"labels must be classes 0..C-1; got {int(labels.min())} in row {int(labels.argmin())}")
+    return labels.cpu()

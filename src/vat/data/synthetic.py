@@ -1,0 +1,123 @@
+"""The two synthetic sets of "Distributional Smoothing with Virtual Adversarial Training" (arXiv 1507.00677)."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from vat.data.datamodule import ResidentDataModule
+from vat.data.splits import Split, labeled_subset
+from vat.seeds import stable_seed
+
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 200, 1000  # points of both classes together
+
+
+def moons(num_per_class: int, generator: torch.Generator, *, noise: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Two interlocking three-quarter circles of radius 1 in the plane.
+
+    Class 0 lies around (−0.5, 0.25) at angles uniform over 90°..360°, class 1 around (0.5, −0.25) over −90°..180°.
+
+    Args:
+        num_per_class: Points of each class.
+        generator: Source of the draw, on the CPU.
+        noise: Standard deviation added to each coordinate.
+
+    Returns:
+        Points z of shape (2·num_per_class, 2) and labels int64, class 0 first.
+    """
+    labels = torch.arange(2).repeat_interleave(num_per_class)
+    first_angle = torch.tensor([0.5 * math.pi, -0.5 * math.pi])[labels]
+    centres = torch.tensor([[-0.5, 0.25], [0.5, -0.25]])[labels]
+    angles = first_angle + 1.5 * math.pi * torch.rand(len(labels), generator=generator)
+    z = centres + _on_unit_circle(angles)
+    return z + noise * torch.randn(z.shape, generator=generator), labels
+
+
+def circles(num_per_class: int, generator: torch.Generator, *, noise: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Two concentric circles in the plane, of radius 0.25 (class 0) and 1 (class 1), angles uniform.
+
+    Arguments and returns as for `moons`.
+    """
+    labels = torch.arange(2).repeat_interleave(num_per_class)
+    radii = torch.tensor([0.25, 1.0])[labels]
+    angles = 2 * math.pi * torch.rand(len(labels), generator=generator)
+    z = radii[:, None] * _on_unit_circle(angles)
+    return z + noise * torch.randn(z.shape, generator=generator), labels
+
+
+def embedding(generator: torch.Generator, *, dimensions: int = 100) -> Tensor:
+    """A plane in space: B of shape (2, dimensions) with orthonormal rows, so that z @ B keeps lengths.
+
+    The transposed Q factor of a matrix with entries uniform over [0, 1), which fits the published draws.
+    """
+    return torch.linalg.qr(torch.rand(dimensions, 2, generator=generator)).Q.T.contiguous()
+
+
+class _PlaneInSpace(ResidentDataModule):
+    unit = "lengths in the plane, where the (outer) circle has radius 1; the embedding keeps lengths"
+    lds_eps = 0.5  # DSVAT's monitor
+
+    def __init__(
+        self,
+        *,
+        num_labeled: int | None = None,
+        batch_size_labeled: int = NUM_TRAIN,
+        batch_size_unlabeled: int = NUM_TRAIN,
+        steps_per_epoch: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            num_labeled=num_labeled,
+            batch_size_labeled=batch_size_labeled,
+            batch_size_unlabeled=batch_size_unlabeled,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+        )
+
+    @abstractmethod
+    def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Points in the plane and their labels."""
+
+    def load(self) -> tuple[Tensor, Tensor, Split]:
+        """Training, validation and test points, drawn in this order, and the embedding."""
+        self.class_names = ["class 0", "class 1"]
+        generator = torch.Generator().manual_seed(stable_seed("plane in space", self.seed))
+        sizes = NUM_TRAIN, NUM_VALIDATION, NUM_TEST
+        draws = [self.points(size // 2, generator) for size in sizes]
+        self.z, y = (torch.cat(tensors) for tensors in zip(*draws, strict=True))
+        self.embedding = embedding(generator)
+        train, validation, test = torch.arange(len(y)).split(sizes)
+        labeled = train[labeled_subset(y[train], self.num_labeled, balanced=self.balanced, seed=self.seed)]
+        return self.z @ self.embedding, y, Split(labeled, train, validation, test)
+
+
+class Moons(_PlaneInSpace):
+    """Two moons in 100 dimensions: 16 training points, all of them labelled unless told otherwise, 1,000 test points.
+
+    `seed` draws the points and the plane they lie in afresh. The spread of the test error between draws is as large as
+    the effect of a regularizer: compare on the same seeds. Beside the published sets, 200 points are drawn for
+    validation, so that nothing is chosen on the test points; their labels are not counted in `num_labeled`.
+
+    Arguments and errors as in `ResidentDataModule`; a batch is the whole training set.
+
+    Attributes:
+        z: After `setup`: the points in the plane, shape (1216, 2), in the order of x = z @ embedding.
+        embedding: After `setup`: B of shape (2, 100), orthonormal rows.
+    """
+
+    def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `moons`."""
+        return moons(num_per_class, generator)
+
+
+class Circles(_PlaneInSpace):
+    """Two concentric circles in 100 dimensions, otherwise as `Moons`: numbers, seed, arguments and attributes."""
+
+    def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `circles`."""
+        return circles(num_per_class, generator)
+
+
+def _on_unit_circle(angles: Tensor) -> Tensor:
+    return torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,232 @@
+import hashlib
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import vat.data.splits
+from vat.data.loader import indices
+from vat.data.splits import Split, labeled_subset, stratified_parts
+from vat.seeds import stable_seed
+
+SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[
+    torch.randperm(100, generator=torch.Generator().manual_seed(0))
+]
+
+
+def counts(labels, num_classes=4):
+    return torch.bincount(labels, minlength=num_classes).tolist()
+
+
+def largest_remainder(class_counts, size):
+    quotas = [Fraction(size * k, sum(class_counts)) for k in class_counts]
+    seats = [int(q) for q in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda c: (seats[c] - quotas[c], c))
+    for c in by_remainder[: size - sum(seats)]:
+        seats[c] += 1
+    return seats
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 13, 50, 99, 100])
+def test_a_part_has_the_proportions_of_the_largest_remainder(size):
+    (part,) = stratified_parts(SKEWED, [size], seed=3)
+    assert counts(SKEWED[part]) == largest_remainder([60, 29, 8, 3], size)
+
+
+@pytest.mark.parametrize("sizes", [(100,), (1, 99), (33, 33, 34), (10, 20, 30), (1,) * 100])
+def test_parts_are_disjoint_ascending_and_of_the_sizes_asked_for(sizes):
+    parts = stratified_parts(SKEWED, sizes, seed=0)
+    assert [len(part) for part in parts] == list(sizes)
+    assert len(torch.cat(parts).unique()) == sum(sizes)
+    assert all(part.dtype == torch.int64 and (part.diff() > 0).all() for part in parts)
+
+
+def test_every_part_keeps_the_proportions_to_within_two_examples():
+    # Each part is within one of its own quota; what the parts before it kept or left moves that quota a little more.
+    sizes = (20, 30, 40)
+    for seed in range(5):
+        for size, part in zip(sizes, stratified_parts(SKEWED, sizes, seed=seed), strict=True):
+            for c, k in enumerate(counts(SKEWED[part])):
+                assert abs(k - size * [60, 29, 8, 3][c] / 100) < 2
+
+
+def test_every_member_of_a_class_is_equally_likely_to_be_in_a_part():
+    hits = torch.zeros(100)
+    for seed in range(400):
+        hits[stratified_parts(SKEWED, [50], seed=seed)[0]] += 1
+    members = hits[SKEWED == 0]  # 30 of 60 each time: a binomial of mean 200 and standard deviation 10
+    assert members.min() > 150
+    assert members.max() < 250
+
+
+@pytest.mark.parametrize("num_labeled", [4, 5, 7, 11, 12])
+def test_a_balanced_subset_has_equal_classes_and_spreads_the_remainder(num_labeled):
+    numbers = counts(SKEWED[labeled_subset(SKEWED, num_labeled, balanced=True, seed=1)])
+    assert sum(numbers) == num_labeled
+    assert sorted(numbers, reverse=True) == [num_labeled // 4 + (c < num_labeled % 4) for c in range(4)]
+
+
+def test_the_remainder_goes_to_other_classes_under_other_seeds():
+    labels = torch.arange(4).repeat(5)
+    favoured = {counts(labels[labeled_subset(labels, 5, balanced=True, seed=seed)]).index(2) for seed in range(40)}
+    assert favoured == {0, 1, 2, 3}
+
+
+def test_an_unbalanced_subset_follows_the_frequencies_not_the_classes():
+    mean = (
+        torch.tensor([counts(SKEWED[labeled_subset(SKEWED, 20, balanced=False, seed=seed)]) for seed in range(200)])
+        .double()
+        .mean(0)
+    )
+    expected = torch.tensor([12.0, 5.8, 1.6, 0.6], dtype=torch.double)
+    torch.testing.assert_close(mean, expected, atol=0.6, rtol=0)  # standard error at most 0.14
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_smaller_subset_lies_within_a_larger_one_of_the_same_seed(balanced):
+    subsets = [set(labeled_subset(SKEWED, k, balanced=balanced, seed=2).tolist()) for k in (4, 6, 7, 10, 12)]
+    assert all(small < large for small, large in pairwise(subsets))
+
+
+def test_none_labels_everything():
+    assert labeled_subset(SKEWED, None, balanced=True, seed=0).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda seed: stratified_parts(SKEWED, [10], seed=seed)[0],
+        lambda seed: labeled_subset(SKEWED, 8, balanced=True, seed=seed),
+        lambda seed: labeled_subset(SKEWED, 8, balanced=False, seed=seed),
+    ],
+)
+def test_the_seed_alone_decides_and_the_global_generator_is_untouched(draw):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = draw(5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(draw(5), first)
+    assert not torch.equal(draw(6), first)
+
+
+def test_another_process_draws_the_same():
+    code = (
+        "import torch; from vat.data.splits import *; from vat.data.loader import indices\n"
+        "labels = torch.arange(300) % 7\n"
+        "print(torch.cat(stratified_parts(labels, [50, 100], seed=1)).tolist(),"
+        " labeled_subset(labels, 23, balanced=True, seed=1).tolist(),"
+        " indices(50, 20, 8, seed=1, stream='labeled').tolist(), 'pytorch_lightning' in __import__('sys').modules)"
+    )
+    source = str(Path(vat.data.splits.__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": source, "PYTHONHASHSEED": "123"}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    labels = torch.arange(300) % 7
+    here = (
+        torch.cat(stratified_parts(labels, [50, 100], seed=1)).tolist(),
+        labeled_subset(labels, 23, balanced=True, seed=1).tolist(),
+        indices(50, 20, 8, seed=1, stream="labeled").tolist(),
+        False,  # splits and loader are torch alone
+    )
+    assert output.stdout.split() == " ".join(map(str, here)).split()
+
+
+def test_stable_seed_separates_keys_that_read_alike():
+    keys = [(1, 12), (11, 2), ("1", 12), ("a", "b"), ("ab",), ("a, b",), (1,), (1, 0)]
+    assert len({stable_seed(*key) for key in keys}) == len(keys)
+    assert stable_seed("labeled", 0) == 13944017222926342797  # a change here changes every published split and order
+
+
+def split(labeled=(1,), unlabeled=(0, 1, 2), validation=(3,), test=(4, 5)):
+    return Split(*map(torch.tensor, (labeled, unlabeled, validation, test)))
+
+
+def test_the_digest_is_sha256_of_named_little_endian_parts():
+    sha = hashlib.sha256()
+    for name, rows in (("labeled", [1]), ("unlabeled", [0, 1, 2]), ("validation", [3]), ("test", [4, 5])):
+        sha.update(name.encode())
+        for number in [len(rows), *rows]:
+            sha.update(number.to_bytes(8, "little"))
+    assert split().digest == sha.hexdigest()[:16]
+
+
+def test_the_digest_tells_each_part_apart():
+    variants = [
+        split(),
+        split(labeled=(2,)),
+        split(unlabeled=(1, 0, 2)),
+        split(validation=(5,), test=(4, 3)),
+        split(validation=(3, 4), test=(5,)),
+    ]
+    assert len({variant.digest for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"labeled": (7, 8)}, "labeled must lie within unlabeled; row 7 does not"),
+        ({"validation": (2, 3)}, "unlabeled and validation must be disjoint; both hold row 2"),
+        ({"test": (0, 4)}, "unlabeled and test must be disjoint; both hold row 0"),
+        ({"test": (3, 4)}, "validation and test must be disjoint; both hold row 3"),
+        ({"test": ()}, r"test must be a non-empty int64 vector; got torch.float32 of shape \(0,\)"),
+        ({"validation": (3.0,)}, "validation must be a non-empty int64 vector; got torch.float32"),
+        ({"validation": ((3,),)}, r"validation must be a non-empty int64 vector; got torch.int64 of shape \(1, 1\)"),
+    ],
+)
+def test_an_inconsistent_split_is_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        split(**parts)
+
+
+@pytest.mark.parametrize(
+    ("num_labeled", "balanced", "message"),
+    [
+        (0, True, "num_labeled must be between 1 and the 100 examples, or None for all; got 0"),
+        (-5, False, "got -5"),
+        (101, False, "num_labeled must be between 1 and the 100 examples, or None for all; got 101"),
+        (3, True, "num_labeled must be at least the 4 classes in a balanced split; got 3"),
+        (16, True, "num_labeled=16 asks for 4 examples of class 3, which has 3"),
+    ],
+)
+def test_a_number_of_labels_that_cannot_be_met_is_refused(num_labeled, balanced, message):
+    with pytest.raises(ValueError, match=message):
+        labeled_subset(SKEWED, num_labeled, balanced=balanced, seed=0)
+
+
+def test_a_class_without_examples_is_named():
+    with pytest.raises(ValueError, match="asks for 1 examples of class 1, which has 0"):
+        labeled_subset(torch.tensor([0, 0, 2, 2]), 3, balanced=True, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([50, 51], r"at most the 100 examples; got \[50, 51\] = 101"),
+        ([50, 0], r"sizes must be >= 1 each.*got \[50, 0\]"),
+        ([], r"sizes must be >= 1 each.*got \[\]"),
+    ],
+)
+def test_sizes_that_cannot_be_met_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        stratified_parts(SKEWED, sizes, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, -1]), "labels must be classes 0..C-1; got -1 in row 2"),
+        (torch.tensor([0.0, 1.0]), "labels must be a non-empty int64 vector; got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"got torch.int64 of shape \(2, 2\)"),
+        (torch.zeros(0, dtype=torch.int64), r"got torch.int64 of shape \(0,\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        stratified_parts(labels, [1], seed=0)
+    with pytest.raises(ValueError, match=message):
+        labeled_subset(labels, 1, balanced=False, seed=0)
