@@ -1,0 +1,114 @@
+"""The multilayer perceptrons of both papers, and the noise layer that the later one adds to them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class GaussianNoise(nn.Module):
+    """Add Gaussian noise in training mode; the identity in evaluation mode.
+
+    It draws from torch's default generator, as dropout does: who needs the same noise in two passes fixes that
+    generator's state around them.
+
+    Args:
+        std: Standard deviation, in the units of the layer's input.
+
+    Raises:
+        ValueError: If ``std`` is negative.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        if not std >= 0.0:
+            raise ValueError(f"the noise's standard deviation must be >= 0, got {std}: 0 adds none")
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of x's shape."""
+        return x + self.std * torch.randn_like(x) if self.training else x
+
+    def extra_repr(self) -> str:
+        """Show the standard deviation where the module is printed."""
+        return f"std={self.std}"
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with rectified linear units, on inputs of any shape.
+
+    A hidden layer is linear, batch norm, ReLU, Gaussian noise, dropout. The noise comes after the ReLU: the authors of
+    VAT take it from the discriminator of Salimans et al., arXiv 1606.03498, which adds it to what a hidden layer hands
+    on. Before the ReLU, half of it would be cut away.
+
+    The papers' networks: DSVAT (arXiv 1507.00677), MNIST, ``hidden=(1200, 600, 300, 150)`` supervised and
+    ``(1200, 1200)`` semi-supervised, both with ``batch_norm_logits`` and ``init="fan_in"``; its synthetic sets,
+    ``hidden=(100,)``, no batch norm, ``init="fan_in"``; TPAMI (arXiv 1704.03976), semi-supervised MNIST,
+    ``hidden=(1200, 600, 300, 150)`` and ``noise=0.5``.
+
+    Args:
+        input_shape: Shape of one example, without the batch; it is flattened.
+        num_classes: Number of logits.
+        hidden: Units of each hidden layer, from the input on.
+        batch_norm: Whether every hidden layer has batch norm.
+        batch_norm_logits: Whether the logits have it too. It is affine, as in DSVAT's published code: without a
+            learned scale the logits would have variance 1, and no prediction could become certain.
+        noise: Standard deviation of the noise on each hidden layer in training mode.
+        dropout: Probability that a hidden unit is dropped in training mode.
+        input_dropout: Probability that an entry of the input is dropped in training mode.
+        init: ``"default"``, torch's; or ``"fan_in"``, DSVAT's: weights from N(0, 1 / fan_in), biases 0.
+
+    Raises:
+        ValueError: If a size, a probability, the noise or ``init`` is out of range.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        hidden: Sequence[int] = (1200, 1200),
+        batch_norm: bool = True,
+        batch_norm_logits: bool = False,
+        noise: float = 0.0,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        init: str = "default",
+    ) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden must name at least one layer of at least one unit, got {tuple(hidden)}")
+        if init not in ("default", "fan_in"):
+            raise ValueError(f"init must be 'default' or 'fan_in', got {init!r}")
+
+        width = math.prod(input_shape)
+        layers: list[nn.Module] = [nn.Flatten()]
+        if input_dropout:
+            layers.append(nn.Dropout(input_dropout))
+        for units in hidden:
+            # Batch norm subtracts what a bias adds: with it, a bias would be a parameter without a gradient.
+            layers.append(nn.Linear(width, units, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(nn.ReLU())
+            if noise:
+                layers.append(GaussianNoise(noise))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = units
+        layers.append(nn.Linear(width, num_classes, bias=not batch_norm_logits))
+        if batch_norm_logits:
+            layers.append(nn.BatchNorm1d(num_classes))
+        self.layers = nn.Sequential(*layers)
+
+        if init == "fan_in":
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs of shape (N, *input_shape) to logits of shape (N, num_classes)."""
+        return self.layers(x)
