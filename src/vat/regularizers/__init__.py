@@ -1,5 +1,5 @@
 from vat.regularizers.adversarial import Adversarial
-from vat.regularizers.base import Regularizer
+from vat.regularizers.base import Regularizer, by_unique_name
 from vat.regularizers.entropy import Entropy
 from vat.regularizers.mean_teacher import MeanTeacher
 from vat.regularizers.pi_model import PiModel
@@ -14,5 +14,6 @@ __all__ = [
     "PiModel",
     "RandomPerturbation",
     "Regularizer",
+    "by_unique_name",
     "local_distributional_smoothness",
 ]

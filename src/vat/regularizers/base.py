@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,6 +84,17 @@ class Regularizer(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `get_extra_state` gave."""
         self.num_updates = int(state["num_updates"])
+
+
+def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer]:
+    """Regularizers by their names in logs; a second one of a kind is numbered."""
+    named: dict[str, Regularizer] = {}
+    for regularizer in regularizers:
+        name, count = regularizer.name, 2
+        while name in named:
+            name, count = f"{regularizer.name}_{count}", count + 1
+        named[name] = regularizer
+    return named
 
 
 def mean(value: Tensor) -> Tensor:

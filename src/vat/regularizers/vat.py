@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vat.directions import DIRECTIONS, Direction
 from vat.functional import DIVERGENCES, NORMS, Divergence, Norm, as_classes, by_name
 from vat.regularizers.base import Regularizer, mean, not_negative
-from vat.step import Forward, Step
+from vat.step import Forward, Key, Step
 
 
 class VAT(Regularizer):
@@ -117,6 +117,7 @@ def local_distributional_smoothness(
     norm: str | Norm = "l2",
     divergence: str | Divergence = "categorical",
     module: nn.Module | None = None,
+    key: Key | None = None,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
 
@@ -132,6 +133,7 @@ def local_distributional_smoothness(
         norm: of r.
         divergence: between the predictions.
         module: the module behind a bare function.
+        key: of the random direction the search starts from; a fresh one if None.
 
     Returns:
         (N,), in nats for the KL divergences.
@@ -144,7 +146,7 @@ def local_distributional_smoothness(
         norm=norm,
         divergence=divergence,
     )
-    step = Step(forward, x, module=module)
+    step = Step(forward, x, module=module, key=key)
     r = measure.virtual_adversarial_perturbation(step)
     with torch.no_grad():
         return measure.divergence(step.target, step.network(step.x + r, constant=True))

@@ -1,0 +1,134 @@
+"""Any regularizer on any LightningModule."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from vat.regularizers import Regularizer, by_unique_name
+from vat.step import Key, Step
+from vat.training import due_report, refuse_not_finite
+
+
+def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """The first tensor of a floating dtype in a batch (a tensor, or nested sequences and mappings), and the first of integers."""
+    found = list(_tensors(batch))
+    x = next((t for t in found if t.is_floating_point()), None)
+    if x is None:
+        raise ValueError(
+            "the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)"
+        )
+    return x, next((t for t in found if not t.is_floating_point() and len(t) == len(x)), None)
+
+
+class RegularizerCallback(pl.Callback):
+    """Adds regularizers to the loss that a LightningModule's `training_step` returns, and logs them; the module is not edited.
+
+        Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0))])
+
+    Works with automatic optimization, under DDP, gradient accumulation and mixed precision; a micro-batch's term counts as its loss does.
+
+    Args:
+        regularizers: one or several.
+        inputs: batch -> the inputs (N, …), or (inputs, labels) for regularizers that need labels.
+        forward: (module, inputs) -> logits; the module's own `forward` if None.
+    """
+
+    def __init__(
+        self,
+        *regularizers: Regularizer,
+        inputs: Callable[[Any], Tensor | tuple[Tensor, Tensor | None]] = first_tensors,
+        forward: Callable[[pl.LightningModule, Tensor], Tensor] | None = None,
+    ):
+        self.regularizers = nn.ModuleDict(by_unique_name(regularizers))
+        self.inputs = inputs
+        self.forward = forward
+        self._num_updates = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put itself between the trainer and the module's `training_step`."""
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} optimizes by hand, so there is no returned loss to add to: "
+                "call the regularizer in its training_step"
+            )
+        self.regularizers.to(pl_module.device)
+        for regularizer in self._regularizers().values():
+            regularizer.on_fit_start(pl_module)
+        self._num_updates = trainer.global_step
+        training_step = pl_module.training_step
+
+        def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._added(trainer, pl_module, batch, training_step(batch, *args, **kwargs))
+
+        pl_module.training_step = regularized
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it was, also after an exception."""
+        pl_module.__dict__.pop("training_step", None)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._num_updates:  # not every batch ends an accumulation
+            self._num_updates = trainer.global_step
+            for regularizer in self._regularizers().values():
+                regularizer.on_optimizer_step_end(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.regularizers.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.regularizers.load_state_dict(state_dict)
+
+    def _added(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, output: Any) -> Any:
+        loss = output["loss"] if isinstance(output, dict) else output
+        if loss is None:  # the module skips this batch
+            return None
+        report = due_report(trainer)
+        terms = self._terms(trainer, pl_module, batch, report)
+        refuse_not_finite(trainer, {"loss": loss, **terms})
+        if report is not None:
+            values = {name: term.detach() for name, term in terms.items()} | report
+            pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+        total = loss + torch.stack(list(terms.values())).sum()
+        return {**output, "loss": total} if isinstance(output, dict) else total
+
+    def _terms(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, report: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        found = self.inputs(batch)
+        x, y = found if isinstance(found, tuple) else (found, None)
+        regularizers = self._regularizers()
+        step = Step(
+            pl_module if self.forward is None else partial(self.forward, pl_module),
+            x,
+            y,
+            module=pl_module,
+            key=Key(torch.initial_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank),
+            start=trainer.global_rank * len(x),
+            total=trainer.world_size * len(x),
+            live=len(regularizers) > 1 or any(r.differentiates_clean_pass for r in regularizers.values()),
+            report=report,
+        )
+        return {name: regularizer.term(step) for name, regularizer in regularizers.items()}
+
+    def _regularizers(self) -> dict[str, Regularizer]:
+        return {name: r for name, r in self.regularizers.items() if isinstance(r, Regularizer)}
+
+
+def _tensors(batch: Any) -> Iterable[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _tensors(value)

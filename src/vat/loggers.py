@@ -1,0 +1,88 @@
+"""The W&B logger that never asks, hangs or fails for want of an account or a network."""
+
+import logging
+import os
+import secrets
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
+
+
+def wandb_logger(
+    *,
+    save_dir: str,
+    project: str = "vat",
+    group: str | None = None,
+    name: str | None = None,
+    tags: list[str] | None = None,
+) -> WandbLogger:
+    """A W&B run in `save_dir`: online where a key is set and the server answers, offline otherwise; a restart goes on in the same run.
+
+    `WANDB_MODE` (online, offline, disabled) decides where it is set. The choice is logged in one line.
+
+    Args:
+        save_dir: folder of the run's files.
+        project: W&B project.
+        group: W&B group, for the jobs of a sweep.
+        name: shown name of the run; the folder's if None.
+        tags: W&B tags.
+    """
+    mode, reason = wandb_mode()
+    log.info("Weights & Biases: %s (%s)", mode, reason)
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        save_dir=folder,
+        project=project,
+        group=group,
+        name=name or folder.name,
+        tags=tags,
+        id=_run_id(folder),
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        log_model=False,
+        # Its console capture and banners would cut the progress bar to pieces.
+        settings=wandb.Settings(console="off", silent=True),
+    )
+
+
+def wandb_mode() -> tuple[str, str]:
+    """The mode to run in, and why."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode, "WANDB_MODE says so"
+    server = wandb.setup().settings.base_url
+    try:
+        if not _key_is_set():
+            return "offline", "no key is set; `wandb login` sets one"
+        _reach(server)
+        wandb.login(prompt=False, timeout=ANSWER_WITHIN)
+    except Exception as error:  # whatever is wrong with an account must not stop training
+        return "offline", f"{server} cannot be used: {type(error).__name__}"
+    return "online", server
+
+
+def _key_is_set() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    return wandb.login(prompt=False, verify=False)
+
+
+def _reach(server: str) -> None:
+    """Raises: OSError, where no server answers in time; any answer will do."""
+    with suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb_run_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()

@@ -1,0 +1,29 @@
+"""What the LightningModule and the callback share: when diagnostics are due, and the refusal of a loss that is not finite."""
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+
+def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
+    """An empty report for regularizers to fill where the trainer hands this step's values to its loggers, else None."""
+    # Lightning's own question: values logged at any other step are dropped, and diagnostics cost two forward passes.
+    due = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+    return {} if due else None
+
+
+def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
+    """Stop the run at a term that is NaN or infinite, before it reaches the weights.
+
+    Raises:
+        FloatingPointError: names the step, the term and the checkpoint to go on from.
+    """
+    values = torch.stack([term.detach() for term in terms.values()])
+    if values.isfinite().all():
+        return
+    bad = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
+    last = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"
+    raise FloatingPointError(
+        f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Lower the learning rate or eps, or look for such "
+        f"values in the inputs. Last checkpoint: {last} (ckpt_path=... goes on from it)"
+    )
