@@ -1,0 +1,103 @@
+"""The schema of every configuration node, made from the constructors' signatures.
+
+Each class gets a dataclass with its arguments, their types and defaults; a file in `conf/` builds on it by
+`- /schema@vat: VAT` in its defaults list. So an option exists once, in Python, and Hydra refuses a wrong key or type at composition, in
+a sweep before its first job.
+"""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, Union
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.config_store import ConfigStore
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import vat
+from vat import loggers, models
+from vat.data.digits import Digits
+from vat.data.synthetic import Circles, Moons
+
+PRIMITIVES = (bool, int, float, str)
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
+    whole = (
+        Digits,
+        Moons,
+        Circles,
+        vat.VAT,
+        vat.RandomPerturbation,
+        vat.Adversarial,
+        vat.Entropy,
+        vat.PiModel,
+        vat.MeanTeacher,
+    )
+    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR)
+    nodes: dict[Any, type] = {target: schema(target) for target in whole}
+    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
+    nodes |= {
+        target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)
+    }
+    nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
+    nodes |= {
+        target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)
+    }
+    nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "default_root_dir"))
+    store = ConfigStore.instance().store
+    for target, node in nodes.items():
+        store(name=target.__name__, group="schema", node=node)
+
+
+def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False) -> type:
+    """A dataclass with the arguments of a class or function, for Hydra to check a node against.
+
+    Args:
+        target: what the node makes.
+        without: arguments that come from elsewhere when it is made.
+        partial: the node makes a function that still waits for those.
+    """
+    signature = inspect.signature(target)
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    fields: list[Any] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
+    if partial:
+        fields.append(("_partial_", bool, True))
+    for name, parameter in signature.parameters.items():
+        if name in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        fields.append((name, field_type(hints.get(name, Any)), _default(parameter)))
+    return dataclasses.make_dataclass(target.__name__, fields)
+
+
+def field_type(hint: Any) -> Any:
+    """The type OmegaConf can check: what a configuration cannot say (`float | Tensor`) is left out of a union."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in PRIMITIVES:
+        return hint
+    if origin is Literal and all(isinstance(a, str) for a in arguments):
+        return str
+    if origin in (Union, types.UnionType):
+        optional = type(None) in arguments
+        sayable = {t for t in map(field_type, arguments) if t is not Any}
+        if len(sayable) != 1:
+            return Any
+        (only,) = sayable
+        return only | None if optional else only
+    if origin in (Sequence, list, tuple) and field_type(arguments[0]) in PRIMITIVES:
+        return list[field_type(arguments[0])]
+    return Any
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    value = parameter.default
+    if value is parameter.empty:
+        return "???"  # OmegaConf's mark of a value that must be given
+    if isinstance(value, list | tuple):
+        return dataclasses.field(default_factory=lambda: list(value))
+    return value if value is None or isinstance(value, PRIMITIVES) else None
