@@ -10,8 +10,9 @@ Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.functional import Divergence, Norm
 from vat.step import Step
@@ -63,6 +64,11 @@ def exact(
     on the one clean pass: there is no ξ and nothing cancels. J d is the derivative of Jᵀw, linear in w, along w: forward mode
     would be cheaper where every layer has it, but fails under autocast with batch norm (torch 2.13).
     """
+    if create_graph and step.module is not None and any(map(_loses_third_derivative, step.module.modules())):
+        raise ValueError(
+            "torch drops part of the third derivative of LayerNorm, and of batch norm in training mode, so the gradient through r "
+            "would be wrong with direction 'exact': use 'finite_difference'"
+        )
     x, logits = step.clean.x, step.clean.logits
     d = random(step, divergence, norm)
     with torch.enable_grad():
@@ -70,11 +76,17 @@ def exact(
         (pulled_back,) = grad(logits, x, w, create_graph=True)
         for iteration in range(num_power_iterations):
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
-            (jd,) = grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph)
-            u = divergence.hvp(logits if create_graph else logits.detach(), jd).to(logits.dtype)
-            (g,) = grad(logits, x, u, retain_graph=keep, create_graph=create_graph)
+            (jd,) = grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph, materialize_grads=True)
+            u = divergence.hvp(logits if create_graph else logits.detach(), jd)
+            u = u / u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else u  # or float16 loses it
+            (g,) = grad(logits, x, u.to(logits.dtype), retain_graph=keep, create_graph=create_graph)
             d = norm.dual(g, otherwise=d)
     return d
+
+
+def _loses_third_derivative(layer: nn.Module) -> bool:
+    # pytorch/pytorch#175754; measured in torch 2.13: a directional derivative of -0.57 in place of -0.65 with BatchNorm1d.
+    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _BatchNorm) and layer.training)
 
 
 def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:

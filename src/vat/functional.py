@@ -4,6 +4,7 @@ A model's output is called *logits* whatever it parameterises; its first dimensi
 in float32 or wider, whatever autocast or the input's dtype says: a KL of 1e-4 is lost in half precision.
 """
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -38,6 +39,10 @@ class Divergence:
             f"{type(self).__name__} has no decision to change: choose another direction than 'margin'"
         )
 
+    def decision(self, logits: Tensor) -> Tensor | None:
+        """What is decided for each example (N, …), to count how often it flips; None where nothing is."""
+        return None
+
 
 class Categorical(Divergence):
     """KL[p ‖ q] of softmax outputs.
@@ -48,21 +53,26 @@ class Categorical(Divergence):
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         log_p, log_q = as_classes(clean).log_softmax(1), as_classes(perturbed).log_softmax(1)
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-        return _mean_over_positions(kl).clamp(min=0)  # rounding alone makes it negative
+        p = log_p.exp()
+        terms = p * torch.where(p > 0, log_p - log_q, 0)  # a class that is ruled out by a logit of -inf costs nothing
+        return _not_negative(_mean_over_positions(terms.sum(1)))
 
     def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
         classes, w = as_classes(logits), wide(v)
-        if classes.shape != logits.shape:  # one logit, of which p (1 - p) is the curvature
-            p = logits.to(w.dtype).sigmoid()
-            return p * (1 - p) * w
+        if classes.shape != logits.shape:
+            return _bernoulli_hvp(logits, v)
         p = classes.softmax(1)
-        product = p * (w - (p * w).sum(1, keepdim=True))
-        return product / max(1, p[0, 0].numel()) if len(p) else product
+        # F ignores a shift of v. Relative to the top class the small products are sums of small numbers: without this a prediction
+        # that is 15 logits ahead loses its curvature to rounding in float32.
+        w = w - w.gather(1, classes.argmax(1, keepdim=True))
+        return p * (w - (p * w).sum(1, keepdim=True)) / _num_positions(logits)
 
     def margin(self, logits: Tensor) -> Tensor:
         top, runner_up = as_classes(logits).topk(2, dim=1).values.unbind(1)
         return _mean_over_positions(top - runner_up)
+
+    def decision(self, logits: Tensor) -> Tensor:
+        return as_classes(logits).argmax(1)
 
 
 class Bernoulli(Divergence):
@@ -73,11 +83,17 @@ class Bernoulli(Divergence):
         p = clean.sigmoid()
         yes = p * (F.logsigmoid(clean) - F.logsigmoid(perturbed))
         no = (1 - p) * (F.logsigmoid(-clean) - F.logsigmoid(-perturbed))
-        return _mean_over_positions(_sum_over_outputs(yes + no)).clamp(min=0)
+        return _not_negative(_mean_over_positions(_sum_over_outputs(yes + no)))
+
+    def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
+        return _bernoulli_hvp(logits, v)
 
     def margin(self, logits: Tensor) -> Tensor:
         distance = wide(logits).abs()
         return _mean_over_positions(distance.amin(1) if distance.dim() > 1 else distance)
+
+    def decision(self, logits: Tensor) -> Tensor:
+        return logits > 0
 
 
 class Gaussian(Divergence):
@@ -127,6 +143,20 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
     log_p = as_classes(logits).log_softmax(1)
     return _mean_over_positions(-(log_p.exp() * log_p).sum(1))
+
+
+def _bernoulli_hvp(logits: Tensor, v: Tensor) -> Tensor:
+    z = wide(logits)
+    return z.sigmoid() * (-z).sigmoid() * wide(v) / _num_positions(logits)  # 1 - σ(z) would be 0 from z = 17 on
+
+
+def _not_negative(kl: Tensor) -> Tensor:
+    """Zero where rounding made a KL negative. The gradient passes: close to r = 0 half of all values are so."""
+    return kl + (kl.clamp(min=0) - kl).detach()
+
+
+def _num_positions(logits: Tensor) -> int:
+    return max(1, math.prod(logits.shape[2:]))
 
 
 def _sum_over_outputs(value: Tensor) -> Tensor:
@@ -183,7 +213,8 @@ class L2(Norm):
 
     def project(self, r: Tensor, eps: float) -> Tensor:
         length = self.length(r)
-        return torch.where(length > eps, r * (eps / length), r).to(r.dtype)
+        outside = length > eps
+        return torch.where(outside, r * (eps / torch.where(outside, length, 1)), r).to(r.dtype)
 
 
 class LInf(Norm):

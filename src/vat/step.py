@@ -100,10 +100,10 @@ class Network:
             x: inputs (N, …).
             seed: of the noise drawn inside the network.
             parameters: used in place of the module's own, by name.
-            constant: take the parameters as constants. Beside its speed this matters under autocast, which keeps casts of
-                weights: one made without a graph would serve the next pass too, and cut its gradient.
+            constant: take the parameters as constants, so that no backward pass can reach them.
             track: let this pass move the module's own buffers, as an ordinary call does.
         """
+        x = x.clone()  # a first layer may normalise in place
         with random_state(seed, x.device):
             if self._callable is None:
                 return self._forward(x)
@@ -214,7 +214,7 @@ class Step:
     def clean(self) -> CleanPass:
         """The clean pass with its graph: to the input, and to the parameters where the step is `live`."""
         with torch.enable_grad():
-            x = self.x.clone().requires_grad_()
+            x = self.x.detach().requires_grad_()
             logits = self._network(x, seed=self.key.own("network"), constant=not self.live, track=self.track)
         return CleanPass(x, logits)
 

@@ -42,7 +42,13 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def term(self, step: Step) -> Tensor:
-        """Current weight × penalty."""
+        """Current weight × penalty.
+
+        Raises:
+            ValueError: the step's clean pass carries no gradient to the parameters, and this regularizer needs one.
+        """
+        if self.differentiates_clean_pass and not step.live:
+            raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
         return self.current_weight * self.penalty(step)
 
     def forward(

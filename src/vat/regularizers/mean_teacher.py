@@ -63,4 +63,4 @@ class MeanTeacher(Regularizer):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `get_extra_state` gave."""
         super().set_extra_state(state)
-        self.teacher = dict(state["teacher"])
+        self.teacher = {name: t.clone() for name, t in state["teacher"].items()}

@@ -1,14 +1,12 @@
 """Virtual adversarial training."""
 
 import inspect
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vat.directions import DIRECTIONS, Direction
-from vat.functional import DIVERGENCES, NORMS, Divergence, Norm, as_classes, by_name
+from vat.functional import DIVERGENCES, NORMS, Divergence, Norm, by_name
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
 
@@ -64,13 +62,21 @@ class VAT(Regularizer):
         self.gradient_through_r = gradient_through_r
         self.gradient_through_target = gradient_through_target
         self.differentiates_clean_pass = gradient_through_r or gradient_through_target
-        options = {"num_power_iterations": num_power_iterations, "xi": xi, "eps": eps}
-        self._direction = _bind(by_name("direction", DIRECTIONS, direction), options)
+        self.num_power_iterations = num_power_iterations
+        self.xi = xi
+        self.direction = by_name("direction", DIRECTIONS, direction)
+        taken = inspect.signature(self.direction).parameters
+        for name, value, unset in (("num_power_iterations", num_power_iterations, 1), ("xi", xi, None)):
+            if name not in taken and value != unset:
+                chosen = getattr(self.direction, "__name__", self.direction)
+                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}")
+        self._options = [name for name in ("eps", "num_power_iterations", "xi") if name in taken]
 
     def virtual_adversarial_perturbation(self, step: Step) -> Tensor:
         """R (N, …) for the step's inputs: ‖r‖ = ε for each example."""
         with torch.set_grad_enabled(self.gradient_through_r):
-            d = self._direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r)
+            options = {name: getattr(self, name) for name in self._options}
+            d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
                 d = d * self._better_sign(step, d)
         return self.eps * d
@@ -99,12 +105,15 @@ class VAT(Regularizer):
         chance = self.eps * self.norm.sample(step.normal("diagnosis")).to(step.x.dtype)
         at_chance = self.divergence(clean, step.network(step.x + chance, constant=True))
         at_zero = self.divergence(clean, step.network(step.x, constant=True))
-        return {
+        found = {
             f"{self.name}/lds": mean(value),
             f"{self.name}/kl_random": mean(at_chance),
             f"{self.name}/kl_at_zero": mean(at_zero),
-            f"{self.name}/flip_rate": mean((_decision(clean) != _decision(perturbed)).float().flatten(1).mean(1)),
         }
+        before, after = self.divergence.decision(clean), self.divergence.decision(perturbed)
+        if before is not None and after is not None:
+            found[f"{self.name}/flip_rate"] = (before != after).float().mean()
+        return found
 
 
 def local_distributional_smoothness(
@@ -113,7 +122,7 @@ def local_distributional_smoothness(
     *,
     eps: float,
     direction: str | Direction = "finite_difference",
-    num_power_iterations: int = 5,
+    num_power_iterations: int | None = None,
     norm: str | Norm = "l2",
     divergence: str | Divergence = "categorical",
     module: nn.Module | None = None,
@@ -129,7 +138,7 @@ def local_distributional_smoothness(
         x: inputs (N, …).
         eps: radius, in the units of x.
         direction: how r is found.
-        num_power_iterations: iterations of that search.
+        num_power_iterations: iterations of that search; 5 where it iterates if None.
         norm: of r.
         divergence: between the predictions.
         module: the module behind a bare function.
@@ -138,10 +147,12 @@ def local_distributional_smoothness(
     Returns:
         (N,), in nats for the KL divergences.
     """
+    direction = by_name("direction", DIRECTIONS, direction)
+    iterates = "num_power_iterations" in inspect.signature(direction).parameters
     measure = VAT(
         eps,
         direction=direction,
-        num_power_iterations=num_power_iterations,
+        num_power_iterations=num_power_iterations or (5 if iterates else 1),
         choose_sign=True,
         norm=norm,
         divergence=divergence,
@@ -150,22 +161,3 @@ def local_distributional_smoothness(
     r = measure.virtual_adversarial_perturbation(step)
     with torch.no_grad():
         return measure.divergence(step.target, step.network(step.x + r, constant=True))
-
-
-def _bind(direction: Direction, options: dict) -> Callable[..., Tensor]:
-    """The direction with those of the options that it takes.
-
-    Raises:
-        ValueError: an option was set that it does not take.
-    """
-    taken = inspect.signature(direction).parameters
-    for name, unset in (("num_power_iterations", 1), ("xi", None)):
-        if name not in taken and options[name] != unset:
-            raise ValueError(
-                f"direction {getattr(direction, '__name__', direction)} takes no {name}, got {options[name]}: leave it at {unset}"
-            )
-    return partial(direction, **{name: value for name, value in options.items() if name in taken})
-
-
-def _decision(logits: Tensor) -> Tensor:
-    return as_classes(logits).argmax(1, keepdim=True)

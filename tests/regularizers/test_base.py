@@ -1,0 +1,364 @@
+"""What every regularizer promises, whichever it is."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
+from vat.directions import DIRECTIONS
+from vat.step import Key
+
+KEY = Key(seed=5)
+N = 6
+
+
+class SyncOnTheCPU(nn.SyncBatchNorm):
+    """SyncBatchNorm itself refuses the CPU; its buffers move here as there."""
+
+    forward = nn.BatchNorm2d.forward
+
+
+class ReassigningCounter(nn.Module):
+    """Its buffer is replaced by a new tensor, not changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x
+
+
+class Frail(nn.Module):
+    """Raises in the forward pass of a given number."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+        self.fails_in = math.inf
+
+    def forward(self, x):
+        self.passes += 1
+        if self.passes == self.fails_in:
+            raise FloatingPointError("on purpose")
+        return x
+
+
+def network():
+    """Every layer that is known to move in a forward pass, some of them frozen; random in training mode; smooth."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        spectral_norm(nn.Conv2d(2, 4, 3)),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        SyncOnTheCPU(4),
+        ReassigningCounter(),
+        nn.Unflatten(1, (4, 1)),
+        nn.BatchNorm3d(4),
+        nn.Flatten(),
+        spectral_norm(nn.Linear(16, 8)),
+        nn.BatchNorm1d(8),
+        nn.Tanh(),
+        nn.Dropout(0.5),
+        Frail(),
+        nn.Linear(8, 3),
+    )
+    module[1].eval()
+    module[13].bias.requires_grad_(False)
+    return module
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(N, 2, 4, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+MAKERS = {
+    **{f"VAT {name}": lambda name=name: VAT(0.5, direction=name) for name in DIRECTIONS},
+    **{
+        f"VAT {name}, all gradients": lambda name=name: VAT(
+            # a third derivative, which `exact` refuses to take of batch norm
+            0.5,
+            direction=name,
+            gradient_through_r=name != "exact",
+            gradient_through_target=True,
+        )
+        for name in DIRECTIONS
+    },
+    "VAT of two iterations and a sign": lambda: VAT(0.5, direction="exact", num_power_iterations=2, choose_sign=True),
+    "VAT linf gaussian": lambda: VAT(0.5, norm="linf", divergence="gaussian"),
+    "RandomPerturbation": lambda: RandomPerturbation(0.5),
+    "Adversarial": lambda: Adversarial(0.5),
+    "Entropy": Entropy,
+    "PiModel": PiModel,
+    "MeanTeacher": MeanTeacher,
+}
+
+
+def make(name, module):
+    regularizer = MAKERS[name]()
+    regularizer.on_fit_start(module)
+    return regularizer
+
+
+def step_of(regularizer, module, key=KEY):
+    x, y = batch()
+    return Step(module, x, y, key=key, live=regularizer.differentiates_clean_pass)
+
+
+def snapshot(module):
+    return {
+        "state": {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        "modes": [m.training for m in module.modules()],
+        "requires_grad": [p.requires_grad for p in module.parameters()],
+        "parameters": [id(p) for p in module.parameters()],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()],
+    }
+
+
+def assert_untouched(module, before):
+    after = snapshot(module)
+    state, earlier = after.pop("state"), dict(before).pop("state")
+    assert [name for name in earlier if not torch.equal(state[name], earlier[name])] == []
+    assert after == {name: value for name, value in before.items() if name != "state"}
+
+
+def trainable(module):
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_penalty_and_its_backward_pass_leave_the_network_as_it_was(name):
+    module = network()
+    before = snapshot(module)
+    regularizer = make(name, module)
+    regularizer.penalty(step_of(regularizer, module)).backward()
+    assert_untouched(module, before)
+    module(batch()[0])  # the snapshot can tell: an ordinary pass moves them
+    moved = [n for n, b in module.named_buffers() if not torch.equal(b, before["state"][n])]
+    assert len(moved) == 3 * 3 + 1 + 4  # three batch norms in training mode, the counter, two spectral norms' u and v
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_backward_pass_adds_to_gradients_that_are_there(name):
+    module = network()
+    regularizer = make(name, module)
+    wanted = torch.autograd.grad(
+        regularizer.penalty(step_of(regularizer, module)), trainable(module), allow_unused=True
+    )
+    assert sum(g is not None and g.abs().max().item() > 0 for g in wanted) >= len(wanted) - 3
+    there = [torch.randn_like(p) for p in trainable(module)]
+    for p, g in zip(trainable(module), there, strict=True):
+        p.grad = g.clone()
+    penalty = regularizer.penalty(step_of(regularizer, module))
+    assert all(torch.equal(p.grad, g) for p, g in zip(trainable(module), there, strict=True))
+    penalty.backward()
+    for p, g, more in zip(trainable(module), there, wanted, strict=True):
+        torch.testing.assert_close(p.grad, g if more is None else g + more)
+    assert module[13].bias.grad is None
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_network_is_left_as_it_was_wherever_it_raises(name):
+    module = network()
+    regularizer = make(name, module)
+    regularizer.penalty(step_of(regularizer, module))
+    passes = module[12].passes
+    assert passes >= (1 if name == "Entropy" else 2)
+    there = [torch.randn_like(p) for p in trainable(module)]
+    for p, g in zip(trainable(module), there, strict=True):
+        p.grad = g.clone()
+    before = snapshot(module)
+    torch.manual_seed(0)
+    rng = torch.get_rng_state()
+    for number in range(1, passes + 1):  # the clean pass, the direction's, the adversarial one
+        module[12].passes, module[12].fails_in = 0, number
+        with pytest.raises(FloatingPointError, match="on purpose"):
+            regularizer.penalty(step_of(regularizer, module))
+        assert_untouched(module, before)
+        assert all(torch.equal(p.grad, g) for p, g in zip(trainable(module), there, strict=True))
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_torchs_random_numbers_move_by_the_fresh_key_of_a_bare_loop_and_no_further(name):
+    module = network()
+    regularizer = make(name, module)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    regularizer.penalty(step_of(regularizer, module))
+    assert torch.equal(torch.get_rng_state(), before)
+    regularizer(module, *batch())
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    Key.fresh()
+    assert torch.equal(after, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_bare_function_with_its_module_gives_what_the_module_gives(name):
+    module = network()
+    before = snapshot(module)
+    regularizer = make(name, module)
+    torch.manual_seed(0)
+    wanted = regularizer(module, *batch())
+    torch.manual_seed(0)
+    got = regularizer(lambda x: module(x), *batch(), module=module)
+    assert torch.equal(got, wanted)
+    got.backward()
+    assert_untouched(module, before)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "MeanTeacher"])
+def test_a_bare_function_alone_works_on_a_network_without_state(name):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
+    regularizer = make(name, module)
+    values = []
+    for forward in (module, lambda x: module(x)):
+        torch.manual_seed(0)
+        value = regularizer(forward, *batch())
+        values.append((value, *torch.autograd.grad(value, trainable(module))))
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_penalty_of_an_empty_batch_is_zero_and_can_be_differentiated(name):
+    module = network().eval()
+    regularizer = make(name, module)
+    x, y = batch()
+    penalty = regularizer.penalty(Step(module, x[:0], y[:0], key=KEY, live=regularizer.differentiates_clean_pass))
+    assert penalty.item() == 0
+    penalty.backward()
+    assert all(p.grad is None or (p.grad == 0).all() for p in trainable(module))
+
+
+def searched_for_nothing(name):
+    """The named search runs, with all its passes, but its result is replaced: in bfloat16 it is another r, here it is the same."""
+
+    def direction(step, divergence, norm, *, eps, create_graph=False):
+        options = {"eps": eps} if name == "ascent" else {}
+        found = DIRECTIONS[name](step, divergence, norm, create_graph=create_graph, **options)
+        assert found.isfinite().all()
+        return DIRECTIONS["random"](step, divergence, norm)
+
+    return direction
+
+
+AUTOCAST = {
+    **{f"VAT {name}": lambda name=name: VAT(2.0, direction=searched_for_nothing(name)) for name in DIRECTIONS},
+    **{
+        f"VAT {name}, with a sign and gradients": lambda name=name: VAT(
+            2.0,
+            direction=searched_for_nothing(name),
+            choose_sign=True,
+            gradient_through_r=True,
+            gradient_through_target=True,
+        )
+        for name in DIRECTIONS
+    },
+    **{name: MAKERS[name] for name in ("Adversarial", "Entropy", "PiModel", "MeanTeacher")},
+}
+
+
+@pytest.mark.parametrize("first", ["supervised", "penalty"])
+@pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_under_autocast_the_penalty_and_the_supervised_loss_keep_all_their_gradients(name, bare, first):
+    # Autocast keeps casts of weights: one made without a graph in one pass would serve the next, and cut its gradient.
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(32, 32), nn.Tanh(), nn.Dropout(0.2), nn.Linear(32, 3))
+    x, y = torch.randn(64, 2, 4, 4), torch.randint(3, (64,))
+    regularizer = AUTOCAST[name]()
+    regularizer.on_fit_start(module)
+    if isinstance(regularizer, MeanTeacher):
+        regularizer.teacher = {name: p + 0.3 * torch.randn_like(p) for name, p in regularizer.teacher.items()}
+    forward = (lambda x: module(x)) if bare and name != "MeanTeacher" else module
+
+    def gradients(enabled):
+        terms = {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for term in ("supervised", "penalty") if first == "supervised" else ("penalty", "supervised"):
+                if term == "penalty":
+                    step = Step(forward, x, y, key=KEY, live=regularizer.differentiates_clean_pass)
+                    terms[term] = regularizer.penalty(step)
+                else:
+                    torch.manual_seed(1)
+                    terms[term] = nn.functional.cross_entropy(module(x).float(), y)
+        assert terms["penalty"].dtype == torch.float32
+        found = []
+        for term in ("supervised", "penalty"):
+            module.zero_grad()
+            terms[term].backward(retain_graph=True)
+            found += [p.grad.flatten().clone() for p in module.parameters()]
+        return found
+
+    for low, wanted in zip(gradients(True), gradients(False), strict=True):
+        assert nn.functional.cosine_similarity(low, wanted, 0) > 0.98  # bfloat16 keeps 8 bits
+        assert 0.9 < low.norm() / wanted.norm() < 1.1
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_regularizer_has_no_parameters_and_can_be_copied(name):
+    module = network()
+    regularizer = make(name, module)
+    assert list(regularizer.parameters()) == []
+    x, y = batch()
+    a, b = (r.penalty(Step(module, x, y, key=KEY, live=True)) for r in (regularizer, copy.deepcopy(regularizer)))
+    assert torch.equal(a, b)
+
+
+class Constant(Regularizer):
+    def penalty(self, step):
+        return torch.ones(())
+
+
+def test_the_weight_ramps_up_as_in_the_paper_and_scales_the_penalty():
+    regularizer = Constant(weight=3.0, ramp_up=4)
+    for t in range(7):
+        wanted = 3.0 * math.exp(-5 * (1 - min(t, 4) / 4) ** 2)
+        assert regularizer.current_weight == pytest.approx(wanted, rel=1e-12)
+        assert regularizer(nn.Linear(2, 2), torch.zeros(1, 2)).item() == pytest.approx(wanted, rel=1e-6)
+        regularizer.on_optimizer_step_end(nn.Linear(2, 2))
+    assert Constant(weight=3.0).current_weight == 3.0
+
+
+def test_the_state_carries_the_ramp_on(tmp_path):
+    one, two = Constant(ramp_up=10), Constant(ramp_up=10)
+    for _ in range(3):
+        one.on_optimizer_step_end(nn.Linear(2, 2))
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert two.current_weight == one.current_weight != Constant(ramp_up=10).current_weight
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("argument", "make_it"),
+    [
+        ("eps", lambda v: VAT(v)),
+        ("eps", lambda v: VAT(v, direction="ascent")),
+        ("eps", lambda v: RandomPerturbation(v)),
+        ("eps", lambda v: Adversarial(v)),
+        ("weight", lambda v: VAT(1.0, weight=v)),
+        ("weight", lambda v: Entropy(weight=v)),
+        ("ramp_up", lambda v: PiModel(ramp_up=v)),
+        ("decay", lambda v: MeanTeacher(decay=v)),
+        ("xi", lambda v: VAT(1.0, xi=v)),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name_and_value(argument, make_it, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be .* got {value}"):
+        make_it(value)
+
+
+def test_names_follow_from_the_classes():
+    made = [VAT(1.0), RandomPerturbation(1.0), Adversarial(1.0), Entropy(), PiModel(), MeanTeacher()]
+    wanted = ["vat", "random_perturbation", "adversarial", "entropy", "pi_model", "mean_teacher"]
+    assert [r.name for r in made] == wanted

@@ -1,0 +1,374 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.autograd.functional import hessian
+from torch.distributions import Bernoulli as BernoulliDistribution
+from torch.distributions import Categorical as CategoricalDistribution
+from torch.distributions import Independent, Normal, kl_divergence
+
+from vat.functional import (
+    DIVERGENCES,
+    L2,
+    NORMS,
+    Bernoulli,
+    Categorical,
+    Divergence,
+    Gaussian,
+    LInf,
+    by_name,
+    cross_entropy,
+    entropy,
+    probabilities,
+)
+
+float64 = torch.float64
+
+
+def pair(*shape, scale=2.0, dtype=float64):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (scale * torch.randn(2, *shape, generator=generator, dtype=float64)).to(dtype).unbind(0)
+
+
+def normals(*shape, dtype=float64, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --------------------------------------------------------------------------------------------------------------- divergences
+
+
+def naive(name, clean, perturbed):
+    """Independent reference: torch.distributions, one example at a time."""
+    values = []
+    for a, b in zip(clean, perturbed, strict=True):
+        if name == "categorical" and (a.dim() == 0 or len(a) == 1):
+            p, q = BernoulliDistribution(logits=a), BernoulliDistribution(logits=b)
+            values.append(kl_divergence(p, q).mean())
+        elif name == "categorical":  # classes last, as torch.distributions wants them
+            p, q = CategoricalDistribution(logits=a.movedim(0, -1)), CategoricalDistribution(logits=b.movedim(0, -1))
+            values.append(kl_divergence(p, q).mean())
+        elif name == "bernoulli":
+            value = kl_divergence(BernoulliDistribution(logits=a), BernoulliDistribution(logits=b))
+            values.append((value.sum(0) if value.dim() else value).mean())
+        else:
+            value = kl_divergence(Normal(a, 0.7), Normal(b, 0.7))
+            values.append(value.sum())
+    return torch.stack(values)
+
+
+SHAPES = {
+    "categorical": [(5, 4), (5, 2), (5, 1), (5,), (3, 4, 6), (3, 4, 2, 3), (3, 1, 2, 3)],
+    "bernoulli": [(5, 4), (5, 1), (5,), (3, 4, 2, 3)],
+    "gaussian": [(5, 4), (5, 1), (5,), (3, 4, 2, 3)],
+}
+CASES = [pytest.param(name, shape, id=f"{name}-{shape}") for name, shapes in SHAPES.items() for shape in shapes]
+
+
+def divergence(name):
+    return Gaussian(sigma=0.7) if name == "gaussian" else DIVERGENCES[name]
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_divergence_agrees_with_torch_distributions(name, shape):
+    clean, perturbed = pair(*shape)
+    value = divergence(name)(clean, perturbed)
+    assert value.shape == shape[:1]
+    torch.testing.assert_close(value, naive(name, clean, perturbed))
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_the_clean_prediction_comes_first_in_the_kl(name):
+    # The reference has to tell the two directions apart, or the agreement above would prove nothing.
+    clean, perturbed = pair(5, 4)
+    forwards, backwards = naive(name, clean, perturbed), naive(name, perturbed, clean)
+    assert (forwards - backwards).abs().min() > 1e-2
+    torch.testing.assert_close(divergence(name)(clean, perturbed), forwards)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_divergence_of_equal_logits_is_exactly_zero(name, shape, dtype):
+    logits, _ = pair(*shape, scale=5.0, dtype=dtype)
+    assert (divergence(name)(logits, logits.clone()) == 0).all()
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+@pytest.mark.parametrize("scale", [1e-1, 1e-3, 1e-4])
+def test_gradient_of_the_divergence_survives_where_rounding_makes_its_value_negative(name, shape, scale):
+    # A KL of 1e-9 is below float32's rounding of its sum, but its gradient q - p is not: it is all that power iteration lives on.
+    clean, step = pair(*shape, scale=1.0, dtype=torch.float32)
+    step = scale * step
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        perturbed = (clean.to(dtype) + step.to(dtype)).requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(name)(clean.to(dtype), perturbed).sum(), perturbed)
+        gradients.append(gradient.double())
+    # gradients are of order `scale`; float32 rounds the probabilities they are a difference of
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=3e-6)
+    assert (gradients[0].reshape(shape[0], -1).abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_hessian_vector_product_equals_the_dense_hessian_and_the_one_by_autograd(name, shape):
+    logits, v = pair(*shape)
+    d = divergence(name)
+    H = hessian(lambda perturbed: d(logits, perturbed).sum(), logits).reshape(logits.numel(), logits.numel())
+    dense = (H @ v.flatten()).reshape(shape)
+    torch.testing.assert_close(d.hvp(logits, v), dense)
+    torch.testing.assert_close(Divergence.hvp(d, logits, v), dense)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_hessian_vector_product_is_differentiable_in_logits_and_vector(name, shape):
+    logits, v = pair(*shape)
+    d = divergence(name)
+    assert gradcheck(d.hvp, (logits.requires_grad_(), v.requires_grad_()))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        pytest.param([[8.0, -1.0, 0.0]], id="confident"),
+        pytest.param([[25.0, 0.0, 1.0, -1.0]], id="very confident"),
+        pytest.param([[0.0, 25.0, 1.0, -1.0]], id="very confident of another class"),
+        pytest.param([[25.0]], id="single logit, yes"),
+        pytest.param([[-25.0]], id="single logit, no"),
+        pytest.param([25.0], id="single logit without a dimension"),
+    ],
+)
+def test_curvature_of_a_confident_softmax_is_accurate_in_float32(logits):
+    # Every entry is tiny there, but the direction is normalised afterwards: what counts is the relative error.
+    logits = torch.tensor(logits)
+    v = normals(*logits.shape, dtype=torch.float32)
+    wanted = Categorical().hvp(logits.double(), v.double())
+    error = (Categorical().hvp(logits, v).double() - wanted).norm() / wanted.norm()
+    assert error < 1e-4
+
+
+def test_a_users_own_divergence_needs_its_value_alone():
+    class Brier(Divergence):
+        def __call__(self, clean, perturbed):
+            return (clean.softmax(1) - perturbed.softmax(1)).square().sum(1)
+
+    logits, v = pair(3, 4)
+    J = torch.stack([torch.autograd.functional.jacobian(lambda z: z.softmax(0), row) for row in logits])
+    closed_form = 2 * torch.einsum("nij,nik,nk->nj", J, J, v)
+    torch.testing.assert_close(Brier().hvp(logits, v), closed_form)
+    with pytest.raises(NotImplementedError, match="Brier"):
+        Brier().margin(logits)
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("shape", [(2, 4), (2, 1), (2,)])
+@pytest.mark.parametrize("magnitude", [50.0, 1e4, 1e30])
+def test_saturated_logits_give_finite_values_gradients_and_curvature(name, shape, magnitude):
+    signs = torch.ones(shape)
+    signs[0] = -1
+    if len(shape) == 2:
+        signs[:, 0] *= -1
+    for opposite in (1, -1):
+        clean, perturbed = magnitude * signs, (opposite * magnitude * signs).requires_grad_()
+        value = DIVERGENCES[name](clean, perturbed)
+        (gradient,) = torch.autograd.grad(value.sum(), perturbed)
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()
+        assert DIVERGENCES[name].hvp(clean, torch.ones(shape)).isfinite().all()
+    assert value.max() > 1  # the last pair are opposites
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+def test_half_precision_logits_are_evaluated_in_float32(name, dtype):
+    clean, perturbed = pair(5, 4, scale=0.1, dtype=dtype)
+    d = divergence(name)
+    for value, wide in (
+        (d(clean, perturbed), d(clean.float(), perturbed.float())),
+        (d.hvp(clean, perturbed), d.hvp(clean.float(), perturbed.float())),
+        (entropy(clean), entropy(clean.float())),
+        (probabilities(clean), probabilities(clean.float())),
+    ):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, wide)
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+def test_divergence_of_an_empty_batch_is_empty(name):
+    empty = torch.zeros(0, 3)
+    assert divergence(name)(empty, empty).shape == (0,)
+    assert divergence(name).hvp(empty, empty).shape == (0, 3)
+
+
+def test_margin_is_the_gap_between_the_two_largest_logits():
+    logits = torch.tensor([[1.0, 4.0, 2.5], [0.0, -1.0, -7.0]])
+    torch.testing.assert_close(Categorical().margin(logits), torch.tensor([1.5, 1.0]))
+    torch.testing.assert_close(Categorical().margin(torch.tensor([[-3.0], [2.0]])), torch.tensor([3.0, 2.0]))
+    torch.testing.assert_close(Categorical().margin(torch.tensor([-3.0, 2.0])), torch.tensor([3.0, 2.0]))
+    positions = torch.stack([logits, torch.zeros(2, 3)], dim=2)
+    torch.testing.assert_close(Categorical().margin(positions), torch.tensor([0.75, 0.5]))
+
+
+def test_margin_of_labels_is_the_one_closest_to_its_threshold():
+    torch.testing.assert_close(Bernoulli().margin(torch.tensor([[1.0, -0.25, 3.0]])), torch.tensor([0.25]))
+    torch.testing.assert_close(Bernoulli().margin(torch.tensor([-0.5])), torch.tensor([0.5]))
+
+
+def test_cross_entropy_entropy_and_probabilities_agree_with_torch_distributions():
+    for shape in ((5, 4), (3, 4, 2, 3)):
+        logits, _ = pair(*shape)
+        p = CategoricalDistribution(logits=logits.movedim(1, -1))
+        y = torch.randint(4, (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(cross_entropy(logits, y), -p.log_prob(y).mean())
+        torch.testing.assert_close(entropy(logits), p.entropy().flatten(1).mean(1) if len(shape) > 2 else p.entropy())
+        torch.testing.assert_close(probabilities(logits), p.probs.movedim(-1, 1))
+    for shape in ((5, 1), (5,)):
+        logits, _ = pair(*shape)
+        p = BernoulliDistribution(logits=logits.flatten())
+        y = torch.tensor([0, 1, 1, 0, 1])
+        torch.testing.assert_close(cross_entropy(logits, y), -p.log_prob(y.double()).mean())
+        torch.testing.assert_close(entropy(logits), p.entropy())
+        torch.testing.assert_close(probabilities(logits)[:, 1], p.probs)
+
+
+def test_gaussian_divergence_is_the_kl_of_isotropic_normals():
+    clean, perturbed = pair(5, 2, 3)
+    p, q = (Independent(Normal(mean, 1.3), 2) for mean in (clean, perturbed))
+    torch.testing.assert_close(Gaussian(sigma=1.3)(clean, perturbed), kl_divergence(p, q))
+
+
+# --------------------------------------------------------------------------------------------------------------------- norms
+
+INPUTS = [(4, 5), (4, 3, 5), (4, 2, 3, 5)]
+
+
+def lengths(name, r):
+    """Independent reference: one example at a time, in float64."""
+    ord_ = 2 if name == "l2" else math.inf
+    return torch.stack([torch.linalg.vector_norm(row.double(), ord_) for row in r])
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+@pytest.mark.parametrize("name", ["l2", "linf"])
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(exponents=st.lists(st.integers(-30, 30), min_size=4, max_size=4))
+def test_dual_has_unit_length_at_any_scale_of_each_example(name, shape, exponents):
+    scales = torch.tensor([10.0**e for e in exponents]).view(-1, *[1] * (len(shape) - 1))
+    g = scales * normals(*shape, dtype=torch.float32)
+    d = NORMS[name].dual(g, otherwise=torch.full(shape, math.nan))
+    assert d.dtype == torch.float32
+    # a sum of 30 squares in float32, rounded a few times
+    torch.testing.assert_close(lengths(name, d), torch.ones(4, dtype=float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_dual_maximises_the_inner_product_over_the_unit_ball(name, shape):
+    g = normals(*shape)
+    d = NORMS[name].dual(g, otherwise=torch.zeros(1))
+    reached = (g * d).flatten(1).sum(1)
+    # Hölder: the maximum is the dual norm of g
+    bound = torch.stack([torch.linalg.vector_norm(row, 2 if name == "l2" else 1) for row in g])
+    torch.testing.assert_close(reached, bound)
+    others = normals(200, *shape, seed=1)
+    others = others / torch.stack([lengths(name, other) for other in others]).view(200, -1, *[1] * (len(shape) - 1))
+    assert ((others * g).flatten(2).sum(2) <= reached + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_dual_of_half_precision_gradients_has_unit_length(scale, dtype):
+    g = (scale * normals(4, 100)).clamp(-6e4, 6e4).to(dtype)
+    d = L2().dual(g, otherwise=torch.zeros(1))
+    assert d.dtype == dtype
+    torch.testing.assert_close(lengths("l2", d), torch.ones(4, dtype=float64), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("whole_row", [True, False])
+@pytest.mark.parametrize("one_row", [True, False])
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_rows_without_a_usable_gradient_fall_back_and_leave_the_others_alone(name, bad, whole_row, one_row):
+    norm = NORMS[name]
+    g = normals(4, 3, 2, dtype=torch.float32)
+    otherwise = norm.sample(normals(1 if one_row else 4, 3, 2, dtype=torch.float32, seed=1))
+    wanted = norm.dual(g, otherwise)
+    if whole_row or bad == 0:
+        g[1] = bad
+    else:
+        g[1, 2, 0] = bad
+    wanted[1] = otherwise[0 if one_row else 1]
+    torch.testing.assert_close(norm.dual(g, otherwise), wanted)
+
+
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_gradient_through_dual_is_finite_and_zero_for_zero_rows(name):
+    g = normals(3, 4)
+    g[1] = 0
+    g.requires_grad_()
+    d = NORMS[name].dual(g, otherwise=NORMS[name].sample(normals(3, 4, seed=1)))
+    (gradient,) = torch.autograd.grad((d * normals(3, 4, seed=2)).sum(), g)
+    assert gradient.isfinite().all()
+    assert (gradient[1] == 0).all()
+    if name == "l2":
+        assert (gradient[[0, 2]].abs().amax(1) > 1e-3).all()
+
+
+def test_gradient_through_the_l2_dual_equals_finite_differences():
+    assert gradcheck(lambda g: L2().dual(g, otherwise=torch.zeros(1)), (normals(3, 4).requires_grad_(),))
+
+
+def test_gradient_through_l2_length_and_projection_equals_finite_differences():
+    r = normals(3, 4).requires_grad_()  # some inside the ball of 2, some outside
+    length = lengths("l2", r)
+    assert length.min() < 2 < length.max()
+    assert gradcheck(L2().length, (r,))
+    assert gradcheck(lambda r: L2().project(r, 2.0), (r,))
+
+
+def test_gradient_through_the_projection_of_a_zero_row_is_finite():
+    r = torch.zeros(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(L2().project(r, 1.0).sum(), r)
+    torch.testing.assert_close(gradient, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+@pytest.mark.parametrize("name", ["l2", "linf"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_length_is_each_examples_own(name, shape, scale):
+    r = scale * normals(*shape, dtype=torch.float32)
+    length = NORMS[name].length(r)
+    assert length.shape == (4, *[1] * (len(shape) - 1))
+    torch.testing.assert_close(length.flatten().double(), lengths(name, r), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_projection_gives_the_closest_point_of_the_ball_and_is_idempotent(name, shape):
+    norm, eps = NORMS[name], 1.0
+    r = normals(*shape)
+    r[0] *= 0.1 / lengths(name, r)[0]  # one inside
+    projected = norm.project(r, eps)
+    assert (lengths(name, projected) <= eps * (1 + 1e-15)).all()
+    torch.testing.assert_close(projected[0], r[0], rtol=0, atol=0)
+    torch.testing.assert_close(norm.project(projected, eps), projected, rtol=1e-15, atol=0)
+    # closest point of a convex set: the way back to r makes no acute angle with the way to any other point
+    inside = norm.dual(normals(200, *shape[1:], seed=1), otherwise=torch.zeros(1))
+    back = (r - projected)[:, None]
+    assert ((back * (inside[None] - projected[:, None])).flatten(2).sum(2) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_random_directions_have_unit_length_and_no_preferred_sign(name):
+    d = NORMS[name].sample(normals(2000, 3))
+    torch.testing.assert_close(lengths(name, d), torch.ones(2000, dtype=float64))
+    assert d.mean(0).abs().max() < 0.1  # 5 standard errors of entries of size 1
+
+
+def test_names_are_looked_up_and_objects_pass_through():
+    own = LInf()
+    assert by_name("norm", NORMS, own) is own
+    assert by_name("norm", NORMS, "l2") is NORMS["l2"]
+    with pytest.raises(ValueError, match="unknown norm 'l3': choose one of l2, linf"):
+        by_name("norm", NORMS, "l3")

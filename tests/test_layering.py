@@ -1,0 +1,146 @@
+"""Imports point one way. Reads the sources; files that do not exist yet fall under the rules as they arrive."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+
+# A module may import those of a lower rank, and its own package. What is not named here stands on top.
+RANKS = {
+    "vat.seeds": 0,
+    "vat.functional": 1,
+    "vat.step": 1,
+    "vat.models": 1,
+    "vat.data": 1,
+    "vat.batch_norm": 1,
+    "vat.directions": 2,
+    "vat.regularizers": 3,
+    "vat": 4,  # its __init__ gathers the core
+}
+TOP = 5
+CORE = ("vat", "vat.seeds", "vat.functional", "vat.step", "vat.directions", "vat.regularizers")
+OUTSIDE = {"torch", "vat", *sys.stdlib_module_names}
+
+
+def area(module):
+    """The name in RANKS that `module` falls under, or its own first two parts."""
+    return ".".join(module.split(".")[:2])
+
+
+def rank(module):
+    return RANKS.get(area(module), TOP)
+
+
+def sources():
+    found = {}
+    for path in sorted(SRC.rglob("*.py")):
+        parts = path.relative_to(SRC).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return found
+
+
+def imports(module, source):
+    """Absolute names of all that a source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import, which this test does not read"
+            if node.module == "vat":  # a submodule or a name of the package itself
+                yield from (f"vat.{a.name}" if (SRC / "vat" / f"{a.name}.py").exists() else "vat" for a in node.names)
+            else:
+                yield node.module
+
+
+def violations(found):
+    wrong = []
+    for module, source in found.items():
+        for name in imports(module, source):
+            first = name.split(".")[0]
+            if module.split(".")[0] == "vat":
+                if first == "vat":
+                    same = area(name) == area(module) and name != "vat"
+                    both_on_top = rank(name) == rank(module) == TOP
+                    if not (same or both_on_top or rank(name) < rank(module)):
+                        wrong.append(f"{module} imports {name}")
+                elif first in found:
+                    wrong.append(f"{module} imports the entry {name}")
+                elif area(module) in CORE and first not in OUTSIDE:
+                    wrong.append(f"the core's {module} imports {name}")
+                elif first in ("hydra", "omegaconf"):
+                    wrong.append(f"{module} imports {name}, which only entries may")
+    return wrong
+
+
+def test_imports_point_one_way():
+    assert violations(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vat.functional", "from vat.step import Step"),
+        ("vat.step", "import vat.directions"),
+        ("vat.directions", "from vat.regularizers.base import mean"),
+        ("vat.directions", "from vat import VAT"),
+        ("vat.regularizers.vat", "from vat.classifier import Classifier"),
+        ("vat.regularizers.vat", "def f():\n    import pytorch_lightning"),
+        ("vat.models.cnn", "from vat.functional import entropy"),
+        ("vat.models.cnn", "from vat.regularizers import VAT"),
+        ("vat.data.splits", "from vat.step import Key"),
+        ("vat.functional", "import numpy"),
+        ("vat", "import pytorch_lightning"),
+        ("vat.classifier", "import hydra"),
+        ("vat.callback", "import train"),
+    ],
+)
+def test_an_import_the_wrong_way_is_seen(module, source):
+    assert len(violations({"train": "", module: source})) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "vat.regularizers.vat",
+            "from vat.regularizers.base import mean\nfrom vat.step import Step\nimport torch, math",
+        ),
+        ("vat.callback", "import pytorch_lightning\nfrom vat.classifier import Classifier\nfrom vat import VAT"),
+        ("vat.data.digits", "import sklearn\nfrom vat.data.splits import Split"),
+        ("train", "import hydra\nfrom vat.classifier import Classifier"),
+    ],
+)
+def test_an_import_the_right_way_is_not(module, source):
+    assert violations({"train": "", module: source}) == []
+
+
+def test_the_core_is_there_to_be_read():
+    assert set(CORE) - {"vat.seeds"} <= sources().keys()
+
+
+def test_importing_the_core_brings_torch_alone():
+    code = (
+        "import sys, torch; before = {m.split('.')[0] for m in sys.modules}; import vat;"
+        "print(*sorted({m.split('.')[0] for m in sys.modules} - before))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SRC)})
+    brought = set(result.stdout.split())
+    assert "vat" in brought
+    # what torch imports late is torch's own affair, but none of the project's other dependencies is among it
+    assert not brought & {
+        "pytorch_lightning",
+        "lightning",
+        "hydra",
+        "omegaconf",
+        "wandb",
+        "torchmetrics",
+        "torchvision",
+        "sklearn",
+        "matplotlib",
+        "pandas",
+    }

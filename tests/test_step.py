@@ -1,0 +1,326 @@
+import copy
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from vat.step import Key, Network, Step, random_state
+
+KEY = Key(seed=5)
+
+
+class ReassigningCounter(nn.Module):
+    """Its buffer is replaced by a new tensor, not changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x
+
+
+def moving_network():
+    """Every forward pass of it moves buffers and draws random numbers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        spectral_norm(nn.Linear(5, 8)),
+        nn.BatchNorm1d(8),
+        nn.Tanh(),
+        ReassigningCounter(),
+        nn.Dropout(),
+        nn.Linear(8, 3),
+    )
+
+
+def rows(n=6, d=5):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_state(module, before):
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_seeds_of_a_key_are_the_same_in_every_process_and_release():
+    # Stored numbers: Python's own `hash` of a string would differ from process to process, and a resumed run from the first.
+    assert Key(3, 4, 5).own("a") == 15699110955085169329
+    assert Key(3, 4, 5).shared("a") == 7268558572459228692
+
+
+def test_streams_differ_by_seed_step_purpose_and_rank_and_only_own_ones_by_rank():
+    keys = [Key(seed, step, rank) for seed in range(4) for step in range(4) for rank in range(4)]
+    own = {key.own(purpose) for key in keys for purpose in "ab"}
+    shared = {key.shared(purpose) for key in keys for purpose in "ab"}
+    assert len(own) == 4 * 4 * 4 * 2
+    assert len(shared) == 4 * 4 * 2
+    assert not own & shared
+    for seed in own | shared:
+        torch.Generator().manual_seed(seed)  # takes it
+
+
+def test_fresh_keys_follow_from_torchs_seed():
+    torch.manual_seed(3)
+    first = [Key.fresh(), Key.fresh()]
+    torch.manual_seed(3)
+    assert [Key.fresh(), Key.fresh()] == first
+    assert first[0] != first[1]
+
+
+def test_random_state_is_as_before_after_it_even_where_the_body_raises():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with random_state(7, torch.device("cpu")):
+        inside = torch.randn(3)
+    with random_state(7, torch.device("cpu")):
+        assert torch.equal(torch.randn(3), inside)
+    with suppress(KeyError), random_state(7, torch.device("cpu")):
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------------------------------------- network
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_call_gives_what_the_module_gives_from_that_seed_and_leaves_it_untouched(bare, constant):
+    module = moving_network()
+    before, modes = state(module), [m.training for m in module.modules()]
+    reference = copy.deepcopy(module)
+    torch.manual_seed(11)
+    wanted = reference(rows())
+    network = Network((lambda x: module(x)) if bare else module, module if bare else None)
+    torch.manual_seed(0)
+    rng = torch.get_rng_state()
+    for _ in range(2):  # the second from the same buffers as the first
+        torch.testing.assert_close(network(rows(), seed=11, constant=constant), wanted, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert_same_state(module, before)
+    assert [m.training for m in module.modules()] == modes
+    assert not torch.equal(state(reference)["1.running_mean"], before["1.running_mean"])  # an ordinary call does move
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
+def test_a_tracked_call_moves_buffers_as_an_ordinary_call_does(bare):
+    module = moving_network()
+    reference = copy.deepcopy(module)
+    torch.manual_seed(11)
+    reference(rows())
+    network = Network((lambda x: module(x)) if bare else module, module if bare else None)
+    network(rows(), seed=11, track=True, constant=True)
+    assert_same_state(module, state(reference))
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
+def test_a_network_that_raises_is_left_untouched(bare):
+    module = moving_network()
+    parameters, before = dict(module.named_parameters()), state(module)
+
+    def fail(*_):
+        raise FloatingPointError("on purpose")
+
+    module[5].register_forward_pre_hook(fail)  # after every layer that moves
+    network = Network((lambda x: module(x)) if bare else module, module)
+    torch.manual_seed(0)
+    rng = torch.get_rng_state()
+    for constant in (False, True):
+        with pytest.raises(FloatingPointError, match="on purpose"):
+            network(rows(), seed=1, constant=constant, parameters=None)
+    assert_same_state(module, before)
+    assert all(p is parameters[name] for name, p in module.named_parameters())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
+def test_constant_parameters_take_no_gradient_and_others_do(bare):
+    module = moving_network()
+    network = Network((lambda x: module(x)) if bare else module, module if bare else None)
+    x = rows().requires_grad_()
+    for constant in (True, False):
+        logits = network(x, seed=1, constant=constant)
+        gradients = torch.autograd.grad(logits.square().sum(), [x, *module.parameters()], allow_unused=True)
+        assert gradients[0].abs().max() > 0
+        assert all((g is None) == constant for g in gradients[1:])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(2, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.second = nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        pytest.param(moving_network, rows(), id="spectral and batch norm"),
+        pytest.param(Recurrent, torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0)), id="LSTM"),
+        pytest.param(Tied, rows(), id="tied weights"),
+    ],
+)
+def test_parameters_handed_in_take_the_place_of_the_modules_own(make, x):
+    module, other = make(), make()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    if isinstance(module, nn.Sequential):
+        for name, buffer in other.named_buffers():
+            buffer.copy_(dict(module.named_buffers())[name])
+    logits = Network(module)(x, seed=4, parameters={name: p.detach() for name, p in other.named_parameters()})
+    torch.manual_seed(4)
+    torch.testing.assert_close(logits, other(x))
+    torch.manual_seed(4)
+    assert (logits - module(x)).abs().max() > 1e-3
+
+
+def test_a_bare_function_without_a_module_is_called_as_it_is():
+    weight = torch.randn(5, 3, requires_grad=True)
+    torch.testing.assert_close(Network(lambda x: x @ weight)(rows(), seed=0), rows() @ weight)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- step
+
+
+def test_all_passes_of_a_step_share_their_masks_and_start_from_the_same_buffers():
+    step = Step(moving_network(), rows(), key=KEY)
+    target = step.target
+    assert torch.equal(step.clean.logits, target)
+    assert torch.equal(step.network(rows()), target)
+    assert torch.equal(step.network(rows(), constant=True), target)
+    assert not torch.allclose(step.network(rows(), noise="other"), target)
+
+
+def test_another_key_draws_other_masks_and_the_same_key_the_same():
+    module = moving_network()
+    by_key = [Step(module, rows(), key=key).target for key in (KEY, KEY, Key(6), Key(5, micro_step=1), Key(5, rank=1))]
+    assert torch.equal(by_key[0], by_key[1])
+    assert all(not torch.allclose(by_key[0], other) for other in by_key[2:])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_clean_pass_reaches_the_parameters_only_where_it_is_live(live):
+    module = moving_network()
+    clean = Step(module, rows(), key=KEY, live=live).clean
+    gradients = torch.autograd.grad(clean.logits.square().sum(), [clean.x, *module.parameters()], allow_unused=True)
+    assert gradients[0].abs().max() > 0
+    assert all((g is None) != live for g in gradients[1:])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_only_a_tracked_clean_pass_moves_the_running_statistics_and_only_once(live):
+    module, reference = moving_network(), moving_network()
+    before = state(module)
+    step = Step(module, rows(), key=KEY, live=live)
+    assert not step.target.requires_grad
+    assert step.clean.logits.shape == (6, 3)
+    assert_same_state(module, before)
+
+    with random_state(KEY.own("network"), torch.device("cpu")):
+        logits = reference(rows())
+    step = Step(module, rows(), key=KEY, live=live, track=True)
+    assert torch.equal(step.clean.logits, logits)
+    assert torch.equal(step.network(step.x), logits)  # from the buffers as they were before
+    assert torch.equal(step.target, logits)
+    assert_same_state(module, state(reference))
+
+
+def test_the_clean_pass_can_be_had_without_gradients_around():
+    with torch.no_grad():
+        step = Step(moving_network(), rows(), key=KEY)
+        assert step.clean.logits.requires_grad
+        assert not step.target.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_random_rows_follow_from_their_place_in_the_global_batch(dtype):
+    x = rows(12).to(dtype)
+    whole = Step(moving_network(), x, key=KEY).normal("direction")
+    assert whole.dtype == torch.promote_types(dtype, torch.float32)
+    for start, stop in ((0, 12), (0, 5), (5, 6), (6, 12), (12, 12)):
+        key = Key(KEY.seed, rank=start)  # ranks share the draw
+        part = Step(moving_network(), x[start:stop], key=key, start=start, total=12).normal("direction")
+        assert torch.equal(part, whole[start:stop])
+
+
+def test_random_rows_differ_by_purpose_step_and_row_but_one_row_serves_any_batch():
+    x = rows()
+    step = Step(moving_network(), x, key=KEY)
+    assert not torch.equal(step.normal("a"), step.normal("b"))
+    assert torch.equal(step.normal("a"), step.normal("a"))
+    assert not torch.equal(step.normal("a"), Step(moving_network(), x, key=Key(5, micro_step=1)).normal("a"))
+    assert len(step.normal("a").unique(dim=0)) == 6
+    assert step.normal("a", one_row=True).shape == (1, 5)
+    part = Step(moving_network(), x[4:], key=Key(5, rank=3), start=4, total=6)
+    assert torch.equal(part.normal("a", one_row=True), step.normal("a", one_row=True))
+
+
+def test_drawing_leaves_torchs_own_random_numbers_alone_where_a_key_is_given():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    step = Step(moving_network().eval(), rows(), key=KEY)
+    torch.manual_seed(0)
+    _ = step.normal("a"), step.clean, step.network(step.x), step.target
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_step_does_not_touch_the_callers_tensor():
+    x = rows().requires_grad_()
+    step = Step(moving_network(), x, key=KEY, live=True)
+    step.clean.logits.sum().backward()
+    assert x.grad is None
+    assert x.requires_grad
+    assert torch.equal(x, rows())
+
+
+class NormalisesInPlace(nn.Module):
+    """As torchvision's `Normalize(inplace=True)` in front of a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.linear(x.sub_(0.5).div_(0.3))
+
+
+def test_a_network_that_changes_its_input_in_place_sees_the_same_input_in_every_pass():
+    module, x = NormalisesInPlace(), rows()
+    wanted = module(rows())
+    step = Step(module, x, key=KEY)
+    for _ in range(2):
+        torch.testing.assert_close(step.network(step.x, constant=True), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(step.target, wanted, rtol=0, atol=0)
+    assert torch.equal(x, rows())
+    torch.testing.assert_close(step.clean.logits, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_inputs_that_cannot_be_perturbed_are_refused(dtype):
+    with pytest.raises(TypeError, match=str(dtype)):
+        Step(moving_network(), torch.ones(2, 5, dtype=dtype))
