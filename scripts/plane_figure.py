@@ -1,0 +1,62 @@
+"""Draw DSVAT's figure: decision boundary and LDS on the plane, for none, random perturbation and VAT.
+
+python scripts/plane_figure.py moons docs/moons.png
+
+Trains each model on the draw of seed 0 as `python src/train.py experiment=synthetic_…` does, some seconds a model, with DSVAT's ε.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+import runs
+import train
+from vat.plots import plane_figure
+
+EPS = {"moons": (1.8, 0.6), "circles": (2.8, 0.5)}  # of random perturbation and VAT
+
+
+def main() -> None:
+    """Train the three models and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=EPS)
+    parser.add_argument("figure", type=Path)
+    arguments = parser.parse_args()
+    random_perturbation, vat = EPS[arguments.data]
+    methods = {
+        "none": ["regularizer=none"],
+        f"random perturbation, ε = {random_perturbation:g}": [
+            "regularizer=random_perturbation",
+            f"random_perturbation.eps={random_perturbation}",
+        ],
+        f"VAT, ε = {vat:g}": [f"vat.eps={vat}"],
+    }
+    shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "trainer.enable_progress_bar=false", "test=none"]
+    networks = {}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+        for number, (name, overrides) in enumerate(methods.items()):
+            cfg = compose("train", overrides=shared + overrides)
+            train.train(cfg, Path(folder) / str(number))
+            networks[name] = runs.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
+        data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
+    data.setup()
+    rows = data.split.labeled
+    figure = plane_figure(
+        networks, data.z[rows], data.y[rows], data.embedding, eps=data.lds_eps, title=f"{arguments.data}, 16 points"
+    )
+    arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.figure, dpi=130)
+    print(arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
