@@ -6,12 +6,10 @@ Trains each model on the draw of seed 0 as `python src/train.py experiment=synth
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -41,18 +39,17 @@ def main() -> None:
         f"VAT, ε = {vat:g}": [f"vat.eps={vat}"],
     }
     shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "trainer.enable_progress_bar=false", "test=none"]
-    networks = {}
+    networks, data = {}, None
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(methods.items()):
             cfg = compose("train", overrides=shared + overrides)
             train.train(cfg, Path(folder) / str(number))
             networks[name] = runs.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
-        data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
+            data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
+    assert data is not None
     data.setup()
     rows = data.split.labeled
-    figure = plane_figure(
-        networks, data.z[rows], data.y[rows], data.embedding, eps=data.lds_eps, title=f"{arguments.data}, 16 points"
-    )
+    figure = plane_figure(networks, data.z[rows], data.y[rows], data.embedding, eps=data.lds_eps, title=f"{arguments.data}, 16 points")
     arguments.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.figure, dpi=130)
     print(arguments.figure)

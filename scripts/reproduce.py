@@ -51,16 +51,12 @@ STUDIES = {
     "digits": Study(
         (
             Method("none", ("regularizer=none",)),
-            Method(
-                "random perturbation", ("regularizer=random_perturbation",), "random_perturbation.eps", (1, 2, 4, 8, 16)
-            ),
+            Method("random perturbation", ("regularizer=random_perturbation",), "random_perturbation.eps", (1, 2, 4, 8, 16)),
             Method("adversarial", ("regularizer=adversarial",), "adversarial.eps", (0.25, 0.5, 1, 2, 4)),
             Method("entropy", ("regularizer=entropy",), "entropy.weight", (0.03, 0.1, 0.3, 1, 3)),
             Method("VAT", ("regularizer=vat",), "vat.eps", (0.5, 1, 1.5, 2, 3)),
             Method("VAT + entropy", ("regularizer=vat_entropy",), "vat.eps", (0.5, 1, 1.5, 2, 3)),
-            Method(
-                "VAT, margin direction", ("regularizer=vat", "vat.direction=margin"), "vat.eps", (0.5, 1, 1.5, 2, 3)
-            ),
+            Method("VAT, margin direction", ("regularizer=vat", "vat.direction=margin"), "vat.eps", (0.5, 1, 1.5, 2, 3)),
             Method("mean teacher", ("regularizer=mean_teacher",), "mean_teacher.weight", (1, 3, 10, 30, 100)),
         ),
         (),
@@ -87,9 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=STUDIES)
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where jobs and tables are kept")
-    parser.add_argument(
-        "--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each"
-    )
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
     arguments = parser.parse_args()
     study, folder = STUDIES[arguments.table], arguments.folder / arguments.table
 
@@ -135,16 +129,9 @@ def run(
     with ThreadPoolExecutor(jobs) as pool:
         for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
             pass
-    missing = [
-        p
-        for m, seeds, value, _ in sweeps
-        for s in seeds
-        if not (p := _place(folder, m, value) / str(s) / METRICS).exists()
-    ]
+    missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _place(folder, m, value) / str(s) / METRICS).exists()]
     if missing:
-        raise SystemExit(
-            f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt"
-        )
+        raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")
 
 
 def choose(method: Method, folder: Path, seeds: range) -> float | None:
@@ -163,9 +150,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     """Print the table and write it as Markdown."""
     console = Console(width=140)
     rows = []
-    errors = {
-        m.name: [100 * (1 - x) for x in _column(study, m, chosen, folder, "test/accuracy")] for m in study.methods
-    }
+    errors = {m.name: [100 * (1 - x) for x in _column(study, m, chosen, folder, "test/accuracy")] for m in study.methods}
     baseline = errors[study.methods[0].name]
     for method in study.methods:
         own = errors[method.name]
@@ -174,9 +159,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         seconds = _column(study, method, chosen, folder, "seconds")
         setting = f"{method.tuned.split('.')[-1]} {chosen[method.name]:g}" if method.tuned else "–"
         paired = (
-            "–"
-            if own is baseline
-            else f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
+            "–" if own is baseline else f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
         )
         rows.append((method.name, setting, _spread(own), paired, f"{mean(lds):.3f}", f"{mean(seconds):.0f}"))
     heads = ("method", "chosen", "test error, %", "paired difference, wins", "LDS", "seconds")

@@ -1,5 +1,6 @@
 """A job's folder, its checkpoint, and errors that a user can read."""
 
+import fcntl
 import hashlib
 import inspect
 import json
@@ -7,6 +8,7 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
 BYSTANDERS = ("hydra", "ckpt_path", "logger")
 """Keys that do not change what a job computes."""
 
+OUTPUTS = Path("outputs")
 METRICS = "metrics.json"
 """Written last: a folder that has it is done."""
 
@@ -27,8 +31,9 @@ USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraExceptio
 
 
 def register() -> None:
-    """Make `${settings_digest:}` known to configurations."""
-    OmegaConf.register_new_resolver("settings_digest", lambda *, _root_: settings_digest(_root_), replace=True)
+    """Make `${settings_digest:}` and `${run_folder:}` known to configurations."""
+    for function in (settings_digest, run_folder):
+        OmegaConf.register_new_resolver(function.__name__, lambda *, _root_, f=function: f(_root_), replace=True)
 
 
 def settings_digest(cfg: DictConfig) -> str:
@@ -49,44 +54,60 @@ def finished(folder: Path) -> dict[str, float] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def claim(folder: Path) -> None:
-    """Make sure that the job can write where it is to.
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the job's folder, and hold it: no two jobs write into one.
 
     Raises:
-        OSError: it cannot.
+        OSError: it cannot be written, or another job holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise OSError(
-            f"the output folder {folder} cannot be written ({error.strerror}): set hydra.run.dir=..."
-        ) from error
+        raise OSError(f"the output folder {folder} cannot be written ({error.strerror}): set hydra.run.dir=...") from error
+    with lock:
+        if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks of a job share its folder
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...") from None
+        yield
 
 
-def find_checkpoint(cfg: DictConfig, root: Path) -> Path | None:
-    """The checkpoint a job goes on from: none, the file named, or the newest of the same settings under `root`.
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint a job goes on from: none, the file named, or the newest of the same settings.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if cfg.ckpt_path is None:
         return None
-    if cfg.ckpt_path != "last":
-        path = Path(cfg.ckpt_path)
-        if not path.is_file():
-            raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path}: there is no such file")
-        return path
-    digest = settings_digest(cfg)
-    found = sorted(root.glob(f"*/*-{digest}/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(
-            f"ckpt_path=last: no run with these settings has left a checkpoint under {root}/ (settings {digest}); "
-            "start one without ckpt_path, or name a file"
-        )
-    return found[-1]
+    if cfg.ckpt_path == "last":
+        newest = _newest_checkpoint(cfg)
+        if newest is None:
+            raise FileNotFoundError(
+                f"ckpt_path=last: no run with these settings has left a checkpoint under {OUTPUTS}/ (settings "
+                f"{settings_digest(cfg)}): start one without ckpt_path, or name a file"
+            )
+        return newest
+    path = Path(cfg.ckpt_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path}: there is no such file")
+    return path
+
+
+def run_folder(cfg: DictConfig) -> str:
+    """A fresh folder for a single run; that of the run that `ckpt_path=last` goes on with."""
+    newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
+    if newest is not None:
+        return str(newest.parent.parent)
+    return str(OUTPUTS / datetime.now().strftime(f"%Y-%m-%d/%H-%M-%S-{settings_digest(cfg)}"))
+
+
+def _newest_checkpoint(cfg: DictConfig) -> Path | None:
+    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints/last.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -117,9 +138,8 @@ def load_network(path: Path) -> nn.Module:
     """The trained network of a checkpoint, in evaluation mode."""
     checkpoint = read_checkpoint(path)
     record = checkpoint["record"]
-    network = make_network(
-        OmegaConf.create(record["config"]["model"]), record["input_shape"], len(record["class_names"])
-    )
+    model = DictConfig(record["config"]["model"])
+    network = make_network(model, record["input_shape"], len(record["class_names"]))
     network.load_state_dict(_network_state(checkpoint))
     return network.eval()
 
@@ -135,9 +155,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
     Raises:
         ValueError: names the first difference.
     """
-    saved = {
-        name.removeprefix("network."): t for name, t in checkpoint["state_dict"].items() if name.startswith("network.")
-    }
+    saved = {name.removeprefix("network."): t for name, t in checkpoint["state_dict"].items() if name.startswith("network.")}
     present = network.state_dict()
     shapes = {name: tuple(t.shape) for name, t in saved.items()}
     for name in sorted(present.keys() | saved.keys()):

@@ -42,13 +42,9 @@ def register() -> None:
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR)
     nodes: dict[Any, type] = {target: schema(target) for target in whole}
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
-    nodes |= {
-        target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)
-    }
+    nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
-    nodes |= {
-        target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)
-    }
+    nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "default_root_dir"))
     store = ConfigStore.instance().store
     for target, node in nodes.items():

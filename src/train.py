@@ -39,9 +39,10 @@ runs.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run one job in the folder Hydra made for it; a sweep minimises what is returned, the validation error."""
-    with runs.readable_errors(sweep=HydraConfig.get().mode is RunMode.MULTIRUN):
+    sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    with runs.readable_errors(sweep=sweep):
         folder = runs.shown(Path(HydraConfig.get().runtime.output_dir))
-        metrics = runs.finished(folder) or train(cfg, folder)
+        metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder)
     return 1 - metrics["val/accuracy"]
 
 
@@ -53,7 +54,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         folder: for everything the job leaves behind.
 
     Returns:
-        The metrics of the last validation and of the test, and the seconds it took.
+        The metrics of validation and test, and the seconds it took.
     """
     began = time.perf_counter()
     quiet()
@@ -70,7 +71,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         "unit": data.unit,
         "split": data.split.digest,
     }
-    start = runs.find_checkpoint(cfg, Path("outputs"))
+    start = runs.find_checkpoint(cfg)
     if start is not None:
         runs.refuse_other_run(runs.read_checkpoint(start), start, network, record)
     classifier = Classifier(
@@ -86,27 +87,35 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     )
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
-    runs.claim(folder)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), default_root_dir=str(folder))
-    report.settings(cfg)
-    try:
-        if logger:
-            logger.log_hyperparams(record)
-        trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if cfg.test != "none":
-            weights = trainer.checkpoint_callback.best_model_path if cfg.test == "best" else None
-            (tested,) = trainer.test(classifier, datamodule=data, ckpt_path=weights, verbose=False, weights_only=True)
-            metrics |= tested
-    finally:
-        wandb.finish()  # or the next job of a sweep would go on in this run
-    metrics["seconds"] = time.perf_counter() - began
-    if trainer.is_global_zero:
-        (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-        report.closing(metrics, folder, lds=f"LDS at ε = {classifier.lds_eps:g} ({data.unit})")
+    with runs.claimed(folder):
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
+        trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), default_root_dir=str(folder))
+        report.settings(cfg)
+        try:
+            if logger:
+                logger.log_hyperparams(record)
+            trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+            keep_last(trainer, folder / "checkpoints" / "last.ckpt")
+            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
+            if cfg.test != "none":
+                weights = trainer.checkpoint_callback.best_model_path if cfg.test == "best" else None
+                (tested,) = trainer.test(classifier, datamodule=data, ckpt_path=weights, verbose=False, weights_only=True)
+                metrics = {**metrics, **tested}
+        finally:
+            wandb.finish()  # or the next job of a sweep would go on in this run
+        metrics = {**metrics, "seconds": time.perf_counter() - began}
+        if trainer.is_global_zero:
+            (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+            report.closing(metrics, folder, lds=f"LDS at ε = {classifier.lds_eps:g} ({data.unit})")
     return metrics
+
+
+def keep_last(trainer: pl.Trainer, path: Path) -> None:
+    """Save the weights of the last step where the run ended between two validations, after which the others are saved."""
+    saved = runs.read_checkpoint(path)["global_step"] if path.is_file() else None
+    if saved != trainer.global_step:
+        trainer.save_checkpoint(path)
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:

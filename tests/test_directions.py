@@ -211,9 +211,7 @@ def test_ascent_that_is_driven_into_the_ball_still_ends_on_its_surface(norm):
 def network(kind):
     torch.manual_seed(0)
     if kind == "mlp":
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-        )
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -269,10 +267,7 @@ def test_direction_of_a_confident_network_is_not_lost_in_rounding(name, outputs,
     with torch.no_grad():
         module[2].bias[-1] += sign * 22  # p = 3e-10, far above what float32 can hold, but 1 - p is 1
     x = rows(16, dtype=torch.float32)
-    assert (
-        cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64)).min()
-        > 0.999
-    )
+    assert cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64)).min() > 0.999
 
 
 # ---------------------------------------------------------------------------------------------------- what every one promises
@@ -283,9 +278,7 @@ SHAPES = [(D,), (2, 3), (2, 3, 4)]
 def flat_network(shape, outputs=4, dtype=torch.float32):
     torch.manual_seed(0)
     size = torch.Size(shape).numel()
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, outputs)).to(
-        dtype
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, outputs)).to(dtype)
 
 
 @pytest.mark.parametrize("outputs", [1, 4])
@@ -303,9 +296,7 @@ def test_every_direction_has_unit_length_for_each_example(name, iterations, shap
     assert not d.requires_grad
     ord_ = 2 if norm == "l2" else float("inf")
     wanted = torch.ones(N)
-    torch.testing.assert_close(
-        torch.stack([torch.linalg.vector_norm(row, ord_) for row in d]), wanted, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(torch.stack([torch.linalg.vector_norm(row, ord_) for row in d]), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -393,9 +384,7 @@ def test_all_directions_can_share_one_live_step(name):
 
 
 # passes of the network, the clean one (or the target's) included
-@pytest.mark.parametrize(
-    ("name", "passes"), [("random", 0), ("margin", 1), ("exact", 1), ("finite_difference", 2), ("ascent", 2)]
-)
+@pytest.mark.parametrize(("name", "passes"), [("random", 0), ("margin", 1), ("exact", 1), ("finite_difference", 2), ("ascent", 2)])
 def test_search_costs_no_more_forward_passes_than_it_says(name, passes):
     module, calls = smooth_network(), []
     module.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -18,9 +18,7 @@ def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
     found = list(_tensors(batch))
     x = next((t for t in found if t.is_floating_point()), None)
     if x is None:
-        raise ValueError(
-            "the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)"
-        )
+        raise ValueError("the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)")
     return x, next((t for t in found if not t.is_floating_point() and len(t) == len(x)), None)
 
 
@@ -73,9 +71,7 @@ class RegularizerCallback(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step > self._num_updates:  # not every batch ends an accumulation
             self._num_updates = trainer.global_step
             for regularizer in self._regularizers().values():
@@ -100,9 +96,7 @@ class RegularizerCallback(pl.Callback):
         total = loss + torch.stack(list(terms.values())).sum()
         return {**output, "loss": total} if isinstance(output, dict) else total
 
-    def _terms(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, report: dict[str, Tensor] | None
-    ) -> dict[str, Tensor]:
+    def _terms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, report: dict[str, Tensor] | None) -> dict[str, Tensor]:
         found = self.inputs(batch)
         x, y = found if isinstance(found, tuple) else (found, None)
         regularizers = self._regularizers()

@@ -55,9 +55,7 @@ def finite_difference(
     return d
 
 
-def exact(
-    step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False
-) -> Tensor:
+def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
     """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 1 F once, and 2 F an iteration.
 
     At r = 0 the Hessian of D(x, x + r) is the Hessian F of D in its second argument pulled back to the input, so both products are taken

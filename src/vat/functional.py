@@ -35,9 +35,7 @@ class Divergence:
 
     def margin(self, logits: Tensor) -> Tensor:
         """How far each example's decision is from changing, in logits: shape (N,), >= 0."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no decision to change: choose another direction than 'margin'"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no decision to change: choose another direction than 'margin'")
 
     def decision(self, logits: Tensor) -> Tensor | None:
         """What is decided for each example (N, …), to count how often it flips; None where nothing is."""

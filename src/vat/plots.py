@@ -56,12 +56,8 @@ def plane_figure(
     axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey=True)
     for column, name in enumerate(networks):
         top, bottom = axes[0, column], axes[1, column]
-        upper = top.contourf(
-            horizontal, vertical, chances[name], levels=torch.linspace(0, 1, 11).tolist(), cmap="PuOr_r"
-        )
-        lower = bottom.contourf(
-            horizontal, vertical, smoothness[name], levels=torch.linspace(0, worst, 13).tolist(), cmap="viridis"
-        )
+        upper = top.contourf(horizontal, vertical, chances[name], levels=torch.linspace(0, 1, 11).tolist(), cmap="PuOr_r")
+        lower = bottom.contourf(horizontal, vertical, smoothness[name], levels=torch.linspace(0, worst, 13).tolist(), cmap="viridis")
         for panel in (top, bottom):
             panel.contour(horizontal, vertical, chances[name], levels=[0.5], colors="black", linewidths=1.2)
             _points(panel, z, y)

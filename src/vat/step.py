@@ -172,9 +172,7 @@ class Step:
         report: dict[str, Tensor] | None = None,
     ):
         if not x.is_floating_point():
-            raise TypeError(
-                f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings"
-            )
+            raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
         self._network = Network(forward, module)
         self.x = x.detach()
         self.y = y

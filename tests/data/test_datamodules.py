@@ -197,9 +197,7 @@ def test_digits_parts_are_stratified_and_fixed():
     for name in ("unlabeled", "validation", "test"):
         rows = getattr(data.split, name)
         assert torch.equal(rows, getattr(other.split, name))
-        torch.testing.assert_close(
-            torch.bincount(data.y[rows]), (len(rows) * frequencies).round().long(), atol=1, rtol=0
-        )
+        torch.testing.assert_close(torch.bincount(data.y[rows]), (len(rows) * frequencies).round().long(), atol=1, rtol=0)
     assert torch.bincount(data.y[data.split.labeled]).tolist() == [5] * 10
     assert not torch.equal(data.split.labeled, other.split.labeled)
 

@@ -123,9 +123,7 @@ def test_processes_share_the_global_batches_of_one(world_size, augment):
                 joined = torch.cat([getattr(part, field) for part in parts])
                 assert torch.equal(joined, getattr(expected, field))
             assert all(part.total == expected.total for part in parts)
-            assert [part.start for part in parts] == [
-                sum(len(before.x) for before in parts[:rank]) for rank in range(world_size)
-            ]
+            assert [part.start for part in parts] == [sum(len(before.x) for before in parts[:rank]) for rank in range(world_size)]
 
 
 def test_augmentation_is_drawn_anew_for_each_step_part_and_view():
@@ -237,9 +235,7 @@ def test_translate_refuses_what_it_cannot_shift():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_each_row_is_evaluated_once_in_equally_many_batches(num_rows, batch_size, world_size):
     rows = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:num_rows]
-    loaders = [
-        EvalLoader(X, Y, rows, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    loaders = [EvalLoader(X, Y, rows, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     ranks = [list(loader) for loader in loaders]
     assert {len(batches) for batches in ranks} == {len(loaders[0])} == {-(-num_rows // batch_size)}
     in_order = [batch for step in zip(*ranks, strict=True) for batch in step]

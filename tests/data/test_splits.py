@@ -14,9 +14,7 @@ from vat.data.loader import indices
 from vat.data.splits import Split, labeled_subset, stratified_parts
 from vat.seeds import stable_seed
 
-SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[
-    torch.randperm(100, generator=torch.Generator().manual_seed(0))
-]
+SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 
 
 def counts(labels, num_classes=4):
@@ -78,11 +76,7 @@ def test_the_remainder_goes_to_other_classes_under_other_seeds():
 
 
 def test_an_unbalanced_subset_follows_the_frequencies_not_the_classes():
-    mean = (
-        torch.tensor([counts(SKEWED[labeled_subset(SKEWED, 20, balanced=False, seed=seed)]) for seed in range(200)])
-        .double()
-        .mean(0)
-    )
+    mean = torch.tensor([counts(SKEWED[labeled_subset(SKEWED, 20, balanced=False, seed=seed)]) for seed in range(200)]).double().mean(0)
     expected = torch.tensor([12.0, 5.8, 1.6, 0.6], dtype=torch.double)
     torch.testing.assert_close(mean, expected, atol=0.6, rtol=0)  # standard error at most 0.14
 

@@ -42,11 +42,7 @@ def test_only_the_first_unit_s_shortcut_starts_after_the_activation():
         if name.endswith(("norm1", "shortcut")):
             module.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
     model(torch.randn(2, 3, 8, 8))
-    raw = [
-        torch.equal(seen[name][0], seen[name.replace("shortcut", "norm1")][0])
-        for name in seen
-        if name.endswith("shortcut")
-    ]
+    raw = [torch.equal(seen[name][0], seen[name.replace("shortcut", "norm1")][0]) for name in seen if name.endswith("shortcut")]
     assert raw == [False, True, True, True, True, True]
     first = F.leaky_relu(seen["layers.1.norm1"][1], 0.1)
     assert torch.equal(seen["layers.1.shortcut"][0], first)

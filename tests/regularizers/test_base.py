@@ -148,9 +148,7 @@ def test_a_penalty_and_its_backward_pass_leave_the_network_as_it_was(name):
 def test_the_backward_pass_adds_to_gradients_that_are_there(name):
     module = network()
     regularizer = make(name, module)
-    wanted = torch.autograd.grad(
-        regularizer.penalty(step_of(regularizer, module)), trainable(module), allow_unused=True
-    )
+    wanted = torch.autograd.grad(regularizer.penalty(step_of(regularizer, module)), trainable(module), allow_unused=True)
     assert sum(g is not None and g.abs().max().item() > 0 for g in wanted) >= len(wanted) - 3
     there = [torch.randn_like(p) for p in trainable(module)]
     for p, g in zip(trainable(module), there, strict=True):

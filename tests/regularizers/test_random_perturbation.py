@@ -37,6 +37,4 @@ def test_for_small_eps_it_is_half_the_quadratic_form_of_the_fisher_matrix():
         u = J @ ri
         wanted.append(((p * u.square()).sum() - (p * u).sum().square()) / 2)
     # relative error: eps from the third derivative, 1e-16 / eps² from rounding
-    torch.testing.assert_close(
-        RandomPerturbation(eps).penalty(Step(module, x, key=KEY)), torch.stack(wanted).mean(), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(RandomPerturbation(eps).penalty(Step(module, x, key=KEY)), torch.stack(wanted).mean(), rtol=1e-3, atol=0)

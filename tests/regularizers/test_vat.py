@@ -61,9 +61,7 @@ def test_perturbation_of_each_example_has_length_eps(direction, shape, norm, eps
     module = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
     x = rows(N, *shape, dtype=torch.float32)
     module(x)
-    r = VAT(eps, direction=direction, norm=norm, choose_sign=choose_sign).virtual_adversarial_perturbation(
-        Step(module, x, key=KEY)
-    )
+    r = VAT(eps, direction=direction, norm=norm, choose_sign=choose_sign).virtual_adversarial_perturbation(Step(module, x, key=KEY))
     lengths = torch.stack([torch.linalg.vector_norm(row, 2 if norm == "l2" else float("inf")) for row in r])
     torch.testing.assert_close(lengths, torch.full((N,), eps), rtol=1e-6, atol=0)
 
@@ -137,9 +135,7 @@ def test_a_users_own_direction_is_a_function_of_the_same_signature():
     ("direction", "iterations"),
     [("finite_difference", 1), ("finite_difference", 2), ("exact", 1), ("exact", 2), ("margin", 1), ("ascent", 2)],
 )
-def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_not(
-    direction, iterations, through_r, through_target
-):
+def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_not(direction, iterations, through_r, through_target):
     # The exact product with a graph is a third derivative, which torch gets wrong for batch norm: see the test below.
     module, x = smooth_network(nn.GroupNorm(3, 12) if direction == "exact" else None), rows()
     parameters = list(module.parameters())

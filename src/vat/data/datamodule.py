@@ -126,8 +126,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         name = type(self).__name__
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise ValueError(
-                f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; "
-                f"got {self.y.dtype} of shape {tuple(self.y.shape)}"
+                f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; got {self.y.dtype} of shape {tuple(self.y.shape)}"
             )
         outside = torch.nonzero((self.y < 0) | (self.y >= self.num_classes))
         if len(outside):

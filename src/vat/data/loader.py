@@ -160,9 +160,7 @@ class ResidentLoader:
             self.streams["unlabeled"] = (unlabeled.cpu(), batch_size_unlabeled)
         for name, (_, batch_size) in self.streams.items():
             if batch_size < world_size:
-                raise ValueError(
-                    f"batch_size_{name} must be at least the number of processes, {world_size}; got {batch_size}"
-                )
+                raise ValueError(f"batch_size_{name} must be at least the number of processes, {world_size}; got {batch_size}")
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.rank, self.world_size = rank, world_size
@@ -231,9 +229,7 @@ class EvalLoader:
         ValueError: If a rank would be left without a row in some batch.
     """
 
-    def __init__(
-        self, x: Tensor, y: Tensor, rows: Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, x: Tensor, y: Tensor, rows: Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}")
         self.num_batches = -(-len(rows) // batch_size)

@@ -70,9 +70,7 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
     if num_labeled is None:
         return torch.arange(len(labels))
     if not 1 <= num_labeled <= len(labels):
-        raise ValueError(
-            f"num_labeled must be between 1 and the {len(labels)} examples, or None for all; got {num_labeled}"
-        )
+        raise ValueError(f"num_labeled must be between 1 and the {len(labels)} examples, or None for all; got {num_labeled}")
     generator = torch.Generator().manual_seed(stable_seed("labeled_subset", seed))
     if not balanced:
         return torch.randperm(len(labels), generator=generator)[:num_labeled].sort().values
@@ -120,9 +118,7 @@ class Split:
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name, rows in parts.items():
             if rows.dtype != torch.int64 or rows.ndim != 1 or len(rows) == 0:
-                raise ValueError(
-                    f"{name} must be a non-empty int64 vector; got {rows.dtype} of shape {tuple(rows.shape)}"
-                )
+                raise ValueError(f"{name} must be a non-empty int64 vector; got {rows.dtype} of shape {tuple(rows.shape)}")
         if not torch.isin(self.labeled, self.unlabeled).all():
             row = self.labeled[~torch.isin(self.labeled, self.unlabeled)][0]
             raise ValueError(f"labeled must lie within unlabeled; row {row} does not")

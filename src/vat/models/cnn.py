@@ -48,9 +48,7 @@ class CNN(nn.Module):
             ]
             in_channels = out_channels
         pixels = (height // shrinkage) * (width // shrinkage)
-        self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(in_channels * pixels, num_classes)
-        )
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(in_channels * pixels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images of shape (N, *input_shape) to logits of shape (N, num_classes)."""

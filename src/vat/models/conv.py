@@ -21,9 +21,7 @@ class _NineConvolutions(nn.Module):
     The widths are those of the two triples and of the last three convolutions.
     """
 
-    def __init__(
-        self, input_shape: Sequence[int], num_classes: int, widths: Sequence[int], *, dropout: float, top_bn: bool
-    ) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, widths: Sequence[int], *, dropout: float, top_bn: bool) -> None:
         super().__init__()
         # 12 -> 6 -> 3 by the poolings, -> 1 by the convolution without padding.
         in_channels = image_channels(input_shape, smallest=12)
@@ -110,7 +108,5 @@ class ConvLarge(_NineConvolutions):
         ValueError: If the images are too small, or ``dropout`` is out of range.
     """
 
-    def __init__(
-        self, input_shape: Sequence[int], num_classes: int, *, dropout: float = 0.5, top_bn: bool = False
-    ) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, dropout: float = 0.5, top_bn: bool = False) -> None:
         super().__init__(input_shape, num_classes, (128, 256, 512, 256, 128), dropout=dropout, top_bn=top_bn)

@@ -51,9 +51,7 @@ class Regularizer(nn.Module):
             raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
         return self.current_weight * self.penalty(step)
 
-    def forward(
-        self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: nn.Module | None = None
-    ) -> Tensor:
+    def forward(self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: nn.Module | None = None) -> Tensor:
         """The term of one batch: a scalar to add to the loss.
 
         Args:

@@ -35,8 +35,7 @@ class MeanTeacher(Regularizer):
     def on_fit_start(self, model: nn.Module) -> None:
         """The teacher starts as the model, or moves to the model's device after a restart."""
         self.teacher = {
-            name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone()
-            for name, p in model.named_parameters()
+            name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone() for name, p in model.named_parameters()
         }
 
     @torch.no_grad()

@@ -93,10 +93,7 @@ class VAT(Regularizer):
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
         with torch.no_grad():
-            plus, minus = (
-                self.divergence(step.target, step.network(step.x + sign * self.eps * d, constant=True))
-                for sign in (1, -1)
-            )
+            plus, minus = (self.divergence(step.target, step.network(step.x + sign * self.eps * d, constant=True)) for sign in (1, -1))
         return torch.where(plus >= minus, 1, -1).to(d.dtype).view(-1, *[1] * (d.dim() - 1))
 
     @torch.no_grad()
