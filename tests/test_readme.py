@@ -1,0 +1,61 @@
+"""Every command of the README is one that works."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import train  # noqa: F401  # makes the schemas known
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "src/train.py" in c])
+def test_a_training_command_composes(command):
+    words = shlex.split(command)
+    assert words[:2] == ["python", "src/train.py"]
+    overrides = [word for word in words[2:] if "=" in word]
+    if "-m" in words:  # a sweep: its first job
+        overrides = [re.sub(r",.*", "", word) for word in overrides]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    assert cfg.model._target_
+    for override in overrides:
+        key, value = override.split("=", 1)
+        if "." in key:
+            node = cfg
+            for part in key.split("."):
+                node = node[part]
+            assert str(node).replace(" ", "") == value.replace("null", "None")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_a_make_command_has_its_rule(command):
+    made = subprocess.run(["make", "--dry-run", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "scripts/" in c])
+def test_a_script_knows_the_arguments_the_readme_gives_it(command):
+    words = shlex.split(command)
+    script = ROOT / words[1]
+    assert script.is_file()
+    for argument in words[2:]:
+        assert argument.split("/")[-1].split(".")[0] in script.read_text(), f"{script.name} does not know {argument}"
+
+
+@pytest.mark.parametrize(
+    "path", re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)h][^)]*)\)", README)
+)
+def test_a_path_named_in_the_readme_exists(path):
+    assert (ROOT / path).exists()
