@@ -64,12 +64,11 @@ STUDIES = {
         seeds=range(10),
     ),
 }
-for name, rpt, adversarial, vat in (("moons", 1.8, 0.2, 0.6), ("circles", 2.8, 0.65, 0.5)):
+for name, rpt, vat in (("moons", 1.8, 0.6), ("circles", 2.8, 0.5)):
     STUDIES[name] = Study(  # ε are DSVAT's
         (
             Method("none", ("regularizer=none",)),
             Method("random perturbation", ("regularizer=random_perturbation",), "random_perturbation.eps", (rpt,)),
-            Method("adversarial", ("regularizer=adversarial",), "adversarial.eps", (adversarial,)),
             Method("VAT", ("regularizer=vat",), "vat.eps", (vat,)),
         ),
         (f"experiment=synthetic_{name}",),

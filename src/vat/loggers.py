@@ -35,6 +35,8 @@ def wandb_logger(
         name: shown name of the run; the folder's if None.
         tags: W&B tags.
     """
+    quiet = wandb.Settings(console="off", silent=True)  # its banners and console capture would cut the progress bar to pieces
+    wandb.setup(quiet)
     mode, reason = wandb_mode()
     log.info("Weights & Biases: %s (%s)", mode, reason)
     folder = Path(save_dir)
@@ -49,8 +51,7 @@ def wandb_logger(
         resume="allow" if mode == "online" else None,
         mode=mode,
         log_model=False,
-        # Its console capture and banners would cut the progress bar to pieces.
-        settings=wandb.Settings(console="off", silent=True),
+        settings=quiet,
     )
 
 

@@ -1,0 +1,91 @@
+"""The tables: chosen on validation, gone on with where they were interrupted, summarised as said."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
+
+
+@pytest.fixture
+def reproduce(monkeypatch):
+    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "reproduce", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def study(reproduce):
+    methods = (reproduce.Method("none", ("regularizer=none",)), reproduce.Method("VAT", ("regularizer=vat",), "vat.eps", (1, 2)))
+    return reproduce.Study(methods, ("data=digits",), tuning_seeds=range(100, 102), seeds=range(3))
+
+
+def leave(folder, **metrics):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({name.replace("__", "/"): value for name, value in metrics.items()}))
+
+
+def pretend_training(monkeypatch, reproduce, commands, accuracy=lambda place, seed: 0.5):
+    def run(command, **_):
+        commands.append(command)
+        where = Path(next(word for word in command if word.startswith("hydra.sweep.dir=")).split("=")[1])
+        seeds = next(word for word in command if word.startswith("seed=")).split("=")[1].split(",")
+        for seed in map(int, seeds):
+            value = accuracy(where.name, seed)
+            leave(where / str(seed), val__accuracy=value, val__cross_entropy=0.1, test__accuracy=value, test__lds=0.2, seconds=1)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+
+
+def test_the_value_with_the_best_mean_validation_accuracy_is_chosen(reproduce, study, tmp_path):
+    for value, accuracies in ((1, (0.9, 0.7)), (2, (0.85, 0.81))):
+        for seed, accuracy in zip(study.tuning_seeds, accuracies, strict=True):
+            # the test, had it been read, would choose otherwise
+            leave(tmp_path / f"VAT-{value}" / str(seed), val__accuracy=accuracy, val__cross_entropy=0.1, test__accuracy=1 / value)
+    assert reproduce.choose(study.methods[1], tmp_path, study.tuning_seeds) == 2
+    assert reproduce.choose(study.methods[0], tmp_path, study.tuning_seeds) is None
+
+
+def test_only_what_is_missing_is_trained(reproduce, study, tmp_path, monkeypatch):
+    commands = []
+    pretend_training(monkeypatch, reproduce, commands)
+    leave(tmp_path / "VAT-2" / "1")
+    blocks = [(study.methods[1], study.seeds, (1, 2), ("test=none",))]
+    reproduce.run(study, blocks, tmp_path, jobs=1)
+    seeds = {next(w for w in c if w.startswith("vat.eps=")): next(w for w in c if w.startswith("seed=")) for c in commands}
+    assert seeds == {"vat.eps=1": "seed=0,1,2", "vat.eps=2": "seed=0,2"}
+    assert all({"-m", "data=digits", "regularizer=vat", "test=none"} <= set(command) for command in commands)
+    reproduce.run(study, blocks, tmp_path, jobs=1)
+    assert len(commands) == 2
+
+
+def test_a_job_that_leaves_no_metrics_is_named(reproduce, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    with pytest.raises(SystemExit, match=r"3 jobs failed, the first in .*none/0: see .*none/log.txt"):
+        reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, jobs=1)
+
+
+def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp_path, monkeypatch):
+    accuracy = {"none": (0.80, 0.70, 0.60), "VAT-2": (0.90, 0.85, 0.59)}
+    pretend_training(monkeypatch, reproduce, [], lambda place, seed: accuracy[place][seed])
+    chosen = {"none": None, "VAT": 2}
+    reproduce.run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], tmp_path / "test", jobs=1)
+    reproduce.show(study, chosen, tmp_path)
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    # errors 20, 30, 40 and 10, 15, 41: differences -10, -15, +1
+    assert rows[2] == "| none | – | 30.00 ± 10.00 | – | 0.200 | 1 |"
+    assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
+
+
+def test_every_table_offers_each_method_as_many_candidates(reproduce):
+    for name, study in reproduce.STUDIES.items():
+        efforts = {len(m.candidates) for m in study.methods if m.tuned}
+        assert len(efforts) == 1, name
+        assert not set(study.tuning_seeds) & set(study.seeds)
