@@ -56,7 +56,7 @@ STUDIES = {
             Method("entropy", ("regularizer=entropy",), "entropy.weight", (0.03, 0.1, 0.3, 1, 3)),
             Method("VAT", ("regularizer=vat",), "vat.eps", (0.5, 1, 1.5, 2, 3)),
             Method("VAT + entropy", ("regularizer=vat_entropy",), "vat.eps", (0.5, 1, 1.5, 2, 3)),
-            Method("VAT, margin direction", ("regularizer=vat", "vat.direction=margin"), "vat.eps", (0.5, 1, 1.5, 2, 3)),
+            Method("VAT with margin direction", ("regularizer=vat", "vat.direction=margin"), "vat.eps", (0.5, 1, 1.5, 2, 3)),
             Method("mean teacher", ("regularizer=mean_teacher",), "mean_teacher.weight", (1, 3, 10, 30, 100)),
         ),
         (),

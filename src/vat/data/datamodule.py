@@ -1,14 +1,14 @@
 """What every data set that fits on the training device shares: checks, the move there, the loaders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vat.data.loader import EvalLoader, ResidentLoader, Translate
-from vat.data.splits import Split
+from vat.data.loader import Chain, EvalLoader, Flip, ResidentLoader, Translate
+from vat.data.splits import Split, labeled_subset, restricted
 
 EVALUATION_BATCH_SIZE = 1000  # without a graph this fits wherever a training batch does; no result depends on it
 
@@ -28,12 +28,21 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         balanced: Label the same number of examples in each class.
         seed: Determines which examples are labelled, the order of the batches and the augmentation.
         translate: Shift training images by up to this many pixels, filled with 0 (`vat.data.loader.Translate`).
+        flip: Mirror half of the training images left to right (`vat.data.loader.Flip`).
+        labeled_classes: The classes that have labels; None for all. Only their examples are labelled, and make up the validation and
+            test parts. Classes keep their numbers, so the network has an output for those without labels too.
+        unlabeled_classes: The classes of the unlabelled pool; None for all. The labelled examples stay in it, whatever their class. With
+            `labeled_classes` this makes the class mismatch of Oliver et al. (arXiv 1804.09170, section 4.4).
+        imbalance: How many times as many labelled examples class 0 has as the last class (`vat.data.splits.labeled_subset`).
 
     Attributes:
         unit: What a perturbation of length 1 is in this data; ε is measured in it.
         lds_eps: Radius at which LDS is monitored where nobody says otherwise.
+        mean, std: Of each channel of the inputs over the published training set, for a network's first layer; None where inputs are
+            meant to be used as they are.
         num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
-        x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part.
+        x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 are handed out as
+            float32 in [0, 1].
         class_names, num_classes, input_shape: After `setup`: names of the classes 0..C-1, C, and the shape of one input.
 
     Raises:
@@ -43,6 +52,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     class_names: list[str]
     unit: str
     lds_eps: float
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -54,6 +65,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         balanced: bool = True,
         seed: int = 0,
         translate: int = 0,
+        flip: bool = False,
+        labeled_classes: Sequence[int] | None = None,
+        unlabeled_classes: Sequence[int] | None = None,
+        imbalance: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_labeled = num_labeled
@@ -62,13 +77,40 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.steps_per_epoch = steps_per_epoch
         self.balanced = balanced
         self.seed = seed
-        self.augment = Translate(translate) if translate else None
+        shift, mirror = Translate(translate) if translate else None, Flip() if flip else None
+        self.augment = Chain(shift, mirror) if shift and mirror else shift or mirror
+        self.labeled_classes = labeled_classes
+        self.unlabeled_classes = unlabeled_classes
+        self.imbalance = imbalance
         self.num_views = 1
         self._loaded = False
 
     @abstractmethod
     def load(self) -> tuple[Tensor, Tensor, Split]:
-        """Inputs (N, ...) as the network receives them, labels (N,) int64, and the parts; called once."""
+        """Inputs (N, ...) as the network receives them or uint8, labels (N,) int64, and the parts; called once."""
+
+    def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor) -> Split:
+        """Label some of the pool, as the settings say.
+
+        Args:
+            y: Labels of the whole set.
+            pool: Rows for training.
+            validation: Rows for model selection.
+            test: Rows for the final number.
+
+        Raises:
+            ValueError: If the settings cannot be met.
+        """
+        candidates, validation, test = (restricted(rows, y, self.labeled_classes) for rows in (pool, validation, test))
+        labels = y[candidates]
+        if self.labeled_classes is not None:
+            labels = labels.unique(return_inverse=True)[1]  # a balanced subset takes 0..C-1 for classes that all have examples
+        chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance)
+        labeled = candidates[chosen]
+        unlabeled = restricted(pool, y, self.unlabeled_classes)
+        if self.unlabeled_classes is not None:
+            unlabeled = torch.cat([unlabeled, labeled]).unique()  # ascending
+        return Split(labeled, unlabeled, validation, test)
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the data, the first time round: Lightning calls this for each stage."""
@@ -135,6 +177,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
                 f"{name}: labels must lie in 0..{self.num_classes - 1}; got {int(self.y[row])} in row {row}. "
                 "Name every class in class_names and number them from 0."
             )
+        if not self.x.is_floating_point():
+            return
         broken = torch.nonzero(~torch.isfinite(self.x).flatten(1).all(dim=1))
         if len(broken):
             raise ValueError(

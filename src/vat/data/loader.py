@@ -108,6 +108,35 @@ class Translate:
         return windows[torch.arange(len(x), device=x.device), :, dy, dx]
 
 
+class Flip:
+    """Mirror each image of a batch left to right with probability one half."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Images of shape (B, C, H, W) to the same shape."""
+        if x.ndim != 4:
+            raise ValueError(f"Flip needs images of shape (B, C, H, W); got {tuple(x.shape)}")
+        mirrored = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=x.device).bool()
+        return torch.where(mirrored, x.flip(3), x)
+
+
+class Chain:
+    """One augmentation after the other, drawing in turn from the same generator."""
+
+    def __init__(self, *augmentations: Augmentation) -> None:
+        self.augmentations = augmentations
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch to a batch of the same shape."""
+        for augmentation in self.augmentations:
+            x = augmentation(x, generator)
+        return x
+
+
+def as_input(x: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1], so that images can stay resident at a quarter of the memory; anything else as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
 class ResidentLoader:
     """Endless training batches from resident tensors; every rank takes its slice of the same global batches.
 
@@ -117,7 +146,7 @@ class ResidentLoader:
     its validation, under Lightning's `limit_train_batches`; Lightning counts the batches of a resumed epoch itself.)
 
     Args:
-        x: Inputs of the whole data set on the training device, shape (N, ...).
+        x: Inputs of the whole data set on the training device, shape (N, ...); uint8 comes out as float32 in [0, 1].
         y: Labels on the same device, shape (N,).
         labeled: Rows with labels, int64.
         unlabeled: Rows of the unlabelled pool, int64; None in supervised training.
@@ -202,12 +231,12 @@ class ResidentLoader:
 
     def _inputs(self, rows: Tensor, here: slice, stream: str, micro_step: int, view: int) -> Tensor:
         if self.augment is None:
-            return self.x[rows[here]]
+            return as_input(self.x[rows[here]])
         # Each rank augments the whole global batch and keeps its slice: a row's draw then does not depend on the number of
         # processes, whatever the augmentation, for about a millisecond of work on data this small.
         generator = torch.Generator(self.x.device)
         generator.manual_seed(stable_seed("augment", self.seed, micro_step, stream, view))
-        return self.augment(self.x[rows], generator)[here]
+        return self.augment(as_input(self.x[rows]), generator)[here]
 
 
 class EvalLoader:
@@ -218,7 +247,7 @@ class EvalLoader:
     of which is cut into even slices.
 
     Args:
-        x: Inputs of the whole data set on the device, shape (N, ...).
+        x: Inputs of the whole data set on the device, shape (N, ...); uint8 comes out as float32 in [0, 1].
         y: Labels on the same device, shape (N,).
         rows: Rows to evaluate, int64.
         batch_size: Most rows of a global batch.
@@ -249,4 +278,4 @@ class EvalLoader:
             batch = share(len(self.rows), number, self.num_batches)
             mine = share(len(batch), self.rank, self.world_size)
             rows = self.rows[batch.start + mine.start : batch.start + mine.stop]
-            yield self.x[rows], self.y[rows]
+            yield as_input(self.x[rows]), self.y[rows]

@@ -48,10 +48,11 @@ def stratified_parts(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list
     return parts
 
 
-def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, seed: int) -> Tensor:
+def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, seed: int, imbalance: float = 1.0) -> Tensor:
     """Rows of the examples whose labels training may see.
 
-    With one seed the smaller of two subsets lies within the larger, so that a curve over the number of labels is paired.
+    With one seed the smaller of two subsets lies within the larger, so that a curve over the number of labels is paired (under an
+    imbalance but for an example of a class, by rounding).
 
     Args:
         labels: Classes 0..C-1 of the candidates, shape (N,), int64.
@@ -59,6 +60,8 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
         balanced: The same number from each class, the remainder from randomly chosen classes one each; otherwise
             uniform over the examples, and a class may go without.
         seed: Determines the subset, with the other arguments; the global generator is neither read nor moved.
+        imbalance: How many times as many examples class 0 has as the last class, where the numbers fall by one factor from class to
+            class (Cui et al., arXiv 1901.05555); 1 for the same number from each. Needs `balanced`.
 
     Returns:
         Ascending row numbers into `labels`, int64 on the CPU.
@@ -67,6 +70,8 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
         ValueError: If the labels are not classes, or the number cannot be met; a class with too few examples is named.
     """
     labels = _checked(labels)
+    if not imbalance >= 1 or (imbalance > 1 and (num_labeled is None or not balanced)):
+        raise ValueError(f"imbalance must be 1, or above it with balanced=True and a number of labels; got {imbalance}")
     if num_labeled is None:
         return torch.arange(len(labels))
     if not 1 <= num_labeled <= len(labels):
@@ -80,11 +85,9 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
             f"num_labeled must be at least the {num_classes} classes in a balanced split; got {num_labeled}. "
             "Ask for more labels or set balanced=False."
         )
-    each, remainder = divmod(num_labeled, num_classes)
-    favoured = torch.randperm(num_classes, generator=generator)[:remainder].tolist()
+    counts = _class_counts(num_labeled, num_classes, imbalance, generator)
     chosen = []
-    for c, rows in enumerate(_shuffled_classes(labels, generator)):
-        wanted = each + (c in favoured)
+    for c, (rows, wanted) in enumerate(zip(_shuffled_classes(labels, generator), counts, strict=True)):
         if len(rows) < wanted:
             raise ValueError(
                 f"num_labeled={num_labeled} asks for {wanted} examples of class {c}, which has {len(rows)}. "
@@ -92,6 +95,35 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
             )
         chosen.append(rows[:wanted])
     return torch.cat(chosen).sort().values
+
+
+def _class_counts(total: int, num_classes: int, imbalance: float, generator: torch.Generator) -> list[int]:
+    if imbalance == 1:
+        each, remainder = divmod(total, num_classes)
+        favoured = torch.randperm(num_classes, generator=generator)[:remainder].tolist()
+        return [each + (c in favoured) for c in range(num_classes)]
+    shares = [imbalance ** (-c / (num_classes - 1)) for c in range(num_classes)] if num_classes > 1 else [1.0]
+    # Differences of rounded running totals add up to the total, and each is right to within one example.
+    ends = [round(total * sum(shares[: c + 1]) / sum(shares)) for c in range(num_classes)]
+    counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    if min(counts) < 1:
+        raise ValueError(f"imbalance={imbalance:g} leaves class {counts.index(min(counts))} without one of {total} labels; ask for more labels")
+    return counts
+
+
+def restricted(rows: Tensor, labels: Tensor, classes: Sequence[int] | None) -> Tensor:
+    """Those of the rows whose label is one of the classes; None keeps all.
+
+    Raises:
+        ValueError: If a class has no example among the rows.
+    """
+    if classes is None:
+        return rows
+    found = labels[rows]
+    for c in classes:
+        if not (found == c).any():
+            raise ValueError(f"class {c} has no example to restrict a part to; got classes {list(classes)}")
+    return rows[torch.isin(found, torch.tensor(list(classes), dtype=torch.int64))]
 
 
 @dataclass(frozen=True, eq=False)  # eq compares tensors entry by entry; two splits are equal when their digests are
