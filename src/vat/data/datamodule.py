@@ -89,7 +89,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs (N, ...) as the network receives them or uint8, labels (N,) int64, and the parts; called once."""
 
-    def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor) -> Split:
+    def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor, extra: Tensor | None = None) -> Split:
         """Label some of the pool, as the settings say.
 
         Args:
@@ -97,6 +97,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             pool: Rows for training.
             validation: Rows for model selection.
             test: Rows for the final number.
+            extra: More rows for training, none of which is ever labelled.
 
         Raises:
             ValueError: If the settings cannot be met.
@@ -107,7 +108,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             labels = labels.unique(return_inverse=True)[1]  # a balanced subset takes 0..C-1 for classes that all have examples
         chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance)
         labeled = candidates[chosen]
-        unlabeled = restricted(pool, y, self.unlabeled_classes)
+        unlabeled = restricted(pool if extra is None else torch.cat([pool, extra]), y, self.unlabeled_classes)
         if self.unlabeled_classes is not None:
             unlabeled = torch.cat([unlabeled, labeled]).unique()  # ascending
         return Split(labeled, unlabeled, validation, test)

@@ -107,7 +107,9 @@ def _class_counts(total: int, num_classes: int, imbalance: float, generator: tor
     ends = [round(total * sum(shares[: c + 1]) / sum(shares)) for c in range(num_classes)]
     counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     if min(counts) < 1:
-        raise ValueError(f"imbalance={imbalance:g} leaves class {counts.index(min(counts))} without one of {total} labels; ask for more labels")
+        raise ValueError(
+            f"imbalance={imbalance:g} leaves class {counts.index(min(counts))} without one of {total} labels; ask for more labels"
+        )
     return counts
 
 

@@ -24,7 +24,7 @@ class VAT(Regularizer):
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
         direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature.
         num_power_iterations: iterations of the direction's search, or steps of its ascent.
-        xi: length of the finite differences' probe, as a share of each example's length; the direction's own choice if None.
+        xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
         gradient_through_target: let it flow through the target p(y|x) too.
@@ -73,7 +73,7 @@ class VAT(Regularizer):
         self._options = [name for name in ("eps", "num_power_iterations", "xi") if name in taken]
 
     def virtual_adversarial_perturbation(self, step: Step) -> Tensor:
-        """R (N, …) for the step's inputs: ‖r‖ = ε for each example."""
+        """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε for each example."""
         with torch.set_grad_enabled(self.gradient_through_r):
             options = {name: getattr(self, name) for name in self._options}
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
