@@ -102,10 +102,11 @@ def _class_counts(total: int, num_classes: int, imbalance: float, generator: tor
         each, remainder = divmod(total, num_classes)
         favoured = torch.randperm(num_classes, generator=generator)[:remainder].tolist()
         return [each + (c in favoured) for c in range(num_classes)]
-    shares = [imbalance ** (-c / (num_classes - 1)) for c in range(num_classes)] if num_classes > 1 else [1.0]
-    # Differences of rounded running totals add up to the total, and each is right to within one example.
-    ends = [round(total * sum(shares[: c + 1]) / sum(shares)) for c in range(num_classes)]
-    counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    shares = [imbalance ** (-c / max(num_classes - 1, 1)) for c in range(num_classes)]
+    quotas = [total * share / sum(shares) for share in shares]
+    counts = [int(quota) for quota in quotas]
+    favoured = sorted(range(num_classes), key=lambda c: counts[c] - quotas[c])[: total - sum(counts)]  # the largest remainders
+    counts = [count + (c in favoured) for c, count in enumerate(counts)]
     if min(counts) < 1:
         raise ValueError(
             f"imbalance={imbalance:g} leaves class {counts.index(min(counts))} without one of {total} labels; ask for more labels"
