@@ -19,7 +19,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import vat
 from vat import loggers, models
+from vat.data.cifar import CIFAR10, CIFAR100
 from vat.data.digits import Digits
+from vat.data.mnist import MNIST
+from vat.data.norb import NORB
+from vat.data.svhn import SVHN
 from vat.data.synthetic import Circles, Moons
 
 PRIMITIVES = (bool, int, float, str)
@@ -27,20 +31,11 @@ PRIMITIVES = (bool, int, float, str)
 
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
-    whole = (
-        Digits,
-        Moons,
-        Circles,
-        vat.VAT,
-        vat.RandomPerturbation,
-        vat.Adversarial,
-        vat.Entropy,
-        vat.PiModel,
-        vat.MeanTeacher,
-    )
+    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB)
+    regularizers = (vat.VAT, vat.RandomPerturbation, vat.Adversarial, vat.Entropy, vat.PiModel, vat.MeanTeacher)
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR)
-    nodes: dict[Any, type] = {target: schema(target) for target in whole}
+    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}

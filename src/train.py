@@ -63,14 +63,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
-    network = runs.make_network(cfg.model, data.input_shape, data.num_classes)
-    record = {
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "class_names": data.class_names,
-        "input_shape": list(data.input_shape),
-        "unit": data.unit,
-        "split": data.split.digest,
-    }
+    record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data)}
+    network = runs.make_network(cfg.model, record)
     start = runs.find_checkpoint(cfg)
     if start is not None:
         runs.refuse_other_run(runs.read_checkpoint(start), start, network, record)

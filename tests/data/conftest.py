@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+@st.composite
+def spoilt(draw, good):
+    """The good bytes after one to three accidents, most of them near the front, where the headers are."""
+    data = bytearray(good)
+    for _ in range(draw(st.integers(1, 3))):
+        position = draw(st.integers(0, 255) | st.integers(0, len(good))) % (len(data) + 1)
+        match draw(st.sampled_from(("write", "write", "insert", "delete", "cut", "repeat"))):
+            case "write":
+                new = draw(st.binary(min_size=1, max_size=4) | st.sampled_from((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f")))
+                data[position : position + len(new)] = new
+            case "insert":
+                data[position:position] = draw(st.binary(min_size=1, max_size=8))
+            case "delete":
+                del data[position : position + draw(st.integers(1, 600))]
+            case "cut":
+                del data[position:]
+            case "repeat":
+                data[position:position] = data[position : position + draw(st.integers(1, 600))]
+    return bytes(data)
+
+
+@pytest.fixture(params=[150, pytest.param(10_000, marks=pytest.mark.long)])
+def fuzz(request):
+    """A reader, a good file and its path -> hundreds of spoilt ones: each is read, or refused by an error that names the file."""
+
+    def run(read, good, path):
+        @settings(max_examples=request.param, derandomize=True, database=None, deadline=2000, suppress_health_check=list(HealthCheck))
+        @given(spoilt(good))
+        def check(data):
+            path.write_bytes(data)
+            try:
+                read(path)
+            except ValueError as error:
+                refusal = str(error)
+                assert str(path) in refusal
+
+        path.write_bytes(good)
+        read(path)
+        check()
+
+    return run
