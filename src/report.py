@@ -29,7 +29,7 @@ def settings(cfg: DictConfig) -> None:
         if isinstance(value, DictConfig):
             value = _call(value) if value._target_ else "none"
         elif key == "regularizers":
-            value = " + ".join(["cross entropy", *(node.strip("${}") for node in OmegaConf.to_container(cfg)[key])])  # pyright: ignore
+            value = " + ".join(["cross entropy", *(_call(node) for node in value)])
         table.add_row(str(key), str(value))
     console.print(table, "")
 

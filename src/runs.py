@@ -8,12 +8,12 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import get_class, instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -33,9 +33,9 @@ USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraExceptio
 
 
 def register() -> None:
-    """Make `${settings_digest:}` and `${run_folder:}` known to configurations."""
-    for function in (settings_digest, run_folder):
-        OmegaConf.register_new_resolver(function.__name__, lambda *, _root_, f=function: f(_root_), replace=True)
+    """Make `${settings_digest:}` and `${run_folder:…}` known to configurations."""
+    OmegaConf.register_new_resolver("settings_digest", lambda *, _root_: settings_digest(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)
 
 
 def settings_digest(cfg: DictConfig) -> str:
@@ -99,12 +99,10 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return path
 
 
-def run_folder(cfg: DictConfig) -> str:
-    """A fresh folder for a single run; that of the run that `ckpt_path=last` goes on with."""
+def run_folder(fresh: str, cfg: DictConfig) -> str:
+    """The `fresh` folder, or that of the run that `ckpt_path=last` goes on with."""
     newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
-    if newest is not None:
-        return str(newest.parent.parent)
-    return str(OUTPUTS / datetime.now().strftime(f"%Y-%m-%d/%H-%M-%S-{settings_digest(cfg)}"))
+    return fresh if newest is None else str(newest.parent.parent)
 
 
 def _newest_checkpoint(cfg: DictConfig) -> Path | None:
@@ -181,11 +179,28 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
                 f"{path} holds another architecture: {name} is {theirs} there and {ours} here. It was trained with "
                 f"model={json.dumps(checkpoint['record']['config']['model'])}"
             )
+    for part in ("regularizers", "optimizer"):
+        theirs, ours = (_targets(of["config"][part]) for of in (checkpoint["record"], record))
+        if theirs != ours:
+            raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
     if checkpoint["record"]["split"] != record["split"]:
         raise ValueError(
             f"{path} was trained on another split ({checkpoint['record']['split']} there, {record['split']} here): "
             "keep seed and data settings to go on from it"
         )
+
+
+def _targets(nodes: Any) -> str:
+    found = [node["_target_"].rsplit(".", 1)[-1] for node in (nodes if isinstance(nodes, list) else [nodes])]
+    return " + ".join(found) or "none"
+
+
+class WritableFolder(HydraCallback):
+    """Refuses a folder that cannot be written in one line, before Hydra fails to make it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with readable_errors(sweep=False), claimed(Path(config.hydra.run.dir)):
+            pass
 
 
 @contextmanager
@@ -201,4 +216,7 @@ def readable_errors(*, sweep: bool) -> Iterator[None]:
         if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        raise SystemExit(f"error: {cause}") from None
+        message = str(cause)
+        if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
+            message = message.splitlines()[0]
+        raise SystemExit(f"error: {message}") from None

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 import logging
+import math
 import time
 import warnings
 from pathlib import Path
@@ -58,8 +59,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """
     began = time.perf_counter()
     quiet()
-    if cfg.test not in TESTS:
-        raise ValueError(f"test={cfg.test}: choose one of {', '.join(TESTS)}")
+    check(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
@@ -93,8 +93,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             keep_last(trainer, folder / "checkpoints" / "last.ckpt")
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
             if cfg.test != "none":
-                weights = trainer.checkpoint_callback.best_model_path if cfg.test == "best" else None
-                (tested,) = trainer.test(classifier, datamodule=data, ckpt_path=weights, verbose=False, weights_only=True)
+                if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
+                    classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"])
+                (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
         finally:
             wandb.finish()  # or the next job of a sweep would go on in this run
@@ -105,10 +106,28 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
+def check(cfg: DictConfig) -> None:
+    """Refuse settings of the job itself that cannot be; those of its parts are checked where they are made.
+
+    Raises:
+        ValueError: names the key, the value and what it may be.
+    """
+    possible = {
+        "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer from 0 to 4294967295"),
+        "test": (lambda v: v in TESTS, f"one of {', '.join(TESTS)}"),
+        "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
+        "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
+        "reestimate_batch_norm": (lambda v: type(v) is bool, "true or false"),
+    }
+    for key, (allows, what) in possible.items():
+        if not allows(cfg[key]):
+            raise ValueError(f"{key}={cfg[key]}: must be {what}")
+
+
 def keep_last(trainer: pl.Trainer, path: Path) -> None:
     """Save the weights of the last step where the run ended between two validations, after which the others are saved."""
-    saved = runs.read_checkpoint(path)["global_step"] if path.is_file() else None
-    if saved != trainer.global_step:
+    saved = runs.read_checkpoint(path)["global_step"] if trainer.is_global_zero and path.is_file() else None
+    if trainer.strategy.broadcast(saved) != trainer.global_step:  # one rank looks, since all must save together or not at all
         trainer.save_checkpoint(path)
 
 
@@ -135,6 +154,8 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
+        ".*sync_dist=True.*",
+        ".*dirpath has changed.*",
         ".*LeafSpec.*deprecated.*",
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",

@@ -12,6 +12,9 @@ from vat.regularizers import Regularizer, by_unique_name
 from vat.step import Key, Step
 from vat.training import due_report, refuse_not_finite
 
+REPLACED = "_replaced_training_step"
+"""Attribute of the function that takes a `training_step`'s place: what it took the place of."""
+
 
 def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
     """The first tensor of a floating dtype in a batch (a tensor, or nested sequences and mappings), and the first of integers."""
@@ -56,17 +59,24 @@ class RegularizerCallback(pl.Callback):
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
             regularizer.on_fit_start(pl_module)
-        self._num_updates = trainer.global_step
         training_step = pl_module.training_step
 
         def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return self._added(trainer, pl_module, batch, training_step(batch, *args, **kwargs))
 
+        setattr(regularized, REPLACED, pl_module.__dict__.get("training_step"))  # rarely any: a method is no entry of the instance
         pl_module.training_step = regularized
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._num_updates = trainer.global_step  # restored by now, in a run that goes on
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was, also after an exception."""
-        pl_module.__dict__.pop("training_step", None)
+        # Through all wrappers at once, for where there are several callbacks, the first comes first.
+        while hasattr(step := pl_module.__dict__.get("training_step"), REPLACED):
+            del pl_module.training_step
+            if getattr(step, REPLACED) is not None:
+                pl_module.training_step = getattr(step, REPLACED)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
@@ -76,6 +86,11 @@ class RegularizerCallback(pl.Callback):
             self._num_updates = trainer.global_step
             for regularizer in self._regularizers().values():
                 regularizer.on_optimizer_step_end(pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """Names what it carries, so that two of these callbacks can be restored."""
+        return self._generate_state_key(regularizers=list(self.regularizers))
 
     def state_dict(self) -> dict[str, Any]:
         return self.regularizers.state_dict()

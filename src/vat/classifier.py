@@ -158,7 +158,8 @@ class Classifier(pl.LightningModule):
     def _prepare_evaluation(self) -> None:
         # Here rather than in a callback's hook: those run first, and one of them may swap averaged weights in.
         if self.reestimate_batch_norm:
-            reestimate_batch_norm(self.network, self.trainer.datamodule.training_inputs())  # pyright: ignore[reportAttributeAccessIssue]
+            inputs = self.trainer.datamodule.training_inputs()  # pyright: ignore[reportAttributeAccessIssue]
+            reestimate_batch_norm(self.network, (x.to(self.dtype) for x in inputs))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch

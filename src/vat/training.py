@@ -22,7 +22,8 @@ def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
     if values.isfinite().all():
         return
     bad = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
-    last = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"
+    callback = trainer.checkpoint_callback
+    last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "") or "none was written yet"
     raise FloatingPointError(
         f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Lower the learning rate or eps, or look for such "
         f"values in the inputs. Last checkpoint: {last} (ckpt_path=... goes on from it)"

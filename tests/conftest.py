@@ -1,0 +1,138 @@
+"""Settings of the test process, and short jobs to run in it."""
+
+import os
+
+# Before torch is imported, as in src/train.py: spinning threads stop one another on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+QUICK = (
+    "trainer.max_steps=5",
+    "data.steps_per_epoch=5",
+    "logger=none",
+    "trainer.enable_progress_bar=false",
+)
+NOISE = (
+    "ignore:.*LeafSpec.*:",
+    "ignore:.*treespec.*:",
+    "ignore:.*does not have many workers.*:",
+    "ignore:.*log_every_n_steps.*:",
+    "ignore:.*in eval mode.*:",
+    "ignore:.*exists and is not empty.*:",
+    "ignore:.*The dirpath has changed.*:",
+    "ignore:.*could not find the monitored key.*:",
+    "ignore:.*trainer already configured with model summary callbacks.*:",
+    "ignore:.*not have a `[a-z]+_dataloader`.*:",
+    "ignore:.*created with WeightAveraging.*:",
+)
+
+
+def pytest_configure(config):
+    for line in NOISE:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def compose():
+    """Overrides -> the configuration that the command line would hand to `train`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    import train  # noqa: F401  # registers the schemas
+
+    def composed(*overrides):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return hydra_compose("train", overrides=list(overrides))
+
+    return composed
+
+
+@pytest.fixture
+def job(compose, tmp_path, monkeypatch):
+    """Overrides -> a run of five steps in this process: its metrics, its folder, its last checkpoint."""
+    import report
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.console, "quiet", True)
+
+    def run(*overrides, name="job"):
+        folder = tmp_path / name
+        metrics = train.train(compose(*QUICK, *overrides), folder)
+        return SimpleNamespace(metrics=metrics, folder=folder, checkpoint=folder / "checkpoints" / "last.ckpt")
+
+    return run
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """Overrides -> what the command line does with them, in this process and a folder of its own."""
+    import report
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.console, "quiet", True)
+    quiet = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+
+    def run(*arguments):
+        flags = [a for a in arguments if a.startswith("-")]
+        overrides = [a for a in arguments if not a.startswith("-")]
+        argv = ["train.py", "--config-path", str(ROOT / "conf"), *flags, *QUICK, *quiet, *overrides]
+        monkeypatch.setattr(sys, "argv", argv)
+        train.main()
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A Python script and its arguments -> the finished process, run elsewhere, without a terminal, a key or a home."""
+
+    def run(script, *arguments, **environment):
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "PL_", "HYDRA_"))}
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        local = {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "no_proxy": "127.0.0.1"}
+        process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            cwd=tmp_path,
+            env=inherited | local | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the other ranks too
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run
+
+
+def equal_states(one, other):
+    """Names of the entries in which two state dicts differ in any bit."""
+    assert one.keys() == other.keys()
+    return [name for name, value in one.items() if isinstance(value, torch.Tensor) and not torch.equal(value, other[name])]
+
+
+@pytest.fixture
+def differences():
+    """Two state dicts -> names of the tensors that differ in any bit."""
+    return equal_states
