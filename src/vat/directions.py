@@ -7,6 +7,7 @@ counted as one, and the clean pass, which every direction shares with the diverg
 Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,8 @@ def finite_difference(
             away, much larger and it is no longer the Hessian's.
         create_graph: let d depend on the parameters.
     """
+    if torch.is_autocast_enabled(step.x.device.type):
+        warnings.warn("finite differences are noise in half precision: take direction 'margin' or 'exact'", stacklevel=2)
     xi = 1e-3 if xi is None else xi
     # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
     length = norm.length(step.x).mean()
