@@ -416,3 +416,12 @@ def test_inputs_that_are_all_zero_still_get_a_direction(name):
     d = direction(name, Step(module, torch.zeros(N, D), key=KEY))
     torch.testing.assert_close(d.norm(dim=1), torch.ones(N))
     assert not torch.allclose(d, direction("random", Step(module, torch.zeros(N, D), key=KEY)))
+
+
+def test_finite_differences_say_that_half_precision_makes_them_noise():
+    step = Step(smooth_network().float(), rows().float(), key=KEY)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(UserWarning, match="noise in half precision: take direction 'margin' or 'exact'"),
+    ):
+        direction("finite_difference", step)
