@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
     Args:
         metrics: of validation and test, and the seconds.
         folder: of the run.
-        lds: what the LDS is measured at.
+        lds: at which radius, in which unit, the LDS was measured.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
     for stage in ("val", "test"):
@@ -48,7 +49,7 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
             accuracy = metrics[f"{stage}/accuracy"]
             table.add_row(f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)")
     if "test/lds" in metrics:
-        table.add_row("test LDS", f"{metrics['test/lds']:.4f}, {lds}")
+        table.add_row("test LDS", f"{metrics['test/lds']:.4f} {lds}")
         table.add_row("test calibration error", f"{metrics['test/calibration_error']:.4f}")
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
     files = {"checkpoint": "checkpoints/last.ckpt", "configuration": "config.yaml", "metrics": "metrics.json"}
@@ -57,8 +58,14 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
     runs = sorted(folder.glob("wandb/*run-*"))
     if runs:
         table.add_row("W&B run", str(runs[-1]))
-        table.add_row("look at it by", f"wandb leet {runs[-1]}")
+        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
+        table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
     console.print("", table)
+
+
+def shown(path: Path) -> Path:
+    """A path as short as it can be typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _call(node: DictConfig) -> str:

@@ -45,11 +45,6 @@ def settings_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def shown(path: Path) -> Path:
-    """A path as short as it can be typed from here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def finished(folder: Path) -> dict[str, float] | None:
     """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
     path = folder / METRICS

@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> float:
     """Run one job in the folder Hydra made for it; a sweep minimises what is returned, the validation error."""
     sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     with runs.readable_errors(sweep=sweep):
-        folder = runs.shown(Path(HydraConfig.get().runtime.output_dir))
+        folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
         metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder)
     return 1 - metrics["val/accuracy"]
 
@@ -102,7 +102,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         metrics = {**metrics, "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-            report.closing(metrics, folder, lds=f"LDS at ε = {classifier.lds_eps:g} ({data.unit})")
+            report.closing(metrics, folder, lds=f"at ε = {classifier.lds_eps:g} ({data.unit})")
     return metrics
 
 
