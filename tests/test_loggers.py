@@ -119,6 +119,7 @@ def test_an_offline_run_uploads_no_model_and_asks_for_no_resumption(monkeypatch,
 
 
 def test_the_choice_is_logged_in_one_line(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(loggers.log, "disabled", False)  # Hydra switches loggers off that were there before its own configuration
     with caplog.at_level("INFO", logger="vat.loggers"):
         made(monkeypatch, tmp_path, "offline")
     (line,) = [record.getMessage() for record in caplog.records]
