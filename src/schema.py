@@ -54,16 +54,27 @@ def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False) -
         without: arguments that come from elsewhere when it is made.
         partial: the node makes a function that still waits for those.
     """
-    signature = inspect.signature(target)
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     fields: list[Any] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
     if partial:
         fields.append(("_partial_", bool, True))
-    for name, parameter in signature.parameters.items():
-        if name in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        fields.append((name, field_type(hints.get(name, Any)), _default(parameter)))
+    for parameter, hint in arguments(target).values():
+        if parameter.name not in without:
+            fields.append((parameter.name, field_type(hint), _default(parameter)))
     return dataclasses.make_dataclass(target.__name__, fields)
+
+
+def arguments(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The named arguments of a class or function, and their hints; a constructor's `**options` are those of its base class."""
+    constructors = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for constructor in constructors:
+        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name != "self"]
+        hints = typing.get_type_hints(constructor)
+        named = {p.name: (p, hints.get(p.name, Any)) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = named | found
+        if not any(p.kind is p.VAR_KEYWORD and p.name == "options" for p in parameters):  # Lightning's **kwargs go elsewhere
+            break
+    return found
 
 
 def field_type(hint: Any) -> Any:

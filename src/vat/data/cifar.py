@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -103,34 +104,24 @@ class _CIFAR(PublishedImages):
     def __init__(
         self,
         *,
-        data_dir: str | None = None,
         num_labeled: int | None = 4000,
         num_validation: int = 5000,
         batch_size_labeled: int = 32,
         batch_size_unlabeled: int = 128,
         steps_per_epoch: int = 400,
-        balanced: bool = True,
-        seed: int = 0,
         translate: int = 2,
         flip: bool = True,
-        labeled_classes: Sequence[int] | None = None,
-        unlabeled_classes: Sequence[int] | None = None,
-        imbalance: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            data_dir=data_dir,
             num_labeled=num_labeled,
             num_validation=num_validation,
             batch_size_labeled=batch_size_labeled,
             batch_size_unlabeled=batch_size_unlabeled,
             steps_per_epoch=steps_per_epoch,
-            balanced=balanced,
-            seed=seed,
             translate=translate,
             flip=flip,
-            labeled_classes=labeled_classes,
-            unlabeled_classes=unlabeled_classes,
-            imbalance=imbalance,
+            **options,
         )
         self.class_names = self.names.split()
 

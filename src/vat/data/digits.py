@@ -1,11 +1,13 @@
 """The 8×8 handwritten digits that come with scikit-learn: the smallest real images, no download."""
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vat.data.datamodule import ResidentDataModule
-from vat.data.splits import Split, labeled_subset, stratified_parts
+from vat.data.splits import Split, stratified_parts
 
 
 class Digits(ResidentDataModule):
@@ -29,18 +31,14 @@ class Digits(ResidentDataModule):
         batch_size_labeled: int = 32,
         batch_size_unlabeled: int = 128,
         steps_per_epoch: int = 100,
-        balanced: bool = True,
-        seed: int = 0,
-        translate: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             num_labeled=num_labeled,
             batch_size_labeled=batch_size_labeled,
             batch_size_unlabeled=batch_size_unlabeled,
             steps_per_epoch=steps_per_epoch,
-            balanced=balanced,
-            seed=seed,
-            translate=translate,
+            **options,
         )
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
@@ -50,6 +48,5 @@ class Digits(ResidentDataModule):
         x = torch.from_numpy(images).float().view(-1, 1, 8, 8)
         y = torch.from_numpy(labels).long()
         test, validation, pool = stratified_parts(y, (597, 200, 1000), seed=0)
-        labeled = pool[labeled_subset(y[pool], self.num_labeled, balanced=self.balanced, seed=self.seed)]
         x = (x - x[pool].mean()) / x[pool].std(correction=0)
-        return x, y, Split(labeled, pool, validation, test)
+        return x, y, self.divide(y, pool=pool, validation=validation, test=test)

@@ -1,6 +1,7 @@
 """MNIST: http://yann.lecun.com/exdb/mnist/."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from vat.data.download import PublishedFile, fetch
 from vat.data.idx import read_idx
@@ -54,32 +55,20 @@ class MNIST(PublishedImages):
     def __init__(
         self,
         *,
-        data_dir: str | None = None,
         num_labeled: int | None = 100,
         num_validation: int = 1000,
         batch_size_labeled: int = 100,
         batch_size_unlabeled: int = 250,
         steps_per_epoch: int = 500,
-        balanced: bool = True,
-        seed: int = 0,
-        translate: int = 0,
-        labeled_classes: Sequence[int] | None = None,
-        unlabeled_classes: Sequence[int] | None = None,
-        imbalance: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            data_dir=data_dir,
             num_labeled=num_labeled,
             num_validation=num_validation,
             batch_size_labeled=batch_size_labeled,
             batch_size_unlabeled=batch_size_unlabeled,
             steps_per_epoch=steps_per_epoch,
-            balanced=balanced,
-            seed=seed,
-            translate=translate,
-            labeled_classes=labeled_classes,
-            unlabeled_classes=unlabeled_classes,
-            imbalance=imbalance,
+            **options,
         )
         self.class_names = [str(digit) for digit in range(10)]
 

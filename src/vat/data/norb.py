@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,6 @@ class NORB(PublishedImages):
     def __init__(
         self,
         *,
-        data_dir: str | None = None,
         size: int = 32,
         num_labeled: int | None = 1000,
         num_validation: int = 1000,
@@ -137,26 +137,15 @@ class NORB(PublishedImages):
         batch_size_labeled: int = 100,
         batch_size_unlabeled: int = 250,
         steps_per_epoch: int = 500,
-        balanced: bool = True,
-        seed: int = 0,
-        translate: int = 0,
-        labeled_classes: Sequence[int] | None = None,
-        unlabeled_classes: Sequence[int] | None = None,
-        imbalance: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            data_dir=data_dir,
             num_labeled=num_labeled,
             num_validation=num_validation,
             batch_size_labeled=batch_size_labeled,
             batch_size_unlabeled=batch_size_unlabeled,
             steps_per_epoch=steps_per_epoch,
-            balanced=balanced,
-            seed=seed,
-            translate=translate,
-            labeled_classes=labeled_classes,
-            unlabeled_classes=unlabeled_classes,
-            imbalance=imbalance,
+            **options,
         )
         if size < 1 or SIZE % size:
             raise ValueError(f"size must be a divisor of {SIZE}, as 32, 48 and 96 are; got {size}")

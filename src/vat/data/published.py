@@ -42,7 +42,7 @@ class PublishedImages(ResidentDataModule):
     num_published: tuple[int, ...]
     unit = "pixels in [0, 1]"
 
-    def __init__(self, *, data_dir: str | None, num_validation: int, **options: Any) -> None:
+    def __init__(self, *, num_validation: int, data_dir: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.data_dir = Path(data_dir or os.environ.get("VAT_DATA_DIR") or ".data")
         self.num_validation = num_validation

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,33 +71,23 @@ class SVHN(PublishedImages):
     def __init__(
         self,
         *,
-        data_dir: str | None = None,
         extra: bool = False,
         num_labeled: int | None = 1000,
         num_validation: int = 5000,
         batch_size_labeled: int = 32,
         batch_size_unlabeled: int = 128,
         steps_per_epoch: int = 400,
-        balanced: bool = True,
-        seed: int = 0,
         translate: int = 2,
-        labeled_classes: Sequence[int] | None = None,
-        unlabeled_classes: Sequence[int] | None = None,
-        imbalance: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            data_dir=data_dir,
             num_labeled=num_labeled,
             num_validation=num_validation,
             batch_size_labeled=batch_size_labeled,
             batch_size_unlabeled=batch_size_unlabeled,
             steps_per_epoch=steps_per_epoch,
-            balanced=balanced,
-            seed=seed,
             translate=translate,
-            labeled_classes=labeled_classes,
-            unlabeled_classes=unlabeled_classes,
-            imbalance=imbalance,
+            **options,
         )
         self.files = (TRAIN, TEST, EXTRA) if extra else (TRAIN, TEST)
         self.num_published = (NUM_TRAIN, NUM_TEST, NUM_EXTRA)[: len(self.files)]
