@@ -25,6 +25,7 @@ from vat.data.mnist import MNIST
 from vat.data.norb import NORB
 from vat.data.svhn import SVHN
 from vat.data.synthetic import Circles, Moons
+from vat.schedule import LinearDecay
 
 PRIMITIVES = (bool, int, float, str)
 
@@ -34,7 +35,7 @@ def register() -> None:
     data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB)
     regularizers = (vat.VAT, vat.RandomPerturbation, vat.Adversarial, vat.Entropy, vat.PiModel, vat.MeanTeacher)
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
-    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR)
+    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
     nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}

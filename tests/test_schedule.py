@@ -1,0 +1,83 @@
+"""TPAMI's decay, against its description; a second process's state, against an uninterrupted one."""
+
+import numpy as np
+import pytest
+import torch
+
+from vat.schedule import LinearDecay
+
+
+def adam(lr=0.001, beta1=0.9):
+    return torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=lr, betas=(beta1, 0.999), fused=True)
+
+
+def run(optimizer, schedule, steps):
+    """(lr, β₁) at each step, as the step sees them."""
+    seen = []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        seen.append((group["lr"], group["betas"][0]))
+        group["params"][0].grad = torch.ones(3)
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_the_rate_and_beta1_are_constant_and_then_fall_linearly():
+    """SVHN: 48,000 updates, the fall over the last 16,000; here a thousandth of them."""
+    optimizer = adam()
+    seen = run(optimizer, LinearDecay(optimizer, 48, hold=2 / 3, final_beta1=0.5), 48)
+    rates, beta1s = map(np.array, zip(*seen, strict=True))
+    assert rates[:33] == pytest.approx(0.001)
+    assert beta1s[:33] == pytest.approx(0.9)
+    assert seen[40] == pytest.approx((0.0005, 0.7))
+    assert seen[47] == pytest.approx((0.001 / 16, 0.5 + 0.4 / 16))
+    assert np.diff(rates[32:]) == pytest.approx(-0.001 / 16)
+
+
+def test_the_end_is_zero_and_stays_there():
+    optimizer = adam()
+    run(optimizer, LinearDecay(optimizer, 10, final_beta1=0.5), 15)
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def test_without_a_final_beta1_any_optimizer_will_do():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0)
+    schedule = LinearDecay(optimizer, 4)
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [0.75]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8])
+def test_a_schedule_goes_on_where_it_was_saved(cut):
+    whole = adam()
+    expected = run(whole, LinearDecay(whole, 10, hold=0.5, final_beta1=0.5), 10)
+    first = adam()
+    schedule = LinearDecay(first, 10, hold=0.5, final_beta1=0.5)
+    run(first, schedule, cut)
+    second = adam()
+    resumed = LinearDecay(second, 10, hold=0.5, final_beta1=0.5)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert run(second, resumed, 10 - cut) == expected[cut:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": 0}, "total_steps must be >= 1, got 0"),
+        ({"total_steps": 10, "hold": 1.0}, "hold must be >= 0 and < 1, got 1.0"),
+        ({"total_steps": 10, "hold": float("nan")}, "hold must be"),
+        ({"total_steps": 10, "final_beta1": 1.5}, "final_beta1 must be >= 0 and < 1, got 1.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LinearDecay(adam(), **options)
+
+
+def test_betas_that_are_not_there_are_not_moved():
+    with pytest.raises(ValueError, match="SGD lacks"):
+        LinearDecay(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))]), 10, final_beta1=0.5)
