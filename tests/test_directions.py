@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd.functional import hessian
 from torch.nn.functional import cosine_similarity
 
-from vat.directions import DIRECTIONS, ascent, exact, finite_difference, margin, random
+from vat.directions import DIRECTIONS, ascent, exact, finite_difference, margin, random, random_margin
 from vat.functional import DIVERGENCES, L2, NORMS, Categorical, Divergence
 from vat.step import Key, Step
 
@@ -172,6 +172,25 @@ def test_margin_points_from_the_top_class_to_the_runner_up(name):
         assert cosines(d[i : i + 1], gradient) > 1 - 1e-12
 
 
+def test_random_margin_points_from_the_top_class_to_any_other_one():
+    """Against the gradients of all differences of logits, one row and one class at a time."""
+    module, x = smooth_network().eval(), rows(60)
+    d = random_margin(Step(module, x, key=KEY), KL, LENGTH)
+    ranks = []
+    for i in range(len(x)):
+        row = x[i : i + 1].clone().requires_grad_()
+        logits = module(row)[0]
+        order = logits.argsort(descending=True)
+        gradients = [torch.autograd.grad(logits[c] - logits[order[0]], row, retain_graph=True)[0] for c in order[1:]]
+        agreement = torch.stack([cosines(d[i : i + 1], g)[0] for g in gradients])
+        assert agreement.max() > 1 - 1e-12
+        ranks.append(int(agreement.argmax()))
+    counts = torch.bincount(torch.tensor(ranks), minlength=len(order) - 1)
+    assert counts.min() > 60 / (len(order) - 1) / 3
+    other = random_margin(Step(module, x, key=Key(1, micro_step=1)), KL, LENGTH)
+    assert not torch.equal(d, other)
+
+
 def test_margin_lowers_the_gap_between_top_class_and_runner_up():
     module, x = smooth_network(), rows()
     forward = reference_function(module, KEY)
@@ -247,8 +266,8 @@ def test_direction_in_float32_is_the_one_in_float64_whatever_the_inputs_scale(na
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-@pytest.mark.parametrize("name", ["exact", "margin"])
-def test_exact_and_margin_survive_bfloat16_autocast(name, kind, training):
+@pytest.mark.parametrize("name", ["exact", "margin", "random_margin"])
+def test_exact_and_margins_survive_bfloat16_autocast(name, kind, training):
     module, x = network(kind).train(training), rows(32, 1, 8, 8, dtype=torch.float32)
     low = in_precision(name, module, x, torch.float32, autocast=True)
     assert low.dtype == torch.float32
@@ -258,7 +277,7 @@ def test_exact_and_margin_survive_bfloat16_autocast(name, kind, training):
     assert agreement.mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["exact", "margin"])
+@pytest.mark.parametrize("name", ["exact", "margin", "random_margin"])
 @pytest.mark.parametrize("sign", [1, -1], ids=["yes", "no"])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_direction_of_a_confident_network_is_not_lost_in_rounding(name, outputs, sign):
@@ -384,7 +403,9 @@ def test_all_directions_can_share_one_live_step(name):
 
 
 # passes of the network, the clean one (or the target's) included
-@pytest.mark.parametrize(("name", "passes"), [("random", 0), ("margin", 1), ("exact", 1), ("finite_difference", 2), ("ascent", 2)])
+@pytest.mark.parametrize(
+    ("name", "passes"), [("random", 0), ("margin", 1), ("random_margin", 1), ("exact", 1), ("finite_difference", 2), ("ascent", 2)]
+)
 def test_search_costs_no_more_forward_passes_than_it_says(name, passes):
     module, calls = smooth_network(), []
     module.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -215,6 +215,29 @@ def test_margin_of_labels_is_the_one_closest_to_its_threshold():
     torch.testing.assert_close(Bernoulli().margin(torch.tensor([-0.5])), torch.tensor([0.5]))
 
 
+@pytest.mark.parametrize("divergence", [Categorical(), Bernoulli()], ids=["categorical", "bernoulli"])
+def test_margin_to_a_chosen_decision_reaches_each_other_one_alike(divergence):
+    logits = torch.tensor([[1.0, 4.0, 2.5, -3.0, 0.25]]).expand(10_000, 5)
+    choice = torch.linspace(0, 1, 10_001)[:-1]
+    choice[-1] = 1 - 2**-24  # the largest number below 1 that a draw can be
+    found, counts = divergence.margin(logits, choice).unique(return_counts=True)
+    others = [4.0 - other for other in (1.0, 2.5, -3.0, 0.25)] if isinstance(divergence, Categorical) else [1.0, 4.0, 2.5, 3.0, 0.25]
+    torch.testing.assert_close(found, torch.tensor(sorted(others)))
+    assert counts.tolist() == pytest.approx([10_000 / len(others)] * len(others), abs=1)
+
+
+def test_margin_of_two_classes_leaves_no_choice():
+    logits, choice = torch.tensor([[-3.0], [2.0]]), torch.tensor([0.0, 0.99])
+    torch.testing.assert_close(Categorical().margin(logits, choice), torch.tensor([3.0, 2.0]))
+    torch.testing.assert_close(Bernoulli().margin(torch.tensor([-0.5]), choice[:1]), torch.tensor([0.5]))
+
+
+def test_margin_to_a_chosen_class_is_that_of_each_position():
+    logits = torch.stack([torch.tensor([[1.0, 4.0, 2.5]]), torch.tensor([[6.0, 1.0, 2.0]])], dim=2)
+    # the class after the first, cyclically: 2.5 behind 4, and 1 behind 6
+    torch.testing.assert_close(Categorical().margin(logits, torch.tensor([0.1])), torch.tensor([(1.5 + 5.0) / 2]))
+
+
 def test_cross_entropy_entropy_and_probabilities_agree_with_torch_distributions():
     for shape in ((5, 4), (3, 4, 2, 3)):
         logits, _ = pair(*shape)

@@ -268,6 +268,19 @@ def test_random_rows_follow_from_their_place_in_the_global_batch(dtype):
         assert torch.equal(part, whole[start:stop])
 
 
+def test_numbers_for_rows_follow_from_their_place_in_the_global_batch():
+    x = rows(12)
+    whole = Step(moving_network(), x, key=KEY).uniform("class")
+    assert whole.shape == (12,)
+    assert (whole >= 0).all()
+    assert (whole < 1).all()
+    assert len(whole.unique()) == 12
+    for start, stop in ((0, 5), (5, 12), (12, 12)):
+        part = Step(moving_network(), x[start:stop], key=Key(KEY.seed, rank=start), start=start, total=12)
+        assert torch.equal(part.uniform("class"), whole[start:stop])
+    assert not torch.equal(whole, Step(moving_network(), x, key=Key(5, micro_step=1)).uniform("class"))
+
+
 def test_random_rows_differ_by_purpose_step_and_row_but_one_row_serves_any_batch():
     x = rows()
     step = Step(moving_network(), x, key=KEY)

@@ -95,10 +95,22 @@ def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool
 
     Deterministic, with a definite sign, and safe in half precision: nothing is subtracted but two logits.
     """
-    x, logits = step.clean.x, step.clean.logits
+    return _across(step, divergence, norm, None, create_graph)
+
+
+def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
+    """As `margin`, towards a class drawn afresh for each example in place of the runner-up. 1 F.
+
+    Reaches less divergence than `margin` in a step, and in the course of training every boundary, not only the nearest.
+    """
+    return _across(step, divergence, norm, step.uniform("class"), create_graph)
+
+
+def _across(step: Step, divergence: Divergence, norm: Norm, choice: Tensor | None, create_graph: bool) -> Tensor:
+    """The direction in which the margin to each example's `choice` falls the steepest."""
     with torch.enable_grad():
-        towards = -divergence.margin(logits).sum()
-        (g,) = grad(towards, x, retain_graph=step.live or create_graph, create_graph=create_graph)
+        towards = -divergence.margin(step.clean.logits, choice).sum()
+        (g,) = grad(towards, step.clean.x, retain_graph=step.live or create_graph, create_graph=create_graph)
         # One row serves all examples without a gradient: a draw for each would cost as much as the rest of the arithmetic here.
         return norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
 
@@ -137,6 +149,7 @@ DIRECTIONS: dict[str, Direction] = {
     "finite_difference": finite_difference,
     "exact": exact,
     "margin": margin,
+    "random_margin": random_margin,
     "ascent": ascent,
     "random": random,
 }

@@ -33,8 +33,13 @@ class Divergence:
             (product,) = torch.autograd.grad(gradient, zero, wide(v), create_graph=logits.requires_grad)
         return product
 
-    def margin(self, logits: Tensor) -> Tensor:
-        """How far each example's decision is from changing, in logits: shape (N,), >= 0."""
+    def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
+        """How far each example's decision is from changing, in logits: shape (N,), >= 0.
+
+        Args:
+            logits: (N, …).
+            choice: (N,) in [0, 1), which of the other decisions to measure the way to, all of them equally wide; the nearest if None.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no decision to change: choose another direction than 'margin'")
 
     def decision(self, logits: Tensor) -> Tensor | None:
@@ -65,9 +70,15 @@ class Categorical(Divergence):
         w = w - w.gather(1, classes.argmax(1, keepdim=True))
         return p * (w - (p * w).sum(1, keepdim=True)) / _num_positions(logits)
 
-    def margin(self, logits: Tensor) -> Tensor:
-        top, runner_up = as_classes(logits).topk(2, dim=1).values.unbind(1)
-        return _mean_over_positions(top - runner_up)
+    def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
+        classes = as_classes(logits)
+        if choice is None:
+            top, other = classes.topk(2, dim=1).values.unbind(1)
+        else:
+            first = classes.argmax(1, keepdim=True)
+            turn = 1 + _pick(choice, classes.shape[1] - 1).view(-1, *[1] * (first.dim() - 1))
+            top, other = classes.gather(1, torch.cat([first, (first + turn) % classes.shape[1]], 1)).unbind(1)
+        return _mean_over_positions(top - other)
 
     def decision(self, logits: Tensor) -> Tensor:
         return as_classes(logits).argmax(1)
@@ -86,9 +97,13 @@ class Bernoulli(Divergence):
     def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
         return _bernoulli_hvp(logits, v)
 
-    def margin(self, logits: Tensor) -> Tensor:
+    def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
         distance = wide(logits).abs()
-        return _mean_over_positions(distance.amin(1) if distance.dim() > 1 else distance)
+        if distance.dim() == 1:
+            return distance
+        if choice is None:
+            return _mean_over_positions(distance.amin(1))
+        return _mean_over_positions(distance[torch.arange(len(distance)), _pick(choice, distance.shape[1])])
 
     def decision(self, logits: Tensor) -> Tensor:
         return logits > 0
@@ -151,6 +166,11 @@ def _bernoulli_hvp(logits: Tensor, v: Tensor) -> Tensor:
 def _not_negative(kl: Tensor) -> Tensor:
     """Zero where rounding made a KL negative. The gradient passes: close to r = 0 half of all values are so."""
     return kl + (kl.clamp(min=0) - kl).detach()
+
+
+def _pick(choice: Tensor, among: int) -> Tensor:
+    """0 … among - 1, from [0, 1)."""
+    return (choice * among).long().clamp(max=among - 1)  # the product may round up to `among`
 
 
 def _num_positions(logits: Tensor) -> int:

@@ -224,6 +224,16 @@ class Step:
         with torch.no_grad():
             return self._network(self.x, seed=self.key.own("network"), constant=True)
 
+    def uniform(self, purpose: str) -> Tensor:
+        """A number from [0, 1) for each row, float32 (N,), which follows from the row's place in the global batch.
+
+        Args:
+            purpose: name of the stream.
+        """
+        generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
+        numbers = torch.rand(self.total, generator=generator, device=self.x.device)
+        return numbers[self.start : self.start + len(self.x)]
+
     def normal(self, purpose: str, *, one_row: bool = False) -> Tensor:
         """Standard normal numbers shaped like x, in float32 or wider; each row's follow from its place in the global batch.
 

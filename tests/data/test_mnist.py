@@ -201,3 +201,15 @@ def test_labels_can_be_unequally_many(small):
 def test_an_imbalance_that_cannot_be_had_is_refused(small, options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_whitening_is_of_the_pool_and_says_its_unit(small):
+    data = small(zca=True)
+    assert data.x.dtype == torch.float32
+    assert (data.mean, data.std) == (None, None)
+    assert data.unit == "standard deviations of the whitened pixels, of which an image has about 28"
+    assert data.lds_eps == pytest.approx(0.18 * 28)
+    pool = data.x[data.split.unlabeled].flatten(1)
+    torch.testing.assert_close(pool.mean(0), torch.zeros(784), atol=1e-3, rtol=0)
+    # 160 examples span 159 directions: whitened, they are at equal distances from their mean
+    torch.testing.assert_close(pool.norm(dim=1), torch.full((160,), 159**0.5), atol=0.05, rtol=0)

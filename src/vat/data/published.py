@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.splits import Split, stratified_parts
+from vat.data.whiten import ZCA
 
 Examples = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
@@ -29,6 +30,8 @@ class PublishedImages(ResidentDataModule):
     Args:
         data_dir: Folder of all data sets; None takes the environment variable VAT_DATA_DIR, or `.data` where that is not set.
         num_validation: Validation examples.
+        zca: Whiten the images, by the statistics of the pool. They are then float32, of mean 0 and variance 1 in every direction, and ε
+            is in these units: `unit` says so.
         options: As in `ResidentDataModule`.
 
     Raises:
@@ -42,10 +45,11 @@ class PublishedImages(ResidentDataModule):
     num_published: tuple[int, ...]
     unit = "pixels in [0, 1]"
 
-    def __init__(self, *, num_validation: int, data_dir: str | None = None, **options: Any) -> None:
+    def __init__(self, *, num_validation: int, data_dir: str | None = None, zca: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.data_dir = Path(data_dir or os.environ.get("VAT_DATA_DIR") or ".data")
         self.num_validation = num_validation
+        self.zca = zca
 
     @abstractmethod
     def read(self) -> Sequence[Examples]:
@@ -65,7 +69,14 @@ class PublishedImages(ResidentDataModule):
         pool, validation = self.hold_out(labels[0])
         y = torch.cat(labels)
         split = self.divide(y, pool=pool, validation=validation, test=test, extra=extra[0] if extra else None)
-        return torch.cat(images).contiguous(), y, split
+        x = torch.cat(images).contiguous()
+        if self.zca:
+            x = ZCA(x[split.unlabeled])(x)
+            self.mean = self.std = None
+            length = x[0].numel() ** 0.5
+            self.unit = f"standard deviations of the whitened pixels, of which an image has about {length:.0f}"
+            self.lds_eps = 0.18 * length  # TPAMI's 10 on CIFAR-10
+        return x, y, split
 
     def hold_out(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the pool and of the validation part, from the labels of the published training set."""
