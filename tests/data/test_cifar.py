@@ -4,40 +4,17 @@ import tarfile
 
 import pytest
 import torch
+from official import CIFAR10_MEMBERS, batches, records, tar, write_cifar10
 
 from vat.data import cifar
 from vat.data.cifar import CIFAR10, CIFAR100, read_archive, read_records
 from vat.data.content import opened
 from vat.data.loader import Chain, Flip, Translate
 
-NAMES = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)] + ["cifar-10-batches-bin/test_batch.bin"]
-
-
-def records(labels, seed=0):
-    """Records with the given label bytes (N, kinds), and their images."""
-    images = torch.randint(256, (len(labels), 3, 32, 32), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([labels, images.flatten(1)], dim=1).byte().numpy().tobytes(), images.byte()
-
-
-def tar(members, form=tarfile.USTAR_FORMAT):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return packed.getvalue()
-
-
-def batches(each=20):
-    return [records(torch.arange(each)[:, None] % 10, seed=number) for number in range(6)]
-
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A small CIFAR-10 as archive."""
-    members = [("cifar-10-batches-bin/", b""), *zip(NAMES, [data for data, _ in batches()], strict=True)]
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(tar([*members, ("cifar-10-batches-bin/readme.html", b"text")])))
+    write_cifar10(tmp_path)
     return tmp_path
 
 
@@ -149,7 +126,7 @@ def test_spoilt_records_and_archives_are_read_or_refused(tmp_path, fuzz):
 
 def test_archive_and_unpacked_files_give_the_same_data(data_dir, tmp_path):
     (tmp_path / "unpacked/cifar-10-batches-bin").mkdir(parents=True)
-    for name, (data, _) in zip(NAMES, batches(), strict=True):
+    for name, (data, _) in zip(CIFAR10_MEMBERS, batches(), strict=True):
         (tmp_path / "unpacked" / name).write_bytes(data)
     packed, unpacked = make(data_dir), make(tmp_path / "unpacked")
     images = torch.cat([x for _, x in batches()])
@@ -158,7 +135,7 @@ def test_archive_and_unpacked_files_give_the_same_data(data_dir, tmp_path):
         assert torch.equal(data.x, images)
         assert data.y.tolist() == [row % 10 for row in range(120)]
         assert data.split.digest == packed.split.digest == "1d6623a286a27eb0"
-    (tmp_path / "unpacked" / NAMES[5]).unlink()  # not all there: the archive it is
+    (tmp_path / "unpacked" / CIFAR10_MEMBERS[5]).unlink()  # not all there: the archive it is
     (tmp_path / "unpacked/cifar-10-binary.tar.gz").symlink_to(data_dir / "cifar-10-binary.tar.gz")
     assert torch.equal(make(tmp_path / "unpacked").x, images)
 
@@ -216,4 +193,4 @@ def test_every_member_has_its_place():
     for kind in (CIFAR10, CIFAR100):
         assert len(kind.names.split()) == kind.label_classes[-1]
         assert len(kind.mean) == len(kind.std) == 3
-    assert cifar.CIFAR10.members.keys() == {name.split("/")[1] for name in NAMES}
+    assert cifar.CIFAR10.members.keys() == {name.split("/")[1] for name in CIFAR10_MEMBERS}

@@ -4,6 +4,7 @@ import struct
 
 import pytest
 import torch
+from official import digits, idx, write_mnist
 
 from vat.data import mnist
 from vat.data.download import DownloadError
@@ -11,23 +12,9 @@ from vat.data.idx import read_idx
 from vat.data.mnist import MNIST
 
 
-def idx(values):
-    return struct.pack(f">{1 + values.ndim}I", 0x0800 | values.ndim, *values.shape) + values.byte().numpy().tobytes()
-
-
-def images_and_labels(number, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (number, 28, 28), generator=generator), torch.arange(number) % 10
-
-
 @pytest.fixture
 def data_dir(tmp_path):
-    """A small MNIST in the official files, two of them not compressed."""
-    (tmp_path / "mnist").mkdir()
-    for part, number in (("train", 200), ("t10k", 50)):
-        images, labels = images_and_labels(number, seed=number)
-        (tmp_path / f"mnist/{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (tmp_path / f"mnist/{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    write_mnist(tmp_path)
     return tmp_path
 
 
@@ -108,7 +95,7 @@ def test_the_parts_are_those_published(small):
 
 def test_images_stay_bytes_and_come_out_in_the_unit_interval(small):
     data = small(translate=1)
-    (train, _), (test, labels) = images_and_labels(200, 200), images_and_labels(50, 50)
+    (train, _), (test, labels) = digits(200, 200), digits(50, 50)
     assert (data.x.dtype, data.x.shape, data.input_shape) == (torch.uint8, (250, 1, 28, 28), (1, 28, 28))
     assert torch.equal(data.x[:, 0], torch.cat([train, test]).byte())
     ((x, y),) = list(data.test_dataloader())

@@ -4,30 +4,14 @@ import struct
 
 import pytest
 import torch
+from official import matrix, stereo_pairs, write_norb
 
-from vat.data.norb import BYTES, INTEGERS, NORB, TEST, TRAIN, read_images, read_integers
-
-
-def matrix(values):
-    """The published format: type, number of dimensions, at least three dimensions, values."""
-    shape = [*values.shape, *[1] * (3 - values.ndim)]
-    header = struct.pack(f"<{2 + len(shape)}I", INTEGERS if values.dtype == torch.int32 else BYTES, values.ndim, *shape)
-    return header + values.numpy().tobytes()
-
-
-def images(number, seed=0):
-    return torch.randint(256, (number, 2, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+from vat.data.norb import NORB, TEST, TRAIN, read_images, read_integers
 
 
 @pytest.fixture
 def data_dir(tmp_path):
-    (tmp_path / "norb").mkdir()
-    for files, number, toys in ((TRAIN, 100, (4, 6, 7, 8, 9)), (TEST, 25, (0, 1, 2, 3, 5))):
-        rows = torch.arange(number, dtype=torch.int32)
-        instances = torch.tensor(toys, dtype=torch.int32)[rows // 5 % 5]
-        information = torch.stack([instances, rows % 9, rows % 18 * 2, rows % 6], dim=1)
-        for file, values in zip(files, (images(number), rows % 5, information), strict=True):
-            (tmp_path / "norb" / file.name).write_bytes(gzip.compress(matrix(values), 1))
+    write_norb(tmp_path)
     return tmp_path
 
 
@@ -41,7 +25,7 @@ def make(data_dir, **options):
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_matrices_round_trip(tmp_path, pack):
     path = tmp_path / "dat.mat"
-    pairs = images(250)  # more than are reduced at a time
+    pairs = stereo_pairs(250)  # more than are reduced at a time
     path.write_bytes(pack(matrix(pairs)) if pack is bytes else pack(matrix(pairs), 1))
     assert torch.equal(read_images(path, size=96, most=250), pairs)
     reduced = pairs.double().view(250, 2, 32, 3, 32, 3).mean((3, 5)).round().byte()
@@ -51,7 +35,7 @@ def test_matrices_round_trip(tmp_path, pack):
         assert torch.equal(read_integers(path, shape, most=10), values)
 
 
-DAT, CAT = matrix(images(3)), matrix(torch.arange(5, dtype=torch.int32))
+DAT, CAT = matrix(stereo_pairs(3)), matrix(torch.arange(5, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +61,7 @@ def test_an_odd_matrix_is_refused(tmp_path, data, message):
 
 
 def test_spoilt_matrices_are_read_or_refused(tmp_path, fuzz):
-    fuzz(lambda path: read_images(path, size=32, most=10), matrix(images(1)), tmp_path / "dat.mat")
+    fuzz(lambda path: read_images(path, size=32, most=10), matrix(stereo_pairs(1)), tmp_path / "dat.mat")
     fuzz(lambda path: read_integers(path, (4,), most=100), matrix(torch.arange(200, dtype=torch.int32).view(50, 4)), tmp_path / "info.mat")
     fuzz(lambda path: read_integers(path, (), most=100), gzip.compress(CAT), tmp_path / "cat.mat")
 

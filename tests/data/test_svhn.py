@@ -1,36 +1,20 @@
 import hashlib
-import io
 import struct
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from official import house_numbers, mat, write_svhn
 
 from vat.data import svhn
 from vat.data.matlab import read_matlab
 from vat.data.svhn import SVHN, read_svhn
 
 
-def arrays(number, seed=0):
-    generator = np.random.default_rng(seed)
-    return {
-        "X": generator.integers(256, size=(32, 32, 3, number), dtype=np.uint8),
-        "y": (np.arange(number) % 10 + 1)[:, None].astype(np.uint8),
-    }
-
-
-def mat(variables, **options):
-    packed = io.BytesIO()
-    scipy.io.savemat(packed, variables, **{"do_compression": True} | options)
-    return packed.getvalue()
-
-
 @pytest.fixture
 def data_dir(tmp_path):
-    (tmp_path / "svhn").mkdir()
-    for seed, (part, number) in enumerate((("train", 100), ("test", 30), ("extra", 50))):
-        (tmp_path / f"svhn/{part}_32x32.mat").write_bytes(mat(arrays(number, seed)))
+    write_svhn(tmp_path)
     return tmp_path
 
 
@@ -60,7 +44,7 @@ def test_arrays_are_read_as_scipy_reads_them(tmp_path, compressed, dtype, shape)
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_images_and_labels_round_trip(tmp_path, compressed):
-    path, given = tmp_path / "train_32x32.mat", arrays(23)
+    path, given = tmp_path / "train_32x32.mat", house_numbers(23)
     path.write_bytes(mat(given, do_compression=compressed))
     for digest in (None, hashlib.md5(path.read_bytes()).hexdigest()):
         x, y = read_svhn(path, most=23, digest=digest)
@@ -72,10 +56,10 @@ def test_images_and_labels_round_trip(tmp_path, compressed):
 
 
 def with_(**changes):
-    return mat(arrays(3) | changes)
+    return mat(house_numbers(3) | changes)
 
 
-GOOD = mat(arrays(3), do_compression=False)
+GOOD = mat(house_numbers(3), do_compression=False)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +69,16 @@ GOOD = mat(arrays(3), do_compression=False)
         (GOOD[:124] + b"\0\2IM" + GOOD[128:], "is no little-endian MATLAB 5 file"),
         (b"\x89HDF\r\n" * 100, "is no little-endian MATLAB 5 file"),
         (GOOD[:-1], "ends too early|more bytes should follow"),
-        (mat(arrays(3))[:-5], "ends too early|cannot be read"),
+        (mat(house_numbers(3))[:-5], "ends too early|cannot be read"),
         (GOOD + b"\0", "ends too early: 7 bytes should follow, 0 do"),
         (GOOD + bytes(8), "holds an element of type 0 where variables should be"),
         (GOOD[:128] + struct.pack("<II", 9, 8) + bytes(8), "holds an element of type 9 where variables should be"),
         (GOOD + GOOD[128:], "holds X twice"),
-        (mat({"X": arrays(3)["X"]}), "lacks the variable y"),
-        (with_(X=arrays(101)["X"]), r"should hold 1 to 307200 values under X; its header says \(32, 32, 3, 101\)"),
-        (with_(X=arrays(3)["X"].astype(float)), r"bytes of shape \(32, 32, 3, N\) under X; got float64"),
-        (with_(X=arrays(3)["X"].transpose(3, 2, 0, 1)), r"under X; got uint8 \(3, 3, 32, 32\)"),
-        (with_(X=arrays(3)["X"] + 1j), "real numbers under X"),
+        (mat({"X": house_numbers(3)["X"]}), "lacks the variable y"),
+        (with_(X=house_numbers(101)["X"]), r"should hold 1 to 307200 values under X; its header says \(32, 32, 3, 101\)"),
+        (with_(X=house_numbers(3)["X"].astype(float)), r"bytes of shape \(32, 32, 3, N\) under X; got float64"),
+        (with_(X=house_numbers(3)["X"].transpose(3, 2, 0, 1)), r"under X; got uint8 \(3, 3, 32, 32\)"),
+        (with_(X=house_numbers(3)["X"] + 1j), "real numbers under X"),
         (with_(X="text"), "out of place|real numbers under X"),
         (with_(y={"a": 1}), "real numbers under y"),
         (with_(y=np.full((3, 1), 1, dtype=object)), "real numbers under y"),
@@ -114,7 +98,7 @@ def test_an_odd_file_is_refused(tmp_path, data, message):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_spoilt_files_are_read_or_refused(tmp_path, fuzz, compressed):
-    fuzz(lambda path: read_svhn(path, most=10), mat(arrays(2), do_compression=compressed), tmp_path / "train.mat")
+    fuzz(lambda path: read_svhn(path, most=10), mat(house_numbers(2), do_compression=compressed), tmp_path / "train.mat")
 
 
 # The data set
