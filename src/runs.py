@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,19 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     path = Path(cfg.ckpt_path)
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path}: there is no such file")
+    return path
+
+
+def interrupted(folder: Path) -> Path | None:
+    """The checkpoint that a job of a sweep left in its `folder`, to go on from where it was interrupted."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    try:
+        read_checkpoint(path)
+    except ValueError as error:
+        warnings.warn(f"starting anew: {error}", stacklevel=2)
+        return None
     return path
 
 

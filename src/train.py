@@ -43,16 +43,18 @@ def main(cfg: DictConfig) -> float:
     sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     with runs.readable_errors(sweep=sweep):
         folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
-        metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder)
+        start = runs.find_checkpoint(cfg) or (runs.interrupted(folder) if sweep else None)
+        metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder, start)
     return 1 - metrics["val/accuracy"]
 
 
-def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
+def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str, float]:
     """Compose, fit, test, report.
 
     Args:
         cfg: the composed configuration.
         folder: for everything the job leaves behind.
+        start: the checkpoint to go on from.
 
     Returns:
         The metrics of validation and test, and the seconds it took.
@@ -65,7 +67,6 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     data.setup()
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data)}
     network = runs.make_network(cfg.model, record)
-    start = runs.find_checkpoint(cfg)
     if start is not None:
         runs.refuse_other_run(runs.read_checkpoint(start), start, network, record)
     classifier = Classifier(

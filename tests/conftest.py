@@ -64,6 +64,7 @@ def compose():
 def job(compose, tmp_path, monkeypatch):
     """Overrides -> a run of five steps in this process: its metrics, its folder, its last checkpoint."""
     import report
+    import runs
     import train
 
     monkeypatch.chdir(tmp_path)
@@ -71,7 +72,8 @@ def job(compose, tmp_path, monkeypatch):
 
     def run(*overrides, name="job"):
         folder = tmp_path / name
-        metrics = train.train(compose(*QUICK, *overrides), folder)
+        cfg = compose(*QUICK, *overrides)
+        metrics = train.train(cfg, folder, runs.find_checkpoint(cfg))
         return SimpleNamespace(metrics=metrics, folder=folder, checkpoint=folder / "checkpoints" / "last.ckpt")
 
     return run

@@ -22,7 +22,7 @@ def reproduce(monkeypatch):
 
 @pytest.fixture
 def study(reproduce):
-    methods = (reproduce.Method("none", ("regularizer=none",)), reproduce.Method("VAT", ("regularizer=vat",), "vat.eps", (1, 2)))
+    methods = (reproduce.Method("none", ("regularizer=none",)), reproduce.Method("VAT", ("regularizer=vat",), "vat.eps", (1, 2), "20.1"))
     return reproduce.Study(methods, ("data=digits",), tuning_seeds=range(100, 102), seeds=range(3))
 
 
@@ -80,8 +80,41 @@ def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp
     reproduce.show(study, chosen, tmp_path)
     rows = (tmp_path / "table.md").read_text().splitlines()
     # errors 20, 30, 40 and 10, 15, 41: differences -10, -15, +1
-    assert rows[2] == "| none | – | 30.00 ± 10.00 | – | 0.200 | 1 |"
-    assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
+    assert rows[2] == "| none | – | 30.00 ± 10.00 | – | – | 0.200 | 1 |"
+    assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | 20.1 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
+
+
+def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, tmp_path, monkeypatch):
+    method = reproduce.replace(study.methods[1], candidates=())
+    study = reproduce.replace(study, methods=(study.methods[0], method), tuning_seeds=range(0))
+    commands = []
+    pretend_training(monkeypatch, reproduce, commands)
+    chosen = {m.name: reproduce.choose(m, tmp_path / "tuning", study.tuning_seeds) for m in study.methods}
+    assert chosen == {"none": None, "VAT": None}
+    reproduce.run(study, [(m, study.seeds, (None,), ()) for m in study.methods], tmp_path / "test", jobs=1)
+    assert not any(word.startswith("vat.eps") for command in commands for word in command)
+    (tmp_path / "test" / "VAT" / "0" / "config.yaml").write_text("vat:\n  eps: 0.6\n")
+    reproduce.show(study, chosen, tmp_path)
+    assert (tmp_path / "table.md").read_text().splitlines()[3].startswith("| VAT | eps 0.6 | 50.00")
+
+
+@pytest.mark.parametrize("table", ["digits", "cifar10_4000"])  # the others are made as the second
+def test_every_job_of_a_table_composes(reproduce, compose, table):
+    study = reproduce.STUDIES[table]
+    for method in study.methods:
+        compose(*study.overrides, *method.overrides, *(f"{method.tuned}={value}" for value in method.candidates[:1]))
+
+
+def test_every_table_is_of_an_experiment_that_there_is(reproduce):
+    experiments = {path.stem for path in (SCRIPT.parents[1] / "conf" / "experiment").glob("*.yaml")}
+    for name, study in reproduce.STUDIES.items():
+        assert name == "digits" or study.overrides[0].removeprefix("experiment=") in experiments
+
+
+def test_a_row_of_a_paper_names_a_method(reproduce):
+    assert [m.paper for m in reproduce.STUDIES["cifar10_4000"].methods] == ["–", "–", "–", "11.36 ± 0.34", "10.55 ± 0.05"]
+    study = reproduce.of_experiment("mnist_100", 2, none="–", VAT="1.36 ± 0.03")
+    assert [(m.name, m.paper) for m in study.methods] == [("none", "–"), ("VAT", "1.36 ± 0.03")]
 
 
 def test_every_table_offers_each_method_as_many_candidates(reproduce):

@@ -347,13 +347,31 @@ def test_a_sweep_makes_a_folder_a_job_and_done_again_does_nothing_anew(main, tmp
     assert len(list(tmp_path.glob("multirun/*/metrics.json"))) == 3
 
 
-def test_a_job_of_a_sweep_that_died_is_done_again(main, kill, tmp_path):
+def test_a_job_of_a_sweep_that_died_goes_on_where_it_was(main, kill, job, tmp_path, differences, monkeypatch):
+    whole = job(*TEN, "test=none")
     kill(lambda *overrides, name: main(*overrides), 7, "-m", *TEN, "seed=0", "test=none", name="")
     assert not list(tmp_path.glob("multirun/*/metrics.json"))
+    trained = count_training_steps(monkeypatch)
     main("-m", *TEN, "seed=0", "test=none")
+    assert len(trained) == 5
     (done,) = tmp_path.glob("multirun/*/metrics.json")
-    assert state(done.parent / "checkpoints" / "last.ckpt")
-    assert torch.load(done.parent / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+    assert differences(state(done.parent / "checkpoints" / "last.ckpt"), state(whole.checkpoint)) == []
+
+
+def test_a_job_of_a_sweep_that_died_while_it_saved_starts_anew(main, kill, tmp_path, monkeypatch):
+    kill(lambda *overrides, name: main(*overrides), 7, "-m", *TEN, "seed=0", "test=none", name="")
+    (last,) = tmp_path.glob("multirun/*/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:-1000])
+    trained = count_training_steps(monkeypatch)
+    with pytest.warns(UserWarning, match="starting anew: .*last.ckpt cannot be read"):
+        main("-m", *TEN, "seed=0", "test=none")
+    assert len(trained) == 10
+
+
+def count_training_steps(monkeypatch):
+    trained, training_step = [], Classifier.training_step
+    monkeypatch.setattr(Classifier, "training_step", lambda *args: trained.append(1) or training_step(*args))
+    return trained
 
 
 def test_a_mistake_ends_the_process_with_status_one_and_one_line(shell, tmp_path):
@@ -373,7 +391,7 @@ def test_the_folder_of_a_run_is_the_same_a_second_later(main, monkeypatch):
 
     found = []
 
-    def asking(cfg, folder):
+    def asking(cfg, folder, start):
         time.sleep(1.1)
         found.extend([folder, Path(HydraConfig.get().run.dir)])  # as the launcher of further processes does
         return {"val/accuracy": 1.0}
