@@ -119,6 +119,6 @@ class ImageFiles:
 
     def to(self, device: torch.device) -> "ImageFiles":
         """The same files, handed out elsewhere."""
-        return (
-            self if device == self.device else ImageFiles(self.paths, size=self.size, mode=self.mode, workers=self.workers, device=device)
-        )
+        if device == self.device:
+            return self
+        return ImageFiles(self.paths, size=self.size, mode=self.mode, workers=self.workers, device=device)
