@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
 MODES = {"RGB": 3, "L": 1}
 MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
