@@ -163,14 +163,15 @@ def _read_frame(path: Path, label: str, group: str | None) -> Table:
     import pandas as pd  # pyright: ignore[reportMissingImports]  # not required, nor for those who have a .npz
 
     text = [name for name in (label, group) if name is not None]
-    # Converted by str: pandas would take a class called None or NA for a missing value.
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # that fields were dropped
-        frame = _read_parquet(path) if parquet else pd.read_csv(path, converters=dict.fromkeys(text, str), index_col=False)
+        frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
     columns = [str(name) for name in frame.columns]
     for name in text:
         if name not in columns:
             raise ValueError(f"it has no column {name!r} but {', '.join(columns)}")
+    # As they are written: pandas would take a class called None or NA for a missing value.
+    names = frame[text] if parquet else pd.read_csv(path, usecols=text, dtype=str, keep_default_na=False)
     features = frame.drop(columns=text)
     for name in features.columns:
         column = features[name]
@@ -182,8 +183,8 @@ def _read_frame(path: Path, label: str, group: str | None) -> Table:
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
     return Table(
         features.to_numpy(dtype=np.float64),
-        _column(frame[label], label),
-        None if group is None else _column(frame[group], group),
+        _column(names[label], label),
+        None if group is None else _column(names[group], group),
         [str(name) for name in features.columns],
         None,
     )
