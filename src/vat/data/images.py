@@ -143,7 +143,7 @@ def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
         ValueError: If the folder is not as `Images` describes it.
     """
     if not folder.is_dir():
-        raise ValueError(f"dir={folder} is no folder")
+        raise ValueError(f"dir={folder} is no folder: name the one that holds a folder for each class")
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     for path in visible:
         if path.is_dir():

@@ -54,14 +54,15 @@ def read_table(path: Path, *, label: str, group: str | None) -> Table:
         raise ValueError(f"{path}: its name must end in {', '.join(readers)}")
     with _faults(path):
         table = readers[path.suffix.lower()](path, label, group)
-        lengths = {"x": len(table.x), label: len(table.labels)}
+        x = _inputs(table.x)
+        lengths = {"x": len(x), label: len(table.labels)}
         if group is not None and table.groups is not None:
             lengths[group] = len(table.groups)
             if UNKNOWN in table.groups:
                 raise ValueError(f"row {table.groups.index(UNKNOWN)} is of no group: {group} must be known in every row")
         if len(set(lengths.values())) > 1:
             raise ValueError(f"its arrays must be equally long; got {lengths}")
-        return table._replace(x=_inputs(table.x))
+        return table._replace(x=x)
 
 
 def _inputs(x: np.ndarray) -> np.ndarray:
