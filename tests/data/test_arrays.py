@@ -206,6 +206,7 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
         ({"x": NAN, "y": Y}, {}, "row 7 is the first of 2 with a feature that is NaN, infinite or beyond float32"),
         ({"x": INF, "y": Y}, {}, "row 3 is the first of 1"),
         ({"x": X[:, 0], "y": Y}, {}, r"x must hold examples with features, \(N, ...\); its shape is \(60,\)"),
+        ({"x": np.float64(1), "y": Y}, {}, r"its shape is \(\)"),
         ({"x": X[:0], "y": Y[:0]}, {}, r"its shape is \(0, 4\)"),
         ({"x": X.astype(complex), "y": Y}, {}, "x must hold numbers; its type is complex128"),
         ({"x": X.astype(str), "y": Y}, {}, "x must hold numbers; its type is <U"),
@@ -305,7 +306,7 @@ def test_a_size_that_the_compressed_bytes_cannot_hold_is_refused(path):
 
 def test_an_array_beyond_memory_is_refused(path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 30)
-    with pytest.raises(ValueError, match="x takes 1920 bytes; this machine has 900 in all"):
+    with pytest.raises(ValueError, match="x takes 2048 bytes; this machine has 900 in all"):
         ready(written(path, x=X, y=Y))
 
 

@@ -129,6 +129,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"{name} is compressed in a way that np.savez does not know")
     if info.file_size > LARGEST_DEFLATION * max(info.compress_size, SMALLEST_DEFLATED):
         raise ValueError(f"{name} claims {info.file_size} bytes, which {info.compress_size} compressed bytes cannot hold")
+    _refuse_beyond_memory(info.file_size, name)
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
@@ -140,7 +141,6 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
             raise ValueError(f"{name} holds Python objects, which would have to be unpickled: save numbers or strings")
         if min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
             raise ValueError(f"{name} claims the shape {shape} of {dtype}, which its {info.file_size} bytes do not hold")
-        _refuse_beyond_memory(size, name)
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
