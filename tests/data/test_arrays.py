@@ -428,6 +428,7 @@ def test_a_run_from_the_command_line_keeps_the_class_names(main, tmp_path, path)
     assert (record["class_names"], record["unit"]) == (["cat", "dog"], "standard deviations of each feature")
 
 
+@pytest.mark.long  # a process of its own; the test above runs the same in this one
 def test_the_command_that_a_user_types_ends_well(shell, path):
     written(path, x=X, y=HALF)
     command = ("data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "trainer=debug", "logger=none")

@@ -377,6 +377,7 @@ def test_a_run_from_the_command_line_keeps_the_class_names(main, tmp_path, folde
     assert checkpoint["record"]["class_names"] == ["cat", "dog"]
 
 
+@pytest.mark.long  # a process of its own; the test above runs the same in this one
 def test_the_command_that_a_user_types_ends_well(shell, folder):
     command = ("data=images", f"data.dir={folder}", "data.size=8", "model=cnn", "trainer=debug", "logger=none")
     result = shell(ROOT / "src" / "train.py", *command)
