@@ -135,6 +135,7 @@ def png(width, height):
         (png(8193, 8192), r"8193 × 8192 pixels, where at most 67,108,864 are read"),
         (png(9500, 9500), r"9500 × 9500 pixels"),
         (png(2**31 - 1, 2**31 - 1), "decompression bomb"),
+        (png(8000, 8000), r"it claims 8000 × 8000 pixels in \d+ bytes"),
         (png(100, 100), "truncated"),
         (encoded("PNG")[:60], "a.png cannot be read as an image"),
         (b"", "its content is none of PNG, JPEG"),

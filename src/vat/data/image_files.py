@@ -13,6 +13,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
 MODES = {"RGB": 3, "L": 1}
 MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
+MAX_PIXELS_PER_BYTE = 2**16  # of a blank page 8,192 pixels wide as fax, a bit for each line; what claims more is made up
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -51,6 +52,8 @@ def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"it has {width} × {height} pixels, where at most {MAX_PIXELS:,} are read")
+            if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
+                raise ValueError(f"it claims {width} × {height} pixels in {size} bytes")
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers, of which white is not known; convert it to 8 or 16 bits")
             return use(image)
