@@ -19,8 +19,10 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import vat
 from vat import loggers, models
+from vat.data.arrays import Arrays
 from vat.data.cifar import CIFAR10, CIFAR100
 from vat.data.digits import Digits
+from vat.data.images import Images
 from vat.data.mnist import MNIST
 from vat.data.norb import NORB
 from vat.data.svhn import SVHN
@@ -32,7 +34,7 @@ PRIMITIVES = (bool, int, float, str)
 
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
-    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB)
+    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
     regularizers = (vat.VAT, vat.RandomPerturbation, vat.Adversarial, vat.Entropy, vat.PiModel, vat.MeanTeacher)
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)

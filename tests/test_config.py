@@ -30,6 +30,9 @@ def described(shape, mean=None, std=None):
     return {"input_shape": list(shape), "class_names": list("abcdefg"), "mean": mean, "std": std}
 
 
+GIVEN = {"images": ["data.dir=pictures"], "arrays": ["data.train=features.npz"]}  # of one's own data, what has no default
+
+
 def choices(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
@@ -61,7 +64,8 @@ def test_every_regularizer_configuration_makes_its_regularizers(compose, choice)
 @pytest.mark.parametrize("choice", choices("data"))
 def test_every_data_configuration_makes_its_data_with_the_seed_of_the_run(compose, choice):
     for seed in (0, 3):
-        assert instantiate(compose(f"data={choice}", f"seed={seed}").data, _convert_="all").seed == seed
+        overrides = (f"data={choice}", f"seed={seed}", *GIVEN.get(choice, []))
+        assert instantiate(compose(*overrides).data, _convert_="all").seed == seed
 
 
 @pytest.mark.parametrize("choice", ["digits", "moons", "circles"])  # the others are files to be had first

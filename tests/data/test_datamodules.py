@@ -118,6 +118,22 @@ def test_data_that_cannot_be_trained_on_is_refused_in_setup(data, message):
         data.setup("fit")
 
 
+def test_examples_without_a_label_are_possible_in_the_pool_alone():
+    data = Small(num_labeled=8)
+    data.setup()
+    for rows in (data.split.labeled, data.split.validation, data.split.test):
+        y = torch.arange(30) % 2
+        y[rows[-1]] = -1
+        with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.1; got -1 in row {rows[-1]}\. .*possible in the pool alone"):
+            Small(y=y).setup()
+    y = torch.arange(30) % 2
+    y[:20][~torch.isin(torch.arange(20), data.split.labeled)] = -1
+    Small(y=y).setup()
+    y[0] = -2
+    with pytest.raises(ValueError, match="got -2 in row 0"):
+        Small(y=y).setup()
+
+
 def test_a_negative_translation_is_refused():
     with pytest.raises(ValueError, match="pixels must be >= 1, or the augmentation left out; got -1"):
         Small(translate=-1)

@@ -1,3 +1,4 @@
+import queue
 from itertools import islice
 
 import pytest
@@ -191,6 +192,64 @@ def test_an_iterator_made_before_the_state_is_loaded_follows_it():
 def test_a_loader_that_could_not_fill_a_batch_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+# Streamed inputs
+
+
+class Recorded:
+    """Inputs that are handed out when asked for, and keep a record of it."""
+
+    def __init__(self):
+        self.shape, self.dtype, self.device = tuple(X.shape), X.dtype, X.device
+        self.asked = queue.Queue()
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, rows):
+        self.asked.put(rows.tolist())
+        if 29 in rows:
+            raise ValueError("row 29 cannot be read")
+        return X[rows]
+
+
+def streamed(x, **options):
+    settings = {"batch_size_labeled": 2, "batch_size_unlabeled": 5, "steps_per_epoch": 4, "seed": 0} | options
+    return ResidentLoader(x, Y, LABELED[:5], torch.arange(29), **settings)
+
+
+@pytest.mark.parametrize("augment", [None, noise])
+def test_streamed_batches_are_the_resident_ones_also_from_another_step_on(augment):
+    stream, resident = (streamed(x, augment=augment, num_views=2) for x in (Recorded(), X))
+    for _ in range(2):
+        for batch, expected in zip(stream, resident, strict=True):
+            assert_same(batch, expected)
+    stream.load_state_dict({"micro_step": 3})  # not the step that was read ahead
+    assert_same(next(iter(stream)), resident.batch(3))
+
+
+def test_the_next_batch_is_read_while_the_present_one_is_in_use():
+    x = Recorded()
+    batch = next(iter(streamed(x)))
+    following = streamed(X).batch(1)
+    asked = [x.asked.get(timeout=60) for _ in range(4)]
+    assert asked == [part.index.tolist() for part in (batch.labeled, batch.unlabeled, following.labeled, following.unlabeled)]
+
+
+def test_each_input_is_read_once_for_both_views():
+    x = Recorded()
+    streamed(x, num_views=2, augment=noise).batch(0)
+    assert x.asked.qsize() == 2
+
+
+def test_an_input_that_cannot_be_read_is_an_error_of_its_own_step():
+    loader = ResidentLoader(Recorded(), Y, LABELED, None, batch_size_labeled=1, batch_size_unlabeled=1, steps_per_epoch=6, seed=0)
+    order = LABELED[torch.cat([indices(6, 1, step, seed=0, stream="labeled") for step in range(6)])].tolist()
+    batches = iter(loader)
+    assert [next(batches).labeled.index.item() for _ in range(order.index(29))] == order[: order.index(29)]
+    with pytest.raises(ValueError, match="row 29 cannot be read"):
+        next(batches)
 
 
 # Translation

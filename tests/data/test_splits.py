@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import vat.data.splits
 from vat.data.loader import indices
-from vat.data.splits import Split, labeled_subset, stratified_parts
+from vat.data.splits import Split, grouped_parts, labeled_subset, stratified_parts
 from vat.seeds import stable_seed
 
 SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -115,6 +117,7 @@ def test_another_process_draws_the_same():
         "labels = torch.arange(300) % 7\n"
         "print(torch.cat(stratified_parts(labels, [50, 100], seed=1)).tolist(),"
         " labeled_subset(labels, 23, balanced=True, seed=1).tolist(),"
+        " torch.cat(grouped_parts(labels, labels * labels + torch.arange(300) // 9, [60, 30, 210], seed=1)).tolist(),"
         " indices(50, 20, 8, seed=1, stream='labeled').tolist(), 'pytorch_lightning' in __import__('sys').modules)"
     )
     source = str(Path(vat.data.splits.__file__).parents[2])
@@ -124,10 +127,91 @@ def test_another_process_draws_the_same():
     here = (
         torch.cat(stratified_parts(labels, [50, 100], seed=1)).tolist(),
         labeled_subset(labels, 23, balanced=True, seed=1).tolist(),
+        torch.cat(grouped_parts(labels, labels * labels + torch.arange(300) // 9, [60, 30, 210], seed=1)).tolist(),
         indices(50, 20, 8, seed=1, stream="labeled").tolist(),
         False,  # splits and loader are torch alone
     )
     assert output.stdout.split() == " ".join(map(str, here)).split()
+
+
+# Groups
+
+
+@st.composite
+def grouped(draw):
+    """Labels and groups of up to 60 examples, and sizes of two to four parts that they suffice for."""
+    num_parts = draw(st.integers(2, 4))
+    names = draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=num_parts, max_size=20, unique=True))
+    rows = [(draw(st.integers(0, 3)), name) for name in names]
+    rows += draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(names)), max_size=40))
+    rows = draw(st.permutations(rows))
+    cuts = draw(st.lists(st.integers(1, len(rows) - 1), min_size=num_parts - 1, max_size=num_parts - 1, unique=True))
+    ends = [0, *sorted(cuts), len(rows)]
+    labels, groups = zip(*rows, strict=True)
+    return torch.tensor(labels), torch.tensor(groups), [end - start for start, end in pairwise(ends)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(grouped(), st.integers(0, 2**32 - 1))
+def test_parts_of_groups_are_disjoint_complete_filled_and_split_no_group(example, seed):
+    labels, groups, sizes = example
+    parts = grouped_parts(labels, groups, sizes, seed=seed)
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(labels)))
+    assert all(len(part) > 0 and (part.diff() > 0).all() for part in parts)
+    sides = [set(groups[part].tolist()) for part in parts]
+    assert not any(one & other for i, one in enumerate(sides) for other in sides[:i])
+    assert all(torch.equal(one, other) for one, other in zip(parts, grouped_parts(labels, groups, sizes, seed=seed), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_one_example_meet_sizes_and_proportions_to_within_two(seed):
+    for size, part in zip((20, 10, 70), grouped_parts(SKEWED, torch.arange(100), [20, 10, 70], seed=seed), strict=True):
+        assert abs(len(part) - size) <= 1
+        for c, k in enumerate(counts(SKEWED[part])):
+            assert abs(k - size * [60, 29, 8, 3][c] / 100) < 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_of_unequal_size_meet_the_sizes_to_within_a_group(seed):
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randint(40, (1000,), generator=generator) * torch.randint(1, 3, (1000,), generator=generator)
+    labels = (groups % 3 == 0).long()
+    largest = int(torch.unique(groups, return_counts=True)[1].max())
+    for size, part in zip((200, 100, 700), grouped_parts(labels, groups, [200, 100, 700], seed=seed), strict=True):
+        assert abs(len(part) - size) <= largest
+        assert abs(labels[part].sum() - size * labels.sum() / 1000) <= largest
+
+
+def test_a_group_larger_than_a_part_goes_where_there_is_room():
+    groups = torch.tensor([0] * 60 + [1] * 5 + [2] * 5 + [3] * 30)
+    parts = grouped_parts(torch.zeros(100).long(), groups, [5, 5, 90], seed=0)
+    assert [len(part) for part in parts] == [5, 5, 90]
+
+
+def test_no_part_stays_empty_when_groups_run_short():
+    parts = grouped_parts(torch.zeros(30).long(), torch.arange(30) // 10, [2, 1, 27], seed=0)
+    assert [len(part) for part in parts] == [10, 10, 10]
+
+
+def test_equal_groups_change_sides_with_the_seed():
+    drawn = {tuple(grouped_parts(SKEWED, torch.arange(100) // 5, [20, 10, 70], seed=seed)[0].tolist()) for seed in range(10)}
+    assert len(drawn) > 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "sizes", "message"),
+    [
+        (torch.arange(100) // 50, [20, 10, 70], "3 parts need at least as many groups; got 2"),
+        (torch.arange(99), [50, 50], r"groups must be int64, one for each of 100 labels; got torch.int64 of shape \(99,\)"),
+        (torch.arange(100.0), [50, 50], "groups must be int64.*got torch.float32"),
+        (torch.arange(100), [50, 51], r"add up to the 100 examples; got \[50, 51\]"),
+        (torch.arange(100), [100, 0], r"sizes must be >= 1 each.*got \[100, 0\]"),
+        (torch.arange(100), [], r"got \[\]"),
+    ],
+)
+def test_groups_that_cannot_be_dealt_are_refused(groups, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        grouped_parts(SKEWED, groups, sizes, seed=0)
 
 
 def test_stable_seed_separates_keys_that_read_alike():

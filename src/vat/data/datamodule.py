@@ -1,4 +1,4 @@
-"""What every data set that fits on the training device shares: checks, the move there, the loaders."""
+"""What every data set shares: checks, the move to the training device, the loaders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vat.data.loader import Chain, EvalLoader, Flip, ResidentLoader, Translate
+from vat.data.loader import Chain, EvalLoader, Flip, Inputs, ResidentLoader, Translate
 from vat.data.splits import Split, labeled_subset, restricted
 
 EVALUATION_BATCH_SIZE = 1000  # without a graph this fits wherever a training batch does; no result depends on it
 
 
 class ResidentDataModule(pl.LightningDataModule, ABC):
-    """A data set held as one tensor on the training device.
+    """A data set held as one tensor on the training device, or one whose inputs are streamed there (`vat.data.loader.Streamed`).
 
     A subclass states the `unit` and writes `load`, which also sets `class_names`. Training batches are `vat.data.loader.Batch`, evaluation
     batches (x, y).
@@ -42,7 +42,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             meant to be used as they are.
         num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
         x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 are handed out as
-            float32 in [0, 1].
+            float32 in [0, 1]. The label −1 marks an example without one, which only the unlabelled pool may hold.
+        supervised: After `setup`: there is no unlabelled batch.
         class_names, num_classes, input_shape: After `setup`: names of the classes 0..C-1, C, and the shape of one input.
 
     Raises:
@@ -86,8 +87,13 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self._loaded = False
 
     @abstractmethod
-    def load(self) -> tuple[Tensor, Tensor, Split]:
+    def load(self) -> tuple[Inputs, Tensor, Split]:
         """Inputs (N, ...) as the network receives them or uint8, labels (N,) int64, and the parts; called once."""
+
+    @property
+    def supervised(self) -> bool:
+        """See the class."""
+        return self.num_labeled is None
 
     def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor, extra: Tensor | None = None) -> Split:
         """Label some of the pool, as the settings say.
@@ -128,7 +134,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         return ResidentLoader(
             *self._resident(),
             self.split.labeled,
-            None if self.num_labeled is None else self.split.unlabeled,
+            None if self.supervised else self.split.unlabeled,
             batch_size_labeled=self.batch_size_labeled,
             batch_size_unlabeled=self.batch_size_unlabeled,
             steps_per_epoch=self.steps_per_epoch,
@@ -154,8 +160,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def _evaluation(self, rows: Tensor) -> EvalLoader:
         return EvalLoader(*self._resident(), rows, batch_size=EVALUATION_BATCH_SIZE, **self._process())
 
-    def _resident(self) -> tuple[Tensor, Tensor]:
-        """Inputs and labels where training takes place; they move there once and stay."""
+    def _resident(self) -> tuple[Inputs, Tensor]:
+        """Inputs and labels where training takes place; they move there once and stay, but for streamed inputs."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.x, self.y = self.x.to(device), self.y.to(device)
         return self.x, self.y
@@ -171,14 +177,17 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             raise ValueError(
                 f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; got {self.y.dtype} of shape {tuple(self.y.shape)}"
             )
-        outside = torch.nonzero((self.y < 0) | (self.y >= self.num_classes))
+        known = torch.cat([self.split.labeled, self.split.validation, self.split.test]).to(self.y.device)
+        lowest = torch.full_like(self.y, -1)
+        lowest[known] = 0
+        outside = torch.nonzero((self.y < lowest) | (self.y >= self.num_classes))
         if len(outside):
             row = int(outside[0])
             raise ValueError(
                 f"{name}: labels must lie in 0..{self.num_classes - 1}; got {int(self.y[row])} in row {row}. "
-                "Name every class in class_names and number them from 0."
+                "Name every class in class_names and number them from 0; -1, for no label, is possible in the pool alone."
             )
-        if not self.x.is_floating_point():
+        if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
             return
         broken = torch.nonzero(~torch.isfinite(self.x).flatten(1).all(dim=1))
         if len(broken):

@@ -1,8 +1,9 @@
-"""Batches of a data set that lives as one tensor on the training device; the order is a pure function of the step."""
+"""Batches of a data set that lives as one tensor on the training device, or streams there; the order is a pure function of the step."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,35 @@ from torch import Tensor
 from vat.seeds import stable_seed
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Streamed(Protocol):
+    """Inputs of a whole data set which are read when they are asked for, and stand where else a resident tensor would.
+
+    Attributes:
+        shape: (N, ...), as of a tensor.
+        dtype: Of what is handed out.
+        device: Where it is handed out.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Inputs (B, ...) of these rows, int64 of shape (B,)."""
+        ...
+
+    def to(self, device: torch.device, /) -> Self:
+        """The same inputs, handed out elsewhere."""
+        ...
+
+
+Inputs = Tensor | Streamed
 
 
 class Part(NamedTuple):
@@ -144,9 +174,10 @@ class ResidentLoader:
     a restored run goes on at the very next one. Iteration hands out `steps_per_epoch` batches from `micro_step` on, which
     `state_dict` keeps. (Stopping at multiples of `steps_per_epoch` instead would cut every second epoch short, and skip
     its validation, under Lightning's `limit_train_batches`; Lightning counts the batches of a resumed epoch itself.)
+    Where inputs are streamed, the next batch is read while the present one is in use.
 
     Args:
-        x: Inputs of the whole data set on the training device, shape (N, ...); uint8 comes out as float32 in [0, 1].
+        x: Inputs of the whole data set on the training device, shape (N, ...), or streamed there; uint8 comes out as float32 in [0, 1].
         y: Labels on the same device, shape (N,).
         labeled: Rows with labels, int64.
         unlabeled: Rows of the unlabelled pool, int64; None in supervised training.
@@ -165,7 +196,7 @@ class ResidentLoader:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         labeled: Tensor,
         unlabeled: Tensor | None,
@@ -196,13 +227,15 @@ class ResidentLoader:
         self.augment = augment
         self.num_views = num_views
         self.micro_step = 0
+        self._thread = None if isinstance(x, Tensor) else ThreadPoolExecutor(1, "next-batch")
+        self._next: tuple[int, Future[Batch]] | None = None
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(self.steps_per_epoch):
-            batch = self.batch(self.micro_step)
+            batch = self.batch(self.micro_step) if self._thread is None else self._read_ahead(self._thread, self.micro_step)
             self.micro_step += 1  # before the yield: a checkpoint written while the batch is in use counts it as done
             yield batch
 
@@ -220,23 +253,34 @@ class ResidentLoader:
         labeled = labeled._replace(y=self.y[labeled.index])
         return Batch(micro_step, labeled, self._part("unlabeled", micro_step) if "unlabeled" in self.streams else None)
 
+    def _read_ahead(self, thread: ThreadPoolExecutor, micro_step: int) -> Batch:
+        """`batch(micro_step)`, which was begun in the step before unless a state was loaded since; begins the one after it."""
+        expected, future = self._next or (None, None)
+        if future is None or expected != micro_step:
+            future = thread.submit(self.batch, micro_step)
+        self._next = micro_step + 1, thread.submit(self.batch, micro_step + 1)
+        return future.result()
+
     def _part(self, stream: str, micro_step: int) -> Part:
         rows, total = self.streams[stream]
         rows = rows[indices(len(rows), total, micro_step, seed=self.seed, stream=stream)]
-        rows = rows.to(self.x.device, non_blocking=True)
+        index = rows.to(self.x.device, non_blocking=True)
         mine = share(total, self.rank, self.world_size)
         here = slice(mine.start, mine.stop)
-        x, *more = [self._inputs(rows, here, stream, micro_step, view) for view in range(self.num_views)]
-        return Part(x, None, rows[here], mine.start, total, more[0] if more else None)
-
-    def _inputs(self, rows: Tensor, here: slice, stream: str, micro_step: int, view: int) -> Tensor:
-        if self.augment is None:
-            return as_input(self.x[rows[here]])
         # Each rank augments the whole global batch and keeps its slice: a row's draw then does not depend on the number of
         # processes, whatever the augmentation, for about a millisecond of work on data this small.
+        wanted = here if self.augment is None else slice(None)
+        # Streamed inputs take the rows on the CPU: to have them back from a GPU is to wait for the training step that runs there.
+        x = as_input(self.x[(index if self._thread is None else rows)[wanted]])
+        first, *more = [self._view(x, here, stream, micro_step, view) for view in range(self.num_views)]
+        return Part(first, None, index[here], mine.start, total, more[0] if more else None)
+
+    def _view(self, x: Tensor, here: slice, stream: str, micro_step: int, view: int) -> Tensor:
+        if self.augment is None:
+            return x
         generator = torch.Generator(self.x.device)
         generator.manual_seed(stable_seed("augment", self.seed, micro_step, stream, view))
-        return self.augment(as_input(self.x[rows]), generator)[here]
+        return self.augment(x, generator)[here]
 
 
 class EvalLoader:
@@ -247,7 +291,7 @@ class EvalLoader:
     of which is cut into even slices.
 
     Args:
-        x: Inputs of the whole data set on the device, shape (N, ...); uint8 comes out as float32 in [0, 1].
+        x: Inputs of the whole data set on the device, shape (N, ...), or streamed there; uint8 comes out as float32 in [0, 1].
         y: Labels on the same device, shape (N,).
         rows: Rows to evaluate, int64.
         batch_size: Most rows of a global batch.
@@ -258,7 +302,7 @@ class EvalLoader:
         ValueError: If a rank would be left without a row in some batch.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, rows: Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, x: Inputs, y: Tensor, rows: Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}")
         self.num_batches = -(-len(rows) // batch_size)

@@ -48,6 +48,58 @@ def stratified_parts(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list
     return parts
 
 
+def grouped_parts(labels: Tensor, groups: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
+    """Disjoint parts that together hold every example, and split no group.
+
+    Groups are dealt from the largest to the smallest, equal ones in random order, each to the part that most lacks what it holds. That is
+    the choice which least raises the squared distance of the parts from their sizes and from the class proportions of the whole. Sizes
+    are met as nearly as that allows: few or large groups leave them off by as much as a group.
+
+    Args:
+        labels: Classes 0..C-1 of shape (N,), int64.
+        groups: Number of each example's group, any int64, shape (N,).
+        sizes: Examples wanted in each part; they add up to N.
+        seed: Determines the parts, with the other arguments; the global generator is neither read nor moved.
+
+    Returns:
+        For each size the ascending row numbers, int64 on the CPU, at least one group in each.
+
+    Raises:
+        ValueError: If the labels are not classes, the groups or sizes do not fit them, or there are fewer groups than parts.
+    """
+    labels = _checked(labels)
+    if groups.dtype != torch.int64 or groups.shape != labels.shape:
+        raise ValueError(f"groups must be int64, one for each of {len(labels)} labels; got {groups.dtype} of shape {tuple(groups.shape)}")
+    if not sizes or min(sizes) < 1 or sum(sizes) != len(labels):
+        raise ValueError(f"sizes must be >= 1 each and add up to the {len(labels)} examples; got {list(sizes)}")
+    group = groups.cpu().unique(return_inverse=True)[1]  # 0..G-1
+    num_groups = int(group.max()) + 1
+    if num_groups < len(sizes):
+        raise ValueError(f"{len(sizes)} parts need at least as many groups; got {num_groups}. Form smaller groups or split without them.")
+    members: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]  # of each group: (class, examples)
+    pairs, numbers = torch.stack([group, labels], dim=1).unique(dim=0, return_counts=True)
+    for (g, c), k in zip(pairs.tolist(), numbers.tolist(), strict=True):
+        members[g].append((c, k))
+    generator = torch.Generator().manual_seed(stable_seed("grouped_parts", seed))
+    order = torch.randperm(num_groups, generator=generator)
+    order = order[torch.bincount(group)[order].argsort(descending=True, stable=True)]
+
+    # N times what a part still lacks, of each class and in all: whole numbers, in which no rounding breaks a tie.
+    lack = [[size * k for k in torch.bincount(labels).tolist()] for size in sizes]
+    lack_in_all = [size * len(labels) for size in sizes]
+    part_of = torch.empty(num_groups, dtype=torch.int64)
+    without = list(range(len(sizes)))
+    for dealt, g in enumerate(order.tolist()):
+        must = without if num_groups - dealt == len(without) else range(len(sizes))
+        part = max(must, key=lambda p: sum(k * (lack[p][c] + lack_in_all[p]) for c, k in members[g]))
+        for c, k in members[g]:
+            lack[part][c] -= k * len(labels)
+            lack_in_all[part] -= k * len(labels)
+        part_of[g] = part
+        without = [p for p in without if p != part]
+    return [torch.nonzero(part_of[group] == p).flatten() for p in range(len(sizes))]
+
+
 def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, seed: int, imbalance: float = 1.0) -> Tensor:
     """Rows of the examples whose labels training may see.
 

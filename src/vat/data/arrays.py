@@ -1,0 +1,127 @@
+"""A user's own arrays or table: features or images, and labels of some of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vat.data.own import OwnData, channel_moments, numbered
+from vat.data.splits import Split
+from vat.data.tables import UNKNOWN, Table, read_table
+
+
+class Arrays(OwnData):
+    """Examples from a .npz, or from a CSV or Parquet file where pandas is installed: `vat.data.tables.read_table` says how.
+
+    Four dimensions are images, of one to four channels either first, (N, C, H, W), or last, (N, H, W, C), and so are bytes of three,
+    (N, H, W). Bytes are taken to [0, 1]. Anything else is features. The classes are the labels that occur, numbers in their order and
+    names alphabetically, unless the file holds `class_names`.
+
+    Args:
+        train: The file.
+        test: A file of the same form with the test examples, all of them labelled; None cuts the test part from `train`.
+        label: Name of the labels.
+        group: Name of the groups; None: every example stands for itself.
+        standardize: Shift and scale by mean and standard deviation over the pool, constants by the shift alone: features one by one as
+            they are loaded, images channel by channel in the network's first layer, which leaves ε in the units of the file.
+        options: As in `OwnData`.
+
+    Raises:
+        FileNotFoundError: In `setup`, if there is no such file.
+        ValueError: In `setup`, if a file is not as described, the two do not fit each other, or as in `OwnData`.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        test: str | None = None,
+        label: str = "y",
+        group: str | None = None,
+        standardize: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.train, self.test = Path(train), None if test is None else Path(test)
+        self.label, self.group = label, group
+        self.standardize = standardize
+
+    def load(self) -> tuple[Tensor, Tensor, Split]:
+        """Inputs, labels and parts; the examples of `test` come last."""
+        table = read_table(self.train, label=self.label, group=self.group)
+        self.class_names = table.class_names or _classes(table.labels)
+        x, y = self._examples(self.train, table)
+        groups, num_test = table.groups, 0
+        if self.test is not None:
+            held_out = self._fitting(self.test, read_table(self.test, label=self.label, group=self.group), table)
+            test_x, test_y = self._examples(self.test, held_out)
+            if test_x.dtype != x.dtype or test_x.shape[1:] != x.shape[1:]:
+                raise ValueError(
+                    f"{self.test} must hold inputs like those of {self.train}, {x.dtype} of shape {tuple(x.shape[1:])}; "
+                    f"got {test_x.dtype} of shape {tuple(test_x.shape[1:])}"
+                )
+            x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
+            groups = None if groups is None else groups + (held_out.groups or [])
+        split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test)
+        self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
+        if self.standardize and x.ndim == 4:
+            self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+        elif self.standardize:
+            x = _standardized(x, split.unlabeled)
+            self.unit = "standard deviations of each feature"
+        return x, y, split
+
+    def _examples(self, path: Path, table: Table) -> tuple[Tensor, Tensor]:
+        """Inputs, images with their channels first, and labels as numbers."""
+        number = {UNKNOWN: -1} | {name: c for c, name in enumerate(self.class_names)}
+        for row, name in enumerate(table.labels):
+            if name not in number:
+                raise ValueError(f"{path}: row {row} has the label {name!r}; the classes are {', '.join(self.class_names)}")
+        x = torch.from_numpy(table.x)
+        if x.ndim == 4:
+            x = _channels_first(x, path)
+        elif x.dtype == torch.uint8:
+            x = x.unsqueeze(1)
+        return x, torch.tensor([number[name] for name in table.labels])
+
+    def _fitting(self, path: Path, table: Table, train: Table) -> Table:
+        """The test examples, with their columns in the order of those for training."""
+        if UNKNOWN in table.labels:
+            raise ValueError(f"{path}: test examples must be labelled; row {table.labels.index(UNKNOWN)} is not")
+        if table.class_names is not None and table.class_names != self.class_names:
+            raise ValueError(f"{path} has the class_names {table.class_names}; those of {self.train} are {self.class_names}")
+        shared = sorted({*(table.groups or ())} & {*(train.groups or ())})
+        if shared:
+            raise ValueError(f"{path} and {self.train} both have examples of {self.group} {shared[0]}: leave it in one of them")
+        columns, expected = table.columns, train.columns
+        if columns is None or expected is None:
+            return table
+        if different := sorted({*columns} ^ {*expected}):
+            raise ValueError(f"{path} and {self.train} must have the same columns; only one has {', '.join(different)}")
+        return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
+
+
+def _classes(labels: list[str]) -> list[str]:
+    found = {*labels} - {UNKNOWN}
+    if all(name.isdecimal() for name in found):
+        return sorted(found, key=lambda name: (len(name), name))  # 2 before 10
+    return sorted(found)
+
+
+def _channels_first(x: Tensor, path: Path) -> Tensor:
+    first, last = x.shape[1] <= 4, x.shape[3] <= 4
+    if first == last:
+        raise ValueError(
+            f"{path}: x of shape {tuple(x.shape)} must be images of 1 to 4 channels, which come either first, (N, C, H, W), or last, "
+            "(N, H, W, C), and are fewer than the pixels of a side; flatten it to (N, D) if it holds features"
+        )
+    return x if first else x.permute(0, 3, 1, 2).contiguous()
+
+
+def _standardized(x: Tensor, pool: Tensor) -> Tensor:
+    """Features with mean 0 and standard deviation 1 over the pool, in each position on its own."""
+    known = x[pool].double()
+    constant = known.amin(0) == known.amax(0)  # not std == 0, which rounding misses
+    std = known.std(0, correction=0).where(~constant, 1.0)
+    return ((x - known.mean(0)) / std).float()

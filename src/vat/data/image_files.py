@@ -1,0 +1,127 @@
+"""Image files of any size and mode as bytes of one shape, read when they are asked for."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
+MODES = {"RGB": 3, "L": 1}
+MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
+MAX_PIXELS_PER_BYTE = 2**16  # of a blank page 8,192 pixels wide as fax, a bit for each line; what claims more is made up
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(path: Path, size: int, mode: str) -> Tensor:
+    """The first picture in a file, upright, its central square resized.
+
+    The orientation that a camera noted in EXIF is applied. Transparent pixels are laid over white. Grey levels of 16 bits are rounded to
+    8; colours become grey by the luma of ITU-R 601. The square is as wide as the shorter side; resizing is bilinear, with antialiasing.
+
+    Args:
+        path: A file of one of `FORMATS`.
+        size: Height and width of the result.
+        mode: One of `MODES`.
+
+    Returns:
+        uint8 of shape (C, size, size).
+
+    Raises:
+        ValueError: If the file holds no such picture, is damaged, has more than `MAX_PIXELS`, or pixels whose range is not known.
+    """
+    return _read(path, lambda image: _converted(image, size, mode))
+
+
+def check_header(path: Path) -> None:
+    """Refuse what `read_image` would refuse, as far as a file's header tells.
+
+    Raises:
+        ValueError: As `read_image`.
+    """
+    _read(path, lambda image: torch.empty(0))
+
+
+def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it has {width} × {height} pixels, where at most {MAX_PIXELS:,} are read")
+            if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
+                raise ValueError(f"it claims {width} × {height} pixels in {size} bytes")
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers, of which white is not known; convert it to 8 or 16 bits")
+            return use(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} cannot be read as an image: its content is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a decoder of a damaged file raises whatever it trips over, from struct.error to TypeError
+        raise ValueError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
+
+
+def _converted(image: Image.Image, size: int, mode: str) -> Tensor:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP:
+        image = _of_eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert(mode)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # The square is cut out by the resizing itself: resized first, a strip of 1 × 1,000,000 pixels would grow beyond all memory.
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(image).reshape(size, size, -1)).permute(2, 0, 1).contiguous()
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(f"its grey levels, {grey.min()} to {grey.max()}, do not fit 16 bits; convert it to 8 or 16 bits")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+class ImageFiles:
+    """Images (N, C, size, size) of bytes, decoded by threads at each access: `vat.data.loader.Streamed`.
+
+    Args:
+        paths: The files.
+        size: Height and width.
+        mode: One of `MODES`.
+        workers: Threads that decode; Pillow lets them run side by side.
+        device: Where the images are handed out.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, paths: Sequence[Path], *, size: int, mode: str, workers: int, device: torch.device | None = None) -> None:
+        self.paths, self.size, self.mode, self.workers = paths, size, mode, workers
+        self.device = device or torch.device("cpu")
+        self._threads = ThreadPoolExecutor(workers, "decode")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, size, size)."""
+        return len(self.paths), MODES[self.mode], self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Images of these rows, uint8 (B, C, size, size).
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
+        images = self._threads.map(lambda row: read_image(self.paths[row], self.size, self.mode), rows.tolist())
+        return torch.stack(list(images)).to(self.device)
+
+    def to(self, device: torch.device) -> "ImageFiles":
+        """The same files, handed out elsewhere."""
+        if device == self.device:
+            return self
+        return ImageFiles(self.paths, size=self.size, mode=self.mode, workers=self.workers, device=device)

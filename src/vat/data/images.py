@@ -1,0 +1,189 @@
+"""A user's own images: a folder for each class, and one for those without a label."""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vat.data.image_files import MODES, SUFFIXES, ImageFiles, check_header, read_image
+from vat.data.loader import Inputs
+from vat.data.own import OwnData, channel_moments, numbered
+from vat.data.splits import Split
+
+UNLABELED = "unlabeled"
+
+
+class Images(OwnData):
+    """Images in a folder for each class, and in `unlabeled/` those without a label.
+
+    The classes are the folders' names in alphabetical order; files may lie in folders within. Sizes and modes may differ:
+    `vat.data.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over, as is all whose name
+    starts with a dot. Symbolic links are followed, to files and to folders, also out of `dir`; a folder is not entered a second time.
+
+    Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: of their files the
+    headers are checked in `setup`, the rest when its turn comes, and a file found to be damaged then ends the run with an error that
+    names it. The batches are the same, bit for bit. (Streamed with an augmentation, each of several processes decodes the whole batch.)
+
+    Args:
+        dir: The folder that holds those of the classes.
+        size: Height and width of the network's inputs.
+        mode: "RGB", or "L" for grey.
+        corrupt: Files that cannot be read are refused, or left out ("skip") and named in a warning.
+        group_pattern: Regular expression found in a file's path within its class folder; what its first group matches (or all of it) is
+            the group that the file belongs to. None: every file stands for itself.
+        resident_gib: Most GiB of decoded images, a byte for each pixel and channel, that are not streamed.
+        workers: Threads that decode.
+        options: As in `OwnData`.
+
+    Attributes:
+        mean, std: Over the pool, or 10,000 images of it.
+
+    Raises:
+        ValueError: If a setting is out of range; in `setup`, if the folders or files are not as described, or as in `OwnData`.
+    """
+
+    unit = "pixels in [0, 1]"
+
+    def __init__(
+        self,
+        *,
+        dir: str,
+        size: int = 32,
+        mode: Literal["RGB", "L"] = "RGB",
+        corrupt: Literal["refuse", "skip"] = "refuse",
+        group_pattern: str | None = None,
+        resident_gib: float = 2.0,
+        workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        if corrupt not in ("refuse", "skip"):
+            raise ValueError(f"corrupt must be refuse or skip; got {corrupt!r}")
+        if size < 1 or workers < 1 or not resident_gib >= 0:
+            raise ValueError(f"size and workers must be >= 1, resident_gib >= 0; got {size}, {workers}, {resident_gib}")
+        try:
+            self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
+        except re.error as error:
+            raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
+        self.dir, self.size, self.mode, self.corrupt = Path(dir), size, mode, corrupt
+        self.resident_gib, self.workers = resident_gib, workers
+
+    def load(self) -> tuple[Inputs, Tensor, Split]:
+        """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label."""
+        self.class_names, files = find_images(self.dir)
+        groups = None if self.group_pattern is None else numbered([_group(file, self.group_pattern) for file in files])
+        shape = MODES[self.mode], self.size, self.size
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file, and what matters is refused with its name
+            if len(files) * math.prod(shape) > self.resident_gib * 2**30:
+                kept = self._readable(files, lambda row: check_header(files[row].path))
+                paths = [files[row].path for row in kept.tolist()]
+                x = ImageFiles(paths, size=self.size, mode=self.mode, workers=self.workers)
+            else:
+                images = torch.empty(len(files), *shape, dtype=torch.uint8)
+                kept = self._readable(files, lambda row: images[row].copy_(read_image(files[row].path, self.size, self.mode)))
+                x = images if len(kept) == len(files) else images[kept]
+            y = torch.tensor([file.label for file in files])[kept]
+            split = self.cut(y, groups=None if groups is None else groups[kept])
+            self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+        return x, y, split
+
+    def _readable(self, files: Sequence["FoundImage"], read: Callable[[int], object]) -> Tensor:
+        """The rows that can be read: all of them, or an error, where nothing is to be left out."""
+
+        def fault(row: int) -> str | None:
+            try:
+                read(row)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        faults: dict[int, str] = {}
+        rows = range(len(files))
+        with ThreadPoolExecutor(self.workers) as threads:
+            for start in range(0, len(files), 1000):  # a pool is handed all its tasks at once, a million would take a GB
+                for row, found in zip(piece := rows[start : start + 1000], threads.map(fault, piece), strict=True):
+                    if found is None:
+                        continue
+                    if self.corrupt == "refuse":
+                        raise ValueError(f"{found}. Repair or remove it; data.corrupt=skip leaves out all such files")
+                    faults[row] = found
+        if faults:
+            warnings.warn(f"left out {len(faults)} of {len(files)} files:\n" + "\n".join(faults.values()), stacklevel=2)
+        return torch.tensor([row for row in rows if row not in faults], dtype=torch.int64)
+
+
+class FoundImage(NamedTuple):
+    """A file that should hold an image.
+
+    Attributes:
+        path: Where it is.
+        within: Its path within the folder of its class, with slashes.
+        label: Number of its class, or −1.
+    """
+
+    path: Path
+    within: str
+    label: int
+
+
+def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
+    """The names of the classes, and the files in the order of classes and paths, whatever order the file system has.
+
+    Raises:
+        ValueError: If the folder is not as `Images` describes it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"dir={folder} is no folder: name the one that holds a folder for each class")
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in visible:
+        if path.is_dir():
+            if path.name != UNLABELED and path.name.lower() in (UNLABELED, "unlabelled"):
+                raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
+        elif path.suffix.lower() in SUFFIXES:
+            raise ValueError(f"{path} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}")
+    classes = [path for path in visible if path.is_dir() and path.name != UNLABELED]
+    if len(classes) < 2:
+        raise ValueError(f"{folder} must hold a folder for each of two or more classes; it holds {len(classes)} beside {UNLABELED}/")
+    files = []
+    for label, path in enumerate(classes):
+        found = _images_within(path)
+        if not found:
+            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): remove the folder, or put the images of this class into it")
+        files += [FoundImage(path / within, within, label) for within in found]
+    unlabeled = folder / UNLABELED
+    return [path.name for path in classes], files + [FoundImage(unlabeled / within, within, -1) for within in _images_within(unlabeled)]
+
+
+def _images_within(folder: Path) -> list[str]:
+    found, entered = [], {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        inner, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in inner:
+            if (real := os.path.realpath(os.path.join(root, name))) not in entered:  # a link may lead back to where it lies
+                entered.add(real)
+                folders.append(name)
+        for name in names:
+            path = Path(root, name)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
+                if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
+                    raise ValueError(f"{path} is no file but bears the name of an image: remove it")
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def _group(file: FoundImage, pattern: re.Pattern[str]) -> str:
+    match = pattern.search(file.within)
+    group = match and match.group(1 if pattern.groups else 0)
+    if not group:
+        raise ValueError(f"{file.path}: group_pattern={pattern.pattern!r} finds no group in {file.within!r}")
+    return group

@@ -1,0 +1,146 @@
+"""What a user's own data sets share: parts cut from the labelled examples, and a pool with all that have no label."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import Inputs, as_input
+from vat.data.splits import Split, grouped_parts, stratified_parts
+from vat.seeds import stable_seed
+
+MOST_FOR_MOMENTS = 10_000  # images: mean and standard deviation of their pixels are then known to far below a grey level
+
+
+class OwnData(ResidentDataModule):
+    """Examples of which some have labels and the others the label −1.
+
+    The test and validation parts are cut from the labelled examples, stratified and fixed: `seed` does not move them. The pool is the
+    rest, with all examples that have no label. Training has an unlabelled batch unless every example of the pool is labelled.
+
+    Where examples come in groups (the images of one patient), no group has examples in two parts. What has no label and belongs to a
+    group of the validation or test part is in no part at all.
+
+    Args:
+        validation_share: Share of the labelled examples for validation.
+        test_share: Share of the labelled examples for the test; without effect where the test examples are given.
+        split_seed: Determines the validation and test parts.
+        num_labeled: Labels that training sees; None for all in the pool.
+        options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
+
+    Raises:
+        ValueError: If a share is out of range; in `setup`, if the data cannot be read, split or trained on.
+    """
+
+    lds_eps = 1.0
+
+    def __init__(
+        self,
+        *,
+        validation_share: float = 0.1,
+        test_share: float = 0.2,
+        split_seed: int = 0,
+        num_labeled: int | None = None,
+        batch_size_labeled: int = 32,
+        batch_size_unlabeled: int = 128,
+        steps_per_epoch: int = 100,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_labeled=num_labeled,
+            batch_size_labeled=batch_size_labeled,
+            batch_size_unlabeled=batch_size_unlabeled,
+            steps_per_epoch=steps_per_epoch,
+            **options,
+        )
+        if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
+            raise ValueError(
+                "validation_share and test_share must be > 0 and leave something to train on; "
+                f"got validation_share={validation_share}, test_share={test_share}"
+            )
+        self.validation_share, self.test_share = validation_share, test_share
+        self.split_seed = split_seed
+
+    @property
+    def supervised(self) -> bool:
+        """See `ResidentDataModule`."""
+        return len(self.split.unlabeled) == len(self.split.labeled)
+
+    def cut(self, y: Tensor, *, groups: Tensor | None = None, num_test: int = 0) -> Split:
+        """The parts.
+
+        Args:
+            y: Labels of all examples, −1 where there is none, shape (N,).
+            groups: Number of each example's group, int64 of shape (N,); None where every example stands for itself.
+            num_test: The last so many examples are the test part; 0 cuts it from the labelled ones.
+
+        Raises:
+            ValueError: If there are too few labelled examples or groups, or one class alone.
+        """
+        train, test = torch.arange(len(y)).split([len(y) - num_test, num_test])
+        known = y[train] >= 0
+        labeled, unlabeled = train[known], train[~known]
+        if len(y[labeled].unique()) < 2:
+            raise ValueError(
+                f"{len(labeled)} labelled examples are of {len(y[labeled].unique())} classes: a classifier needs examples of two at least"
+            )
+        shares = (self.validation_share,) if num_test else (self.test_share, self.validation_share)
+        sizes = [max(1, round(share * len(labeled))) for share in shares]
+        if sum(sizes) >= len(labeled):
+            raise ValueError(f"{len(labeled)} labelled examples are too few to train on and to hold out {' + '.join(map(str, sizes))}")
+        sizes.append(len(labeled) - sum(sizes))
+        if groups is None:
+            parts = stratified_parts(y[labeled], sizes, seed=self.split_seed)
+        else:
+            parts = grouped_parts(y[labeled], groups[labeled], sizes, seed=self.split_seed)
+        *held_out, pool = (labeled[part] for part in parts)
+        if not num_test:
+            test, *held_out = held_out
+        (validation,) = held_out
+        if groups is not None:
+            unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
+        self._warn_of_absent_classes(y[pool])
+        return self.divide(y, pool=pool, validation=validation, test=test, extra=unlabeled)
+
+    def _warn_of_absent_classes(self, labels: Tensor) -> None:
+        absent = [name for c, name in enumerate(self.class_names) if not (labels == c).any()]
+        if absent:
+            warnings.warn(
+                f"no labelled example is left to train on of {', '.join(absent)}: label more, or choose another split_seed", stacklevel=2
+            )
+
+
+def numbered(groups: Sequence[str]) -> Tensor:
+    """Equal numbers for equal names, int64."""
+    numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
+    return torch.tensor([numbers[name] for name in groups], dtype=torch.int64)
+
+
+def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over the pool, or over 10,000 of its examples.
+
+    Args:
+        x: Images (N, C, H, W); bytes count as in [0, 1].
+        pool: Rows of the pool.
+        seed: Chooses the examples of a larger pool.
+
+    Returns:
+        C numbers each; a constant channel has the standard deviation 1, by which a network can divide.
+    """
+    if len(pool) > MOST_FOR_MOMENTS:
+        generator = torch.Generator().manual_seed(stable_seed("channel moments", seed))
+        pool = pool[torch.randperm(len(pool), generator=generator)[:MOST_FOR_MOMENTS]]
+    sums, squares, lows, highs = [], [], [], []
+    for rows in pool.split(100):  # 120 MB in float64 at 3 × 224 × 224
+        pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1)
+        sums.append(pixels.mean(1) * len(rows))
+        squares.append(pixels.square().mean(1) * len(rows))
+        lows.append(pixels.amin(1))
+        highs.append(pixels.amax(1))
+    mean = torch.stack(sums).sum(0) / len(pool)
+    variance = torch.stack(squares).sum(0) / len(pool) - mean.square()
+    constant = torch.stack(lows).amin(0) == torch.stack(highs).amax(0)  # not variance == 0, which rounding misses
+    return tuple(mean.tolist()), tuple(variance.sqrt().where(~constant, 1.0).tolist())

@@ -1,0 +1,386 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from vat.data.image_files import ImageFiles, check_header, read_image
+from vat.data.images import Images, find_images
+
+ROOT = Path(__file__).parents[2]
+GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+COLOURS = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=2)
+
+
+def saved(path, pixels, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def encoded(kind, pixels=COLOURS):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def channels_last(x):
+    return x.permute(1, 2, 0).numpy()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 pictures of two classes and 12 without a label, of three patients each, all of different grey."""
+    for c, name in enumerate(("cat", "dog", "unlabeled")):
+        for i in range(12):
+            pixels = np.random.default_rng((c, i)).integers(256, size=(9 + i % 3, 11, 3), dtype=np.uint8)
+            saved(tmp_path / "pictures" / name / f"p{i // 2}" / f"{i}.png", pixels)
+    return tmp_path / "pictures"
+
+
+def ready(folder, **options):
+    data = Images(dir=str(folder), **({"size": 8, "batch_size_labeled": 4, "batch_size_unlabeled": 7} | options))
+    data.setup()
+    return data
+
+
+# One file
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "gif", "ppm", "webp"])
+def test_pixels_of_the_right_size_are_taken_as_they_are(tmp_path, suffix):
+    path = saved(tmp_path / f"a.{suffix}", GRADIENT, **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(channels_last(read_image(path, 8, "L"))[..., 0], GRADIENT)
+    assert np.array_equal(channels_last(read_image(path, 8, "RGB")), np.repeat(GRADIENT[..., None], 3, axis=2))
+
+
+def test_the_content_counts_and_not_the_suffix(tmp_path):
+    (path := tmp_path / "a.jpg").write_bytes(encoded("PNG"))
+    assert np.array_equal(channels_last(read_image(path, 8, "RGB")), COLOURS)
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (24, 48), (32, 16), (16, 28), (4, 8), (64, 64), (3, 3)])
+def test_the_shorter_side_is_resized_with_antialiasing_and_the_middle_cut_out(tmp_path, shape):
+    pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    height, width = (8 * side // min(shape) for side in shape)
+    whole = F.interpolate(torch.from_numpy(pixels).float()[None, None], (height, width), mode="bilinear", antialias=True)[0]
+    expected = whole[:, (height - 8) // 2 :, (width - 8) // 2 :][:, :8, :8]
+    found = read_image(saved(tmp_path / "a.png", pixels), 8, "L")
+    assert (found.float() - expected).abs().max() <= 1  # Pillow rounds after each axis
+
+
+@pytest.mark.parametrize("shape", [(9, 10), (31, 50)])
+def test_a_square_between_two_pixels_is_the_mean_of_both(tmp_path, shape):
+    ramp = np.tile(np.arange(shape[1], dtype=np.uint8) * 5, (shape[0], 1))
+    found = read_image(saved(tmp_path / "a.png", ramp), 4, "L")[0].float()
+    step = shape[0] / 4
+    middles = (shape[1] - shape[0]) / 2 + step * (torch.arange(4) + 0.5) - 0.5  # in pixels, of each column of the result
+    assert (found[:, 1:3] - 5 * middles[1:3]).abs().max() <= 1
+
+
+def test_grey_of_sixteen_bits_is_rounded_to_eight(tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    for path in (saved(tmp_path / "a.png", deep), saved(tmp_path / "a.tif", deep), saved(tmp_path / "a.pgm", deep)):
+        assert np.array_equal(channels_last(read_image(path, 8, "L"))[..., 0], np.rint(deep / 257).astype(np.uint8))
+
+
+def test_what_is_transparent_lies_over_white(tmp_path):
+    alpha = np.where(np.arange(8) < 4, 0, 255).astype(np.uint8) * np.ones((8, 1), np.uint8)
+    expected = np.where(alpha[..., None] == 0, 255, COLOURS)
+    path = saved(tmp_path / "a.png", np.dstack([COLOURS, alpha]))
+    assert np.array_equal(channels_last(read_image(path, 8, "RGB")), expected)
+    path = saved(tmp_path / "b.png", np.dstack([GRADIENT, alpha]))
+    assert np.array_equal(channels_last(read_image(path, 8, "L"))[..., 0], np.where(alpha == 0, 255, GRADIENT))
+    palette = Image.fromarray(GRADIENT // 16).convert("L")
+    palette.putpalette([level for k in range(256) for level in (k, 2 * k % 256, 0)])
+    path = saved(tmp_path / "c.png", palette, transparency=0)
+    found = channels_last(read_image(path, 8, "RGB"))
+    index = GRADIENT // 16
+    assert np.array_equal(found, np.where((index == 0)[..., None], 255, np.dstack([index, 2 * index, 0 * index])))
+
+
+def test_the_orientation_that_a_camera_notes_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is on the right
+    path = saved(tmp_path / "a.png", COLOURS, exif=exif)
+    assert np.array_equal(channels_last(read_image(path, 8, "RGB")), np.rot90(COLOURS, -1))
+
+
+def test_black_and_white_and_cmyk_are_converted(tmp_path):
+    checks = (np.indices((8, 8)).sum(0) % 2).astype(bool)
+    assert np.array_equal(channels_last(read_image(saved(tmp_path / "a.png", checks), 8, "L"))[..., 0], checks * np.uint8(255))
+    ink = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    assert read_image(saved(tmp_path / "a.jpg", ink, quality=100), 8, "RGB")[:, 0, 0].tolist() == [0, 255, 255]
+
+
+def png(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png(8193, 8192), r"8193 × 8192 pixels, where at most 67,108,864 are read"),
+        (png(9500, 9500), r"9500 × 9500 pixels"),
+        (png(2**31 - 1, 2**31 - 1), "decompression bomb"),
+        (png(8000, 8000), r"it claims 8000 × 8000 pixels in \d+ bytes"),
+        (png(100, 100), "truncated"),
+        (encoded("PNG")[:60], "a.png cannot be read as an image"),
+        (b"", "its content is none of PNG, JPEG"),
+        (b"no picture", "its content is none of PNG, JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "its content is none of PNG, JPEG"),
+    ],
+)
+def test_what_is_no_picture_or_far_too_large_is_refused(tmp_path, content, message):
+    (path := tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_image(path, 8, "RGB")
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    path = saved(tmp_path / "a.tif", GRADIENT.astype(np.float32))
+    for read in (check_header, lambda path: read_image(path, 8, "L")):
+        with pytest.raises(ValueError, match=r"a\.tif .*floating-point numbers, of which white is not known"):
+            read(path)
+    path = saved(tmp_path / "b.tif", GRADIENT.astype(np.int32) * 1000)
+    with pytest.raises(ValueError, match=r"b\.tif .*its grey levels, 0 to 252000, do not fit 16 bits"):
+        read_image(path, 8, "L")
+
+
+def test_a_strip_of_a_million_pixels_costs_no_memory(tmp_path):
+    path = saved(tmp_path / "a.png", np.full((1, 1_000_000), 7, np.uint8))
+    assert read_image(path, 64, "L").unique().tolist() == [7]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_a_spoilt_file_is_read_or_refused_by_name(fuzz, tmp_path, kind):
+    fuzz(lambda path: read_image(path, 8, "RGB"), encoded(kind), tmp_path / "a.png")
+
+
+# A folder
+
+
+def test_classes_are_folders_in_order_and_files_in_order_of_their_paths(tmp_path):
+    for name in ("b/2.png", "b/10.PNG", "b/x/1.jpg", "a/1.png", "unlabeled/z.png", "unlabeled/y/1.png", ".cache/1.png"):
+        saved(tmp_path / name, GRADIENT)
+    for name in ("notes.txt", "a/Thumbs.db", "a/.DS_Store", "a/._1.png", "b/readme"):
+        (tmp_path / name).write_bytes(b"no picture")
+    names, files = find_images(tmp_path)
+    assert names == ["a", "b"]
+    expected = [("1.png", 0), ("10.PNG", 1), ("2.png", 1), ("x/1.jpg", 1), ("y/1.png", -1), ("z.png", -1)]
+    assert [(file.within, file.label) for file in files] == expected
+    assert all(file.path.is_file() for file in files)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    outside = saved(tmp_path / "elsewhere" / "1.png", GRADIENT)
+    saved(tmp_path / "data" / "b" / "1.png", GRADIENT)
+    (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "b" / "2.png").symlink_to(outside)
+    (tmp_path / "data" / "b" / "again").symlink_to(tmp_path / "data" / "b")
+    _, files = find_images(tmp_path / "data")
+    assert [(file.within, file.label) for file in files] == [("1.png", 0), ("1.png", 1), ("2.png", 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"must hold a folder for each of two or more classes; it holds 0 beside unlabeled/"),
+        (["a/1.png"], "it holds 1 beside unlabeled/"),
+        (["unlabeled/1.png"], "it holds 0 beside unlabeled/"),
+        (["a/1.png", "b/notes.txt"], r"data/b holds no image \(\.png, .*remove the folder"),
+        (["a/1.png", "b/1.png", "1.png"], r"data/1\.png lies in no class: move it into the folder of its class, or into .*/unlabeled"),
+        (["a/1.png", "b/1.png", "Unlabelled/1.png"], "data/Unlabelled would be a class of that name: rename it to unlabeled"),
+    ],
+)
+def test_a_folder_of_another_form_is_refused(tmp_path, names, message):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        if name.endswith(".png"):
+            saved(tmp_path / "data" / name, GRADIENT)
+        else:
+            (tmp_path / "data" / name).parent.mkdir()
+            (tmp_path / "data" / name).write_text("no picture")
+    with pytest.raises(ValueError, match=message):
+        ready(tmp_path / "data")
+
+
+def test_no_folder_and_a_pipe_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dir=.*nowhere is no folder"):
+        ready(tmp_path / "nowhere")
+    for name in ("a", "b"):
+        saved(tmp_path / name / "1.png", GRADIENT)
+    os.mkfifo(tmp_path / "a" / "2.png")
+    with pytest.raises(ValueError, match=r"2\.png is no file but bears the name of an image: remove it"):
+        ready(tmp_path)
+
+
+# The data set
+
+
+def test_setup_describes_the_images(folder):
+    data = ready(folder)
+    assert data.class_names == ["cat", "dog"]
+    assert (data.input_shape, data.x.dtype, len(data.x)) == ((3, 8, 8), torch.uint8, 36)
+    assert data.y.tolist() == [0] * 12 + [1] * 12 + [-1] * 12
+    parts = {"labeled": 17, "unlabeled": 29, "validation": 2, "test": 5}
+    assert {name: len(getattr(data.split, name)) for name in parts} == parts
+    assert torch.isin(torch.arange(24, 36), data.split.unlabeled).all()
+    for row in (0, 13, 35):
+        _, files = find_images(folder)
+        assert torch.equal(data.x[row], read_image(files[row].path, 8, "RGB"))
+
+
+def test_mean_and_deviation_are_those_of_the_pool(folder):
+    data = ready(folder)
+    pool = data.x[data.split.unlabeled].double() / 255
+    torch.testing.assert_close(torch.tensor(data.mean).double(), pool.mean((0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(data.std).double(), pool.std((0, 2, 3), correction=0))
+
+
+def test_a_constant_channel_is_not_divided_by_zero(tmp_path):
+    for name in ("a/1", "a/2", "b/1", "b/2", "unlabeled/1"):
+        saved(tmp_path / f"{name}.png", np.full((8, 8, 3), (51, 0, 255), np.uint8))
+    data = ready(tmp_path)
+    assert data.mean == pytest.approx((0.2, 0.0, 1.0))
+    assert data.std == (1.0, 1.0, 1.0)
+
+
+def test_the_seed_moves_the_labels_and_the_split_seed_the_parts(folder):
+    one, other, moved = ready(folder, num_labeled=6), ready(folder, num_labeled=6, seed=1), ready(folder, num_labeled=6, split_seed=1)
+    assert torch.equal(one.split.test, other.split.test)
+    assert torch.equal(one.split.validation, other.split.validation)
+    assert not torch.equal(one.split.labeled, other.split.labeled)
+    assert not torch.equal(one.split.test, moved.split.test)
+    assert torch.bincount(one.y[one.split.labeled]).tolist() == [3, 3]
+
+
+def test_a_pool_that_is_labelled_throughout_has_no_unlabelled_batch(folder):
+    assert next(iter(ready(folder).train_dataloader())).unlabeled is not None
+    for path in sorted((folder / "unlabeled").rglob("*.png")):
+        path.unlink()
+    data = ready(folder)
+    assert next(iter(data.train_dataloader())).unlabeled is None
+    assert next(iter(ready(folder, num_labeled=6).train_dataloader())).unlabeled is not None
+
+
+def test_no_group_is_on_two_sides_and_unlabelled_rows_of_held_out_groups_are_in_no_part(folder):
+    data = ready(folder, group_pattern=r"^(p\d)/")
+    _, files = find_images(folder)
+    groups = [file.within[:2] for file in files]
+    sides = [{groups[row] for row in rows.tolist()} for rows in (data.split.unlabeled, data.split.validation, data.split.test)]
+    assert all(sides)
+    assert set.union(*sides) == set(groups)
+    assert not any(sides[i] & sides[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+    expected = {row for row in range(24, 36) if groups[row] in sides[0]}
+    assert expected == set(data.split.unlabeled.tolist()) & set(range(24, 36))
+    assert 0 < len(expected) < 12
+
+
+def test_a_file_without_a_group_is_refused(folder):
+    saved(folder / "dog" / "nobody.png", GRADIENT)
+    with pytest.raises(ValueError, match=r"nobody\.png: group_pattern='p\\\\d' finds no group in 'nobody\.png'"):
+        ready(folder, group_pattern=r"p\d")
+
+
+@pytest.mark.parametrize("content", [b"no picture", encoded("PNG")[:60]], ids=["text", "truncated"])
+def test_a_damaged_file_is_refused_or_left_out_by_name(folder, content):
+    whole = ready(folder)
+    for name in ("cat/p0/0a.png", "unlabeled/p9.jpg"):
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"cat/p0/0a\.png cannot be read .*data\.corrupt=skip leaves out all such files"):
+        ready(folder)
+    with pytest.warns(UserWarning, match=r"left out 2 of 38 files:\n.*cat/p0/0a\.png cannot .*\n.*unlabeled/p9\.jpg cannot"):
+        data = ready(folder, corrupt="skip")
+    assert torch.equal(data.x, whole.x)
+    assert data.split.digest == whole.split.digest
+
+
+def same(one, other):
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "translate": 1}, {"mode": "L", "workers": 5, "group_pattern": r"p\d"}])
+def test_a_streamed_run_has_the_batches_of_a_resident_one(folder, options):
+    resident, streamed = ready(folder, **options), ready(folder, resident_gib=0, **options)
+    assert isinstance(streamed.x, ImageFiles)
+    assert isinstance(resident.x, torch.Tensor)
+    assert (streamed.mean, streamed.std, streamed.input_shape) == (resident.mean, resident.std, resident.input_shape)
+    assert streamed.split.digest == resident.split.digest
+    one, other = resident.train_dataloader(), streamed.train_dataloader()
+    for steps in (range(3), range(3)):
+        for _, expected, found in zip(steps, one, other, strict=False):
+            assert found.micro_step == expected.micro_step
+            assert same(found.labeled, expected.labeled)
+            assert same(found.unlabeled, expected.unlabeled)
+        for loader in (one, other):
+            loader.load_state_dict({"micro_step": 40})
+    for name in ("val_dataloader", "test_dataloader"):
+        assert all(same(a, b) for a, b in zip(getattr(resident, name)(), getattr(streamed, name)(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(resident.training_inputs(), streamed.training_inputs(), strict=True))
+
+
+def test_a_file_that_turns_out_damaged_in_training_is_named(folder):
+    data = ready(folder, resident_gib=0)
+    loader = data.train_dataloader()
+    path = data.x.paths[data.split.labeled[0]]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=f"{path} cannot be read as an image"):
+        list(loader)
+
+
+def test_a_large_set_is_streamed(folder):
+    decoded = 36 * 3 * 8 * 8 / 2**30
+    assert isinstance(ready(folder, resident_gib=decoded).x, torch.Tensor)
+    assert isinstance(ready(folder, resident_gib=decoded * 0.999).x, ImageFiles)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "CMYK"}, "mode must be one of RGB, L; got 'CMYK'"),
+        ({"corrupt": "ignore"}, "corrupt must be refuse or skip; got 'ignore'"),
+        ({"size": 0}, "size and workers must be >= 1, resident_gib >= 0; got 0, 2, 2.0"),
+        ({"workers": 0}, "got 32, 0, 2.0"),
+        ({"resident_gib": -1.0}, "got 32, 2, -1.0"),
+        ({"group_pattern": "("}, r"group_pattern='\(' is no regular expression: missing \)"),
+        (
+            {"test_share": 0.9, "validation_share": 0.1},
+            "must be > 0 and leave something to train on; got validation_share=0.1, test_share=0.9",
+        ),
+        ({"test_share": 0.0}, "test_share=0.0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Images(dir="pictures", **options)
+
+
+@pytest.mark.parametrize("gib", [0, 2])
+def test_a_run_from_the_command_line_keeps_the_class_names(main, tmp_path, folder, gib):
+    import runs
+
+    main("data=images", f"data.dir={folder}", f"data.resident_gib={gib}", "data.size=8", "trainer=debug", "hydra.run.dir=run")
+    checkpoint = runs.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["record"]["class_names"] == ["cat", "dog"]
+
+
+@pytest.mark.long  # a process of its own; the test above runs the same in this one
+def test_the_command_that_a_user_types_ends_well(shell, folder):
+    command = ("data=images", f"data.dir={folder}", "data.size=8", "model=cnn", "trainer=debug", "logger=none")
+    result = shell(ROOT / "src" / "train.py", *command)
+    assert result.returncode == 0, result.stderr
+    assert "pixels in [0, 1]" in result.stdout
