@@ -1,8 +1,10 @@
 """What a job prints: its settings, its progress, its result and where everything lies."""
 
+import csv
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+
+CONFUSION = "confusion.csv"
 
 # Wide enough that a path is not broken where nobody looks at a terminal.
 console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False)
@@ -35,13 +40,23 @@ def settings(cfg: DictConfig) -> None:
     console.print(table, "")
 
 
-def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
+def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
+    """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *class_names])
+        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+
+
+def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor | None, class_names: Sequence[str]) -> None:
     """Print the closing table of a run.
 
     Args:
         metrics: of validation and test, and the seconds.
         folder: of the run.
         lds: at which radius, in which unit, the LDS was measured.
+        counts: the confusion matrix of the test, where there was one.
+        class_names: of its rows and columns.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
     for stage in ("val", "test"):
@@ -51,8 +66,11 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
     if "test/lds" in metrics:
         table.add_row("test LDS", f"{metrics['test/lds']:.4f} {lds}")
         table.add_row("test calibration error", f"{metrics['test/calibration_error']:.4f}")
+    if counts is not None:
+        table.add_row("most often mistaken", _mistakes(counts, class_names))
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
     files = {"checkpoint": "checkpoints/last.ckpt", "configuration": "config.yaml", "metrics": "metrics.json"}
+    files |= {} if counts is None else {"confusion matrix": CONFUSION}
     for name, file in files.items():
         table.add_row(name, str(folder / file))
     runs = sorted(folder.glob("wandb/*run-*"))
@@ -61,6 +79,14 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str) -> None:
         command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
         table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
     console.print("", table)
+
+
+def _mistakes(counts: Tensor, class_names: Sequence[str], most: int = 3) -> str:
+    """The commonest ways to be wrong, as shares of the class that was missed."""
+    wrong = counts.clone().fill_diagonal_(0)
+    number, place = wrong.flatten().topk(min(most, wrong.numel()))
+    pairs = [(n, *divmod(p, len(counts))) for n, p in zip(number.tolist(), place.tolist(), strict=True) if n]
+    return ", ".join(f"{class_names[a]} for {class_names[b]} {100 * n / int(counts[a].sum()):.1f} %" for n, a, b in pairs) or "none"
 
 
 def shown(path: Path) -> Path:

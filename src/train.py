@@ -103,7 +103,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         metrics = {**metrics, "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-            report.closing(metrics, folder, lds=f"at ε = {classifier.lds_eps:g} ({data.unit})")
+            if classifier.confusion is not None:
+                report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+            lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
+            report.closing(metrics, folder, lds=lds, counts=classifier.confusion, class_names=data.class_names)
     return metrics
 
 

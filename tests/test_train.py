@@ -191,6 +191,30 @@ def test_metrics_are_written_as_returned(job):
 
 
 @pytest.mark.parametrize("steps", [3, 7])
+def test_mistakes_are_counted_by_the_names_of_the_classes(job):
+    ran = job("data=moons", "model=mlp", "optimizer.lr=0")
+    header, *rows = [line.split(",") for line in (ran.folder / "confusion.csv").read_text().splitlines()]
+    assert header == ["class", "class 0", "class 1"]
+    counts = {name: list(map(int, row)) for name, *row in rows}
+    assert {name: sum(row) for name, row in counts.items()} == {"class 0": 500, "class 1": 500}
+    right = counts["class 0"][0] + counts["class 1"][1]
+    assert right / 1000 == pytest.approx(ran.metrics["test/accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([[6, 2, 0], [0, 9, 1], [0, 0, 4]], "cat for dog 25.0 %, dog for emu 10.0 %"),
+        ([[6, 0, 0], [0, 9, 0], [0, 0, 4]], "none"),
+        ([[1, 1, 1], [5, 1, 4], [9, 0, 4]], "emu for cat 69.2 %, dog for cat 50.0 %, dog for emu 40.0 %"),
+    ],
+)
+def test_the_commonest_mistakes_are_said_in_words(counts, said):
+    import report
+
+    assert report._mistakes(torch.tensor(counts), ["cat", "dog", "emu"]) == said
+
+
 def test_the_tested_weights_are_validated_and_saved_where_steps_are_no_multiple_of_an_epoch(job, steps):
     from vat.data.digits import Digits
 

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from vat.batch_norm import reestimate_batch_norm
 from vat.data.loader import Batch, Part
@@ -32,8 +32,10 @@ class Classifier(pl.LightningModule):
         seed: of the noise inside the network and of random directions.
         lds_eps: radius at which the test measures LDS, in the units of the network's input.
         reestimate_batch_norm: estimate the statistics over the training inputs before each evaluation.
-
         record: plain values that travel in the checkpoint: settings, class names, the split.
+
+    Attributes:
+        confusion: after a test, how many examples of each class (rows) were taken for each (columns): int64 (C, C).
 
     Raises:
         FloatingPointError: in training and validation, when a term of the loss is NaN or infinite.
@@ -59,11 +61,13 @@ class Classifier(pl.LightningModule):
         self.lds_eps = lds_eps
         self.reestimate_batch_norm = reestimate_batch_norm
         self.record = record
+        self.confusion: Tensor | None = None
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.val_metrics = _metrics("val", num_classes)
         self.test_metrics = _metrics("test", num_classes)
         self.test_lds = MeanMetric()
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -178,14 +182,17 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        self.test_metrics.update(self._log_probabilities(x), y)
+        log_probabilities = self._log_probabilities(x)
+        self.test_metrics.update(log_probabilities, y)
+        self.test_confusion.update(log_probabilities, y)
         key = Key(0, batch_idx, self.global_rank)
         self.test_lds.update(local_distributional_smoothness(self.network, x, eps=self.lds_eps, key=key))
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.test_metrics.compute() | {"test/lds": self.test_lds.compute()})
-        self.test_metrics.reset()
-        self.test_lds.reset()
+        self.confusion = self.test_confusion.compute().cpu()
+        for metric in (self.test_metrics, self.test_lds, self.test_confusion):
+            metric.reset()
 
 
 class CrossEntropy(Metric):

@@ -26,7 +26,7 @@ class ZCA:
         if len(x) < 2:
             raise ValueError(f"whitening needs at least 2 examples, got {len(x)}")
         chunks = [slice(start, start + ROWS_AT_A_TIME) for start in range(0, len(x), ROWS_AT_A_TIME)]
-        mean = sum(as_input(x[rows]).flatten(1).double().sum(0) for rows in chunks) / len(x)
+        mean = torch.stack([as_input(x[rows]).flatten(1).double().sum(0) for rows in chunks]).sum(0) / len(x)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=x.device)
         for rows in chunks:
             # The products in float32, five times faster; centred by the mean, what they lose lies below the pixels' own rounding.
