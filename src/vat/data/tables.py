@@ -180,7 +180,7 @@ def _read_frame(path: Path, label: str, group: str | None) -> Table:
             raise ValueError("it has a column without a name: remove it if it numbers the rows, or it would be a feature")
         if not (pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)):
             raise ValueError(f"column {name!r} is not numeric ({column.dtype}): encode it as numbers, or remove it")
-        if column.isna().any():
+        if column.isna().to_numpy().any():
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
     return Table(
         features.to_numpy(dtype=np.float64),
