@@ -9,6 +9,7 @@ The core needs torch alone. `vat.callback`, `vat.classifier` and `vat.data` need
 from vat.regularizers import (
     VAT,
     Adversarial,
+    ClassBalance,
     Entropy,
     MeanTeacher,
     PiModel,
@@ -21,6 +22,7 @@ from vat.step import Step
 __all__ = [
     "VAT",
     "Adversarial",
+    "ClassBalance",
     "Entropy",
     "MeanTeacher",
     "PiModel",

@@ -1,5 +1,6 @@
 from vat.regularizers.adversarial import Adversarial
 from vat.regularizers.base import Regularizer, by_unique_name
+from vat.regularizers.class_balance import ClassBalance
 from vat.regularizers.entropy import Entropy
 from vat.regularizers.mean_teacher import MeanTeacher
 from vat.regularizers.pi_model import PiModel
@@ -9,6 +10,7 @@ from vat.regularizers.vat import VAT, local_distributional_smoothness
 __all__ = [
     "VAT",
     "Adversarial",
+    "ClassBalance",
     "Entropy",
     "MeanTeacher",
     "PiModel",

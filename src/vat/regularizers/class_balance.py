@@ -1,0 +1,50 @@
+"""Class balance: the predictions of a batch, taken together, follow the known class frequencies."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vat.functional import as_classes
+from vat.regularizers.base import Regularizer
+from vat.step import Step
+
+
+class ClassBalance(Regularizer):
+    """KL[p̄ ‖ prior] of the batch's mean prediction p̄ from the class frequencies that are known beforehand. Softmax outputs only.
+
+    With few labels VAT may settle with a boundary in the wrong gap, two classes merged into one (MNIST's 4 and 9), and look perfect on
+    the loss. That one class then has twice its share of the pool, which this term sees. It is the balance term of the clustering by
+    VAT and mutual information of Hu et al. (arXiv 1702.08720).
+
+    Over N examples, as many as each process has in its batch, the penalty of perfect predictions is about (C - 1) / 2N, not 0.
+
+    Args:
+        prior: frequency of each class, up to a common factor; all alike if None.
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0.
+
+    Raises:
+        ValueError: a frequency is not a finite number > 0; at the first step, they are not as many as there are classes.
+    """
+
+    differentiates_clean_pass = True
+
+    def __init__(self, *, prior: Sequence[float] | None = None, weight: float = 1.0, ramp_up: int = 0):
+        super().__init__(weight=weight, ramp_up=ramp_up)
+        if prior is not None and not all(0 < share < float("inf") for share in prior):
+            raise ValueError(f"prior must hold a finite number > 0 for each class, got {list(prior)}")
+        self.prior = prior
+
+    def penalty(self, step: Step) -> Tensor:
+        """The divergence of the batch's mean prediction, in nats; 0 for an empty batch."""
+        log_p = as_classes(step.clean.logits).log_softmax(1).movedim(1, -1).flatten(0, -2)
+        count, classes = log_p.shape
+        if self.prior is not None and len(self.prior) != classes:
+            raise ValueError(f"prior has {len(self.prior)} frequencies for {classes} classes: give one for each")
+        if count == 0:
+            return log_p.sum()
+        log_mean = log_p.logsumexp(0) - torch.tensor(float(count)).log()  # through log-probabilities: no class's share rounds to 0
+        shares = torch.ones(classes) if self.prior is None else torch.tensor(self.prior)
+        log_prior = (shares / shares.sum()).log().to(log_mean)
+        return (log_mean.exp() * (log_mean - log_prior)).sum()
