@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vat.regularizers import Regularizer, by_unique_name
+from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
 from vat.training import due_report, refuse_not_finite
 
@@ -123,7 +123,7 @@ class RegularizerCallback(pl.Callback):
             key=Key(torch.initial_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank),
             start=trainer.global_rank * len(x),
             total=trainer.world_size * len(x),
-            live=len(regularizers) > 1 or any(r.differentiates_clean_pass for r in regularizers.values()),
+            live=live(regularizers.values()),
             report=report,
         )
         return {name: regularizer.term(step) for name, regularizer in regularizers.items()}

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from vat.batch_norm import reestimate_batch_norm
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
-from vat.regularizers import Regularizer, by_unique_name, local_distributional_smoothness
+from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step, random_state
 from vat.training import due_report, refuse_not_finite
 
@@ -103,8 +103,8 @@ class Classifier(pl.LightningModule):
             with random_state(key.own("labeled"), part.x.device):
                 terms = {"cross_entropy": share * cross_entropy(self.network(part.x), _labels(part))}
         if on_all and batch.unlabeled is not None:
-            live = len(on_all) > 1 or any(r.differentiates_clean_pass for r in on_all.values())
-            step, share = self._step(batch.unlabeled, key, live=live, report=report), self._share(batch.unlabeled)
+            step = self._step(batch.unlabeled, key, live=live(on_all.values()), report=report)
+            share = self._share(batch.unlabeled)
             terms |= {name: share * r.term(step) for name, r in on_all.items()}
         return terms
 

@@ -1,5 +1,5 @@
 from vat.regularizers.adversarial import Adversarial
-from vat.regularizers.base import Regularizer, by_unique_name
+from vat.regularizers.base import Regularizer, by_unique_name, live
 from vat.regularizers.class_balance import ClassBalance
 from vat.regularizers.entropy import Entropy
 from vat.regularizers.mean_teacher import MeanTeacher
@@ -17,5 +17,6 @@ __all__ = [
     "RandomPerturbation",
     "Regularizer",
     "by_unique_name",
+    "live",
     "local_distributional_smoothness",
 ]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -99,6 +99,11 @@ def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer
             name, count = f"{regularizer.name}_{count}", count + 1
         named[name] = regularizer
     return named
+
+
+def live(regularizers: Collection[Regularizer]) -> bool:
+    """Whether their `Step` is to be live: several of them use the one clean pass, or one sends gradients through it."""
+    return len(regularizers) > 1 or any(regularizer.differentiates_clean_pass for regularizer in regularizers)
 
 
 def mean(value: Tensor) -> Tensor:
