@@ -210,6 +210,9 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"eps_start": -1.0, "eps_steps": 5}, "eps_start must be a finite number >= 0, got -1.0"),
+        ({"eps_start": 1.0}, "eps_start=1.0 needs eps_steps"),
+        ({"eps_steps": -2}, "eps_steps must be a finite number >= 0, got -2"),
         ({"direction": "newton"}, "unknown direction 'newton': choose one of finite_difference, exact, margin, random_margin, ascent"),
         ({"norm": "l3"}, "unknown norm 'l3': choose one of l2, linf"),
         ({"divergence": "mse"}, "unknown divergence 'mse': choose one of categorical, bernoulli, gaussian"),
@@ -339,3 +342,20 @@ def test_lds_never_exceeds_the_divergence_of_the_best_of_many_perturbations_by_m
     best = torch.stack([KL(plane(x), plane(x + 0.1 * u)) for u in circle]).amax(0)
     value = local_distributional_smoothness(plane, x, eps=0.1, direction="exact", num_power_iterations=30)
     torch.testing.assert_close(value, best, rtol=0.05, atol=0)  # a small eps: the quadratic part is almost all of it
+
+
+@pytest.mark.parametrize("options", [{}, {"choose_sign": True}, {"direction": "ascent"}, {"direction": "random_margin"}])
+def test_the_radius_moves_linearly_and_stays(options):
+    vat, module, x = VAT(2.0, eps_start=1.0, eps_steps=4, **options), smooth_network(), rows()
+    lengths = []
+    for _ in range(6):
+        r = vat.virtual_adversarial_perturbation(Step(module, x, key=KEY))
+        torch.testing.assert_close(r.norm(dim=1), r.norm(dim=1).mean().expand(len(x)))
+        lengths.append(r.norm(dim=1).mean().item())
+        vat.on_optimizer_step_end(module)
+    assert lengths == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0, 2.0])
+    restored = VAT(2.0, eps_start=1.0, eps_steps=4, **options)
+    assert restored.current_eps == 1.0
+    vat.num_updates = 3
+    restored.load_state_dict(vat.state_dict())
+    assert restored.current_eps == 1.75

@@ -31,6 +31,8 @@ class VAT(Regularizer):
         norm: of r: "l2", "linf", or a `vat.functional.Norm`.
         divergence: "categorical" (softmax; a single logit is a Bernoulli), "bernoulli" (multi-label), "gaussian", or a
             `vat.functional.Divergence`.
+        eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
+        eps_steps: optimizer steps over which it does. A loop of your own calls `on_optimizer_step_end` after each step.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises from 0.
     """
@@ -47,11 +49,17 @@ class VAT(Regularizer):
         gradient_through_target: bool = False,
         norm: str | Norm = "l2",
         divergence: str | Divergence = "categorical",
+        eps_start: float | None = None,
+        eps_steps: int = 0,
         weight: float = 1.0,
         ramp_up: int = 0,
     ):
         super().__init__(weight=weight, ramp_up=ramp_up)
         self.eps = not_negative("eps", eps)
+        self.eps_start = self.eps if eps_start is None else not_negative("eps_start", eps_start)
+        self.eps_steps = int(not_negative("eps_steps", eps_steps))
+        if eps_start is not None and not self.eps_steps:
+            raise ValueError(f"eps_start={eps_start} needs eps_steps: the optimizer steps after which eps is reached")
         if num_power_iterations < 1:
             raise ValueError(f"num_power_iterations must be >= 1, got {num_power_iterations}")
         if xi is not None and not 0 < xi < float("inf"):
@@ -72,14 +80,21 @@ class VAT(Regularizer):
                 raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}")
         self._options = [name for name in ("eps", "num_power_iterations", "xi") if name in taken]
 
+    @property
+    def current_eps(self) -> float:
+        """The radius at this point of the run."""
+        if self.num_updates >= self.eps_steps:
+            return self.eps
+        return self.eps_start + (self.eps - self.eps_start) * self.num_updates / self.eps_steps
+
     def virtual_adversarial_perturbation(self, step: Step) -> Tensor:
-        """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε for each example."""
+        """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε, the current one, for each example."""
         with torch.set_grad_enabled(self.gradient_through_r):
-            options = {name: getattr(self, name) for name in self._options}
+            options = {name: self.current_eps if name == "eps" else getattr(self, name) for name in self._options}
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
                 d = d * self._better_sign(step, d)
-        return self.eps * d
+        return self.current_eps * d
 
     def penalty(self, step: Step) -> Tensor:
         """Mean divergence of the perturbed from the clean prediction."""
@@ -93,13 +108,15 @@ class VAT(Regularizer):
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
         with torch.no_grad():
-            plus, minus = (self.divergence(step.target, step.network(step.x + sign * self.eps * d, constant=True)) for sign in (1, -1))
+            plus, minus = (
+                self.divergence(step.target, step.network(step.x + sign * self.current_eps * d, constant=True)) for sign in (1, -1)
+            )
         return torch.where(plus >= minus, 1, -1).to(d.dtype).view(-1, *[1] * (d.dim() - 1))
 
     @torch.no_grad()
     def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor) -> dict[str, Tensor]:
         """Is it working? The divergence reached, beside a random r's of the same length and that of no r at all. 2 F."""
-        chance = self.eps * self.norm.sample(step.normal("diagnosis")).to(step.x.dtype)
+        chance = self.current_eps * self.norm.sample(step.normal("diagnosis")).to(step.x.dtype)
         at_chance = self.divergence(clean, step.network(step.x + chance, constant=True))
         at_zero = self.divergence(clean, step.network(step.x, constant=True))
         found = {
