@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vat.step import Forward, Step
@@ -42,11 +43,13 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def term(self, step: Step) -> Tensor:
-        """Current weight × penalty.
+        """Current weight × penalty, which is not computed where the weight is 0.
 
         Raises:
             ValueError: the step's clean pass carries no gradient to the parameters, and this regularizer needs one.
         """
+        if not self.current_weight:
+            return torch.zeros((), device=step.x.device)
         if self.differentiates_clean_pass and not step.live:
             raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
         return self.current_weight * self.penalty(step)
@@ -103,7 +106,8 @@ def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer
 
 def live(regularizers: Collection[Regularizer]) -> bool:
     """Whether their `Step` is to be live: several of them use the one clean pass, or one sends gradients through it."""
-    return len(regularizers) > 1 or any(regularizer.differentiates_clean_pass for regularizer in regularizers)
+    at_work = [regularizer for regularizer in regularizers if regularizer.current_weight]
+    return len(at_work) > 1 or any(regularizer.differentiates_clean_pass for regularizer in at_work)
 
 
 def mean(value: Tensor) -> Tensor:

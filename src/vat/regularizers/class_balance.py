@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vat.functional import as_classes
-from vat.regularizers.base import Regularizer
+from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
 
@@ -17,12 +17,14 @@ class ClassBalance(Regularizer):
     the loss. That one class then has twice its share of the pool, which this term sees. It is the balance term of the clustering by
     VAT and mutual information of Hu et al. (arXiv 1702.08720).
 
-    Over N examples, as many as each process has in its batch, the penalty of perfect predictions is about (C - 1) / 2N, not 0.
+    Over N examples, as many as each process has in its batch, the penalty of perfect predictions is about (C - 1) / 2N, not 0. And
+    frequencies that are not quite those of the data cost accuracy. So it may fade once the classes have settled.
 
     Args:
         prior: frequency of each class, up to a common factor; all alike if None.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises from 0.
+        fade_out: optimizer step at which the weight has fallen linearly to 0, where it stays; 0 for never.
 
     Raises:
         ValueError: a frequency is not a finite number > 0; at the first step, they are not as many as there are classes.
@@ -30,11 +32,18 @@ class ClassBalance(Regularizer):
 
     differentiates_clean_pass = True
 
-    def __init__(self, *, prior: Sequence[float] | None = None, weight: float = 1.0, ramp_up: int = 0):
+    def __init__(self, *, prior: Sequence[float] | None = None, weight: float = 1.0, ramp_up: int = 0, fade_out: int = 0):
         super().__init__(weight=weight, ramp_up=ramp_up)
+        self.fade_out = int(not_negative("fade_out", fade_out))
         if prior is not None and not all(0 < share < float("inf") for share in prior):
             raise ValueError(f"prior must hold a finite number > 0 for each class, got {list(prior)}")
         self.prior = prior
+
+    @property
+    def current_weight(self) -> float:
+        """The weight at this point of the run."""
+        faded = min(1.0, self.num_updates / self.fade_out) if self.fade_out else 0.0
+        return super().current_weight * (1 - faded)
 
     def penalty(self, step: Step) -> Tensor:
         """The divergence of the batch's mean prediction, in nats; 0 for an empty batch."""
