@@ -5,6 +5,7 @@ from pathlib import Path
 import official
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -71,11 +72,16 @@ def test_tuned_values_are_of_an_experiment_and_reach_its_configuration(path, com
     assert path.stem in pairs
     experiment, regularizer = pairs[path.stem]
     cfg = compose(f"experiment={experiment}", f"regularizer={regularizer}")
-    from omegaconf import OmegaConf
-
-    for key, values in OmegaConf.load(path).items():
+    nodes = {key: values for key, values in OmegaConf.load(path).items() if key != "defaults"}
+    for key, values in nodes.items():
         for name, value in values.items():
             assert cfg[key][name] == value
+
+
+def test_tuned_values_may_be_those_of_another_experiment(compose):
+    one, other = (compose(f"experiment={name}", "regularizer=vat").vat for name in ("mnist_100", "mnist_1000"))
+    assert one == other
+    assert one.direction == "random_margin"
 
 
 def test_a_value_on_the_command_line_wins_over_the_tuned_one(compose):
