@@ -91,7 +91,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if logger:
                 logger.log_hyperparams(record)
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
-            keep_last(trainer, folder / "checkpoints" / "last.ckpt")
+            end(trainer, classifier)
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
             if cfg.test != "none":
                 if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
@@ -128,24 +128,40 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
 
 
-def keep_last(trainer: pl.Trainer, path: Path) -> None:
-    """Save the weights of the last step where the run ended between two validations, after which the others are saved."""
-    saved = runs.read_checkpoint(path)["global_step"] if trainer.is_global_zero and path.is_file() else None
-    if trainer.strategy.broadcast(saved) != trainer.global_step:  # one rank looks, since all must save together or not at all
-        trainer.save_checkpoint(path)
+class KeepLast(Callback):
+    """Saves the weights of the last step where the run ended between two validations, after which the others are saved.
+
+    It stands before the moving average, which then takes the place of the weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.done = True
+        saved = runs.read_checkpoint(self.path)["global_step"] if trainer.is_global_zero and self.path.is_file() else None
+        if trainer.strategy.broadcast(saved) != trainer.global_step:  # one rank looks, since all must save together or not at all
+            trainer.save_checkpoint(self.path)
+
+
+def end(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """End the training of a run that was restored with nothing left to train, of which Lightning does not tell its callbacks."""
+    concerned = [callback for callback in trainer.callbacks if isinstance(callback, KeepLast | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+    if not any(callback.done for callback in concerned if isinstance(callback, KeepLast)):
+        for callback in concerned:
+            callback.on_train_end(trainer, classifier)
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     """Checkpoints after every validation, the progress bar, the moving average of the weights."""
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
-    found: list[Callback] = [checkpoints]
+    checkpoints = folder / "checkpoints"
+    found: list[Callback] = [
+        KeepLast(checkpoints / "last.ckpt"),
+        # Two: with `save_last` the last would be saved only where it is also the best.
+        ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False),
+        ModelCheckpoint(checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False),
+    ]
     if cfg.trainer.enable_progress_bar is not False:
         found.append(report.Progress(refresh_rate=10))
     if cfg.ema is not None:

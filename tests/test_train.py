@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+import official
 import pytest
 import torch
 
@@ -277,11 +278,19 @@ RESTARTS = {
     "adversarial, sgd": ["regularizer=adversarial", "optimizer=sgd", "optimizer.lr=0.1"],
     "supervised": ["data.num_labeled=null"],
     "best": ["test=best"],
+    "photographs": [
+        *("data=cifar10", "data.num_labeled=20", "data.num_validation=20", "data.batch_size_labeled=4", "data.batch_size_unlabeled=6"),
+        *("model=conv_small", "model.width=4", "regularizer=vat_entropy", "vat.eps_start=1", "vat.eps_steps=8"),
+        *("optimizer=adam_linear", "ema=0.9", "test=none"),
+    ],
 }
 
 
 @pytest.mark.parametrize("overrides", RESTARTS.values(), ids=RESTARTS)
-def test_a_run_that_died_goes_on_to_the_same_weights(job, kill, differences, overrides):
+def test_a_run_that_died_goes_on_to_the_same_weights(job, kill, differences, overrides, tmp_path, monkeypatch):
+    if "data=cifar10" in overrides:
+        official.write_cifar10(tmp_path)
+        monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
     whole = job(*TEN, *overrides, name="whole")
     kill(job, 7, *TEN, *overrides, name="dead")
     last = whole.folder.parent / "dead" / "checkpoints" / "last.ckpt"
@@ -296,12 +305,31 @@ def test_a_run_that_died_goes_on_to_the_same_weights(job, kill, differences, ove
     assert {k: v for k, v in whole.metrics.items() if k != "seconds"} == {k: v for k, v in resumed.metrics.items() if k != "seconds"}
 
 
-def test_a_run_that_came_to_its_end_may_be_gone_on_with(job, main, differences):
-    one = job(name="one")
-    again = job(f"ckpt_path={one.checkpoint}", name="again")
+def test_the_last_weights_are_saved_though_they_are_not_the_best(job, kill, monkeypatch):
+    from vat.classifier import Classifier
+
+    accuracies = iter([0.9, 0.5, 0.4])
+    end = Classifier.on_validation_epoch_end
+
+    def worse_and_worse(self):
+        end(self)
+        self.log("val/accuracy", next(accuracies))
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", worse_and_worse)
+    kill(job, 12, "trainer.max_steps=15", name="dead")
+    folder = Path("dead") / "checkpoints"
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
+    assert steps == {"last.ckpt": 10, "best.ckpt": 5}
+
+
+@pytest.mark.parametrize("overrides", [[], ["ema=0.5"]], ids=["plain", "ema"])
+def test_a_run_that_came_to_its_end_may_be_gone_on_with(job, main, differences, overrides):
+    one = job(*overrides, name="one")
+    again = job(*overrides, f"ckpt_path={one.checkpoint}", name="again")
     assert {k: v for k, v in again.metrics.items() if k != "seconds"} == {k: v for k, v in one.metrics.items() if k != "seconds"}
-    assert differences(state(one.checkpoint), state(again.checkpoint)) == []
-    main(f"ckpt_path={one.checkpoint}")
+    for key in ["state_dict", *(["current_model_state"] if overrides else [])]:
+        assert differences(state(one.checkpoint, key), state(again.checkpoint, key)) == []
+    main(*overrides, f"ckpt_path={one.checkpoint}")
 
 
 def test_last_is_the_newest_checkpoint_of_the_same_settings(compose, tmp_path, monkeypatch):
