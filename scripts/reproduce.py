@@ -124,16 +124,18 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further overrides of every job, as trainer=gpu")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where jobs and tables are kept")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
+    parser.add_argument("--show", action="store_true", help="run nothing: print the table of what is done")
     arguments = parser.parse_args()
     study = STUDIES[arguments.table]
     study = replace(study, overrides=(*study.overrides, *arguments.overrides))
     folder = arguments.folder / re.sub(r"\W+", "_", "-".join([arguments.table, *arguments.overrides]))
 
-    if study.tuning_seeds:
+    if study.tuning_seeds and not arguments.show:
         pending = [(m, study.tuning_seeds, m.candidates, ("test=none",)) for m in study.methods if m.tuned]
         run(study, pending, folder / "tuning", arguments.jobs)
     chosen = {m.name: choose(m, folder / "tuning", study.tuning_seeds) for m in study.methods}
-    run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], folder / "test", arguments.jobs)
+    if not arguments.show:
+        run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], folder / "test", arguments.jobs)
     show(study, chosen, folder)
 
 
@@ -189,23 +191,32 @@ def choose(method: Method, folder: Path, seeds: range) -> float | None:
 
 
 def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
-    """Print the table and write it as Markdown."""
+    """Print the table and write it as Markdown; a method that lacks a seed counts as not run."""
     console = Console(width=140)
-    rows = []
-    errors = {m.name: [100 * (1 - x) for x in _column(study, m, chosen, folder, "test/accuracy")] for m in study.methods}
-    baseline = errors[study.methods[0].name]
+    places = {m.name: [_place(folder / "test", m, chosen[m.name]) / str(seed) for seed in study.seeds] for m in study.methods}
+    results = {
+        name: [json.loads((place / METRICS).read_text()) for place in found]
+        for name, found in places.items()
+        if all((place / METRICS).exists() for place in found)
+    }
+    errors = {name: [100 * (1 - metrics["test/accuracy"]) for metrics in found] for name, found in results.items()}
+    baseline, rows = study.methods[0].name, []
     for method in study.methods:
-        own = errors[method.name]
-        differences = [a - b for a, b in zip(own, baseline, strict=True)]
-        lds = _column(study, method, chosen, folder, "test/lds")
-        seconds = _column(study, method, chosen, folder, "seconds")
-        setting = (
-            f"{method.tuned.split('.')[-1]} {_setting(folder, method, chosen[method.name], study.seeds[0]):g}" if method.tuned else "–"
-        )
-        paired = (
-            "–" if own is baseline else f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
-        )
-        rows.append((method.name, setting, _spread(own), method.paper, paired, f"{mean(lds):.3f}", f"{mean(seconds):.0f}"))
+        if (own := errors.get(method.name)) is None:
+            rows.append((method.name, "–", "not run", method.paper, "–", "–", "–"))
+            continue
+        paired = "–"
+        if method.name != baseline and baseline in errors:
+            differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
+            paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
+        setting = "–"
+        if method.tuned:  # what was chosen, or what the job found in conf/tuned/
+            value = chosen[method.name]
+            if value is None:
+                value = OmegaConf.select(OmegaConf.load(places[method.name][0] / "config.yaml"), method.tuned)
+            setting = f"{method.tuned.split('.')[-1]} {value:g}"
+        lds, seconds = (mean(metrics[name] for metrics in results[method.name]) for name in ("test/lds", "seconds"))
+        rows.append((method.name, setting, f"{mean(own):.2f} ± {stdev(own):.2f}", method.paper, paired, f"{lds:.3f}", f"{seconds:.0f}"))
     heads = ("method", "chosen", "test error, %", "paper", "paired difference, wins", "LDS", "seconds")
     table = Table(*heads, title=f"{folder.name}: n = {len(study.seeds)}, mean ± standard deviation")
     for row in rows:
@@ -214,22 +225,6 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     console.print(f"as Markdown: {folder / 'table.md'}")
-
-
-def _column(study: Study, method: Method, chosen: dict[str, float | None], folder: Path, name: str) -> list[float]:
-    return [_metrics(folder / "test", method, chosen[method.name], seed)[name] for seed in study.seeds]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
-
-
-def _setting(folder: Path, method: Method, value: float | None, seed: int) -> float:
-    """The hyper-parameter's value: the one chosen, or what the job found in conf/tuned/."""
-    if value is not None:
-        return value
-    assert method.tuned is not None
-    return OmegaConf.select(OmegaConf.load(_place(folder / "test", method, None) / str(seed) / "config.yaml"), method.tuned)
 
 
 def _metrics(folder: Path, method: Method, value: float | None, seed: int) -> dict[str, float]:

@@ -84,6 +84,16 @@ def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp
     assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | 20.1 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
 
 
+def test_a_method_that_lacks_a_seed_is_not_run(reproduce, study, tmp_path):
+    chosen = {"none": None, "VAT": 2}
+    for seed in study.seeds:
+        leave(tmp_path / "test" / "VAT-2" / str(seed), test__accuracy=0.5, test__lds=0.2, seconds=1)
+    leave(tmp_path / "test" / "none" / "0", test__accuracy=0.5, test__lds=0.2, seconds=1)
+    reproduce.show(study, chosen, tmp_path)
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert rows[2:] == ["| none | – | not run | – | – | – | – |", "| VAT | eps 2 | 50.00 ± 0.00 | 20.1 | – | 0.200 | 1 |"]
+
+
 def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, tmp_path, monkeypatch):
     method = reproduce.replace(study.methods[1], candidates=())
     study = reproduce.replace(study, methods=(study.methods[0], method), tuning_seeds=range(0))
