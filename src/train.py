@@ -180,6 +180,7 @@ def quiet() -> None:
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
+        ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)
 

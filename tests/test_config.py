@@ -15,12 +15,14 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")
 TERMS = {
     "adversarial": {"adversarial"},
+    "class_balance": {"class_balance"},
     "entropy": {"entropy"},
     "mean_teacher": {"mean_teacher"},
     "none": set(),
     "pi_model": {"pi_model"},
     "random_perturbation": {"random_perturbation"},
     "vat": {"vat"},
+    "vat_class_balance": {"vat", "class_balance"},
     "vat_entropy": {"vat", "entropy"},
 }
 
