@@ -27,6 +27,7 @@ from vat.data.mnist import MNIST
 from vat.data.norb import NORB
 from vat.data.svhn import SVHN
 from vat.data.synthetic import Circles, Moons
+from vat.regularizers import PublishedVAT
 from vat.schedule import LinearDecay
 
 PRIMITIVES = (bool, int, float, str)
@@ -35,7 +36,16 @@ PRIMITIVES = (bool, int, float, str)
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
     data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
-    regularizers = (vat.VAT, vat.RandomPerturbation, vat.Adversarial, vat.Entropy, vat.ClassBalance, vat.PiModel, vat.MeanTeacher)
+    regularizers = (
+        vat.VAT,
+        PublishedVAT,
+        vat.RandomPerturbation,
+        vat.Adversarial,
+        vat.Entropy,
+        vat.ClassBalance,
+        vat.PiModel,
+        vat.MeanTeacher,
+    )
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
     nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}

@@ -349,7 +349,7 @@ def logged(job):
 
 
 def test_terms_and_diagnostics_are_logged_every_n_steps(logged):
-    names = "cross_entropy vat loss lr vat/lds vat/kl_random vat/kl_at_zero vat/flip_rate"
+    names = "cross_entropy vat loss lr vat/lds vat/kl_random vat/kl_at_zero vat/kl_ascent vat/curvature vat/cosine vat/flip_rate vat/margin"
     training = [row for row in rows(logged.folder) if row["train/loss"]]
     assert [int(row["step"]) for row in training] == [1, 3, 5]
     for row in training:

@@ -22,8 +22,13 @@ TERMS = {
     "pi_model": {"pi_model"},
     "random_perturbation": {"random_perturbation"},
     "vat": {"vat"},
+    "vat_adversarial_entropy": {"published_vat"},
     "vat_class_balance": {"vat", "class_balance"},
     "vat_entropy": {"vat", "entropy"},
+    "vat_moving_statistics": {"published_vat"},
+    "vat_published": {"published_vat"},
+    "vat_reverse_kl": {"published_vat"},
+    "vat_xi_10": {"published_vat"},
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
-from vat.training import due_report, refuse_not_finite
+from vat.training import due_report, explain, refuse_not_finite
 
 REPLACED = "_replaced_training_step"
 """Attribute of the function that takes a `training_step`'s place: what it took the place of."""
@@ -69,6 +69,9 @@ class RegularizerCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._num_updates = trainer.global_step  # restored by now, in a run that goes on
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        explain(trainer, self._regularizers())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was, also after an exception."""

@@ -14,7 +14,7 @@ from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step, random_state
-from vat.training import due_report, refuse_not_finite
+from vat.training import due_report, explain, refuse_not_finite
 
 
 class Classifier(pl.LightningModule):
@@ -132,6 +132,9 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         for regularizer in self._regularizers().values():
             regularizer.on_fit_start(self.network)
+
+    def on_train_end(self) -> None:
+        explain(self.trainer, self._regularizers())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -48,14 +48,20 @@ def finite_difference(
     """
     if torch.is_autocast_enabled(step.x.device.type):
         warnings.warn("finite differences are noise in half precision: take direction 'margin' or 'exact'", stacklevel=2)
-    xi = 1e-3 if xi is None else xi
-    # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
-    length = norm.length(step.x).mean()
-    probe = xi * torch.where(length > 0, length, 1)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
-        d = norm.dual(_gradient(step, divergence, probe * d, create_graph), otherwise=d)
+        d = norm.dual(hessian_product(step, divergence, norm, d, xi=xi, create_graph=create_graph), otherwise=d)
     return d
+
+
+def hessian_product(
+    step: Step, divergence: Divergence, norm: Norm, d: Tensor, *, xi: float | None = None, create_graph: bool = False
+) -> Tensor:
+    """H d (N, …) by finite differences; `d` and the other arguments as for `finite_difference`. 2 F."""
+    # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
+    length = norm.length(step.x).mean()
+    probe = (1e-3 if xi is None else xi) * torch.where(length > 0, length, 1)
+    return gradient(step, divergence, probe * d, create_graph=create_graph) / probe
 
 
 def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
@@ -130,13 +136,13 @@ def ascent(
     """
     start = d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
-        g = _gradient(step, divergence, eps * d, create_graph)
+        g = gradient(step, divergence, eps * d, create_graph=create_graph)
         d = norm.project(d + 2.5 / num_power_iterations * norm.dual(g, otherwise=d), 1.0)
     return norm.dual(d, otherwise=start)
 
 
-def _gradient(step: Step, divergence: Divergence, r: Tensor, create_graph: bool) -> Tensor:
-    """∇ᵣ D(x, x + r). 2 F."""
+def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: bool = False) -> Tensor:
+    """∇ᵣ D(x, x + r), shaped like r (N, …). 2 F."""
     clean = step.clean.logits if create_graph else step.target
     with torch.enable_grad():
         r = r.to(step.x.dtype)

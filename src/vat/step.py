@@ -197,6 +197,7 @@ class Step:
         noise: str = "network",
         parameters: Mapping[str, Tensor] | None = None,
         constant: bool = False,
+        track: bool = False,
     ) -> Tensor:
         """Logits of `x` (N, …): the network as it was at the start of the step.
 
@@ -205,8 +206,9 @@ class Step:
             noise: name of the stream for dropout and its like; passes of one name share their masks.
             parameters: used in place of the network's own, by name.
             constant: no gradient flows to the parameters.
+            track: let this pass move the network's own buffers, as an ordinary call does.
         """
-        return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant)
+        return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant, track=track)
 
     @cached_property
     def clean(self) -> CleanPass:

@@ -1,8 +1,16 @@
-"""What the LightningModule and the callback share: when diagnostics are due, and the refusal of a loss that is not finite."""
+"""What the LightningModule and the callback share: when diagnostics are due, what they mean, the refusal of a loss that is not finite."""
+
+import logging
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+
+from vat.diagnosis import interpretation
+from vat.regularizers import VAT, RandomPerturbation, Regularizer
+
+log = logging.getLogger(__name__)
 
 
 def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
@@ -10,6 +18,16 @@ def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
     # Lightning's own question: values logged at any other step are dropped, and diagnostics cost two forward passes.
     due = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
     return {} if due else None
+
+
+def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> None:
+    """Warn, in words, where the diagnostics that were logged last say that a `VAT` does not work; its names are those in the logs."""
+    for name, regularizer in regularizers.items():
+        if isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation) and trainer.is_global_zero:
+            prefix = f"train/{name}/"
+            values = {k.removeprefix(prefix): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+            for sentence in interpretation(values):
+                log.warning("%s: %s", name, sentence)
 
 
 def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vat import VAT, Step, local_distributional_smoothness
+from vat.diagnosis import root_of_hessian
 from vat.directions import DIRECTIONS
 from vat.functional import DIVERGENCES, Categorical, Divergence
 from vat.step import Key
@@ -251,7 +252,8 @@ def report_of(module, eps=0.5, **options):
 def test_report_says_what_was_reached_beside_chance_and_nothing():
     module = smooth_network()
     report, penalty = report_of(module, direction="exact")
-    assert set(report) == {"vat/lds", "vat/kl_random", "vat/kl_at_zero", "vat/flip_rate"}
+    names = ("lds", "kl_random", "kl_at_zero", "kl_ascent", "curvature", "cosine", "flip_rate", "margin")
+    assert set(report) == {f"vat/{name}" for name in names}
     assert all(value.shape == () and not value.requires_grad for value in report.values())
     assert report["vat/lds"] == penalty
     assert report["vat/kl_at_zero"] == 0
@@ -260,6 +262,18 @@ def test_report_says_what_was_reached_beside_chance_and_nothing():
     flipped = reference(module, rows(40)).argmax(1) != reference(module, rows(40) + r).argmax(1)
     assert report["vat/flip_rate"] == flipped.float().mean() > 0
     assert report_of(module, eps=0.0)[0]["vat/flip_rate"] == 0
+    assert report["vat/lds"] < report["vat/kl_ascent"]
+    assert report["vat/margin"] == pytest.approx(KL.margin(reference(module, rows(40))).mean().item())
+
+
+def test_report_estimates_the_curvature_along_r_and_its_cosine_to_the_hessians_product():
+    module = smooth_network().eval()
+    report, _ = report_of(module, direction="exact")
+    r = VAT(0.5, direction="exact").virtual_adversarial_perturbation(Step(module, rows(40), key=KEY))
+    root = root_of_hessian(Step(module, rows(40), key=KEY, live=True), KL)
+    product = (root.mT @ (root @ (r / 0.5)[..., None])).squeeze(-1)
+    assert report["vat/curvature"] == pytest.approx((r / 0.5 * product).sum(1).mean().item(), rel=0.02)
+    assert report["vat/cosine"] == pytest.approx(torch.cosine_similarity(r, product).mean().item(), rel=0.01)
 
 
 def test_report_does_not_change_the_penalty_nor_its_gradient():

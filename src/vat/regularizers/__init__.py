@@ -4,6 +4,7 @@ from vat.regularizers.class_balance import ClassBalance
 from vat.regularizers.entropy import Entropy
 from vat.regularizers.mean_teacher import MeanTeacher
 from vat.regularizers.pi_model import PiModel
+from vat.regularizers.published_vat import PublishedVAT
 from vat.regularizers.random_perturbation import RandomPerturbation
 from vat.regularizers.vat import VAT, local_distributional_smoothness
 
@@ -14,6 +15,7 @@ __all__ = [
     "Entropy",
     "MeanTeacher",
     "PiModel",
+    "PublishedVAT",
     "RandomPerturbation",
     "Regularizer",
     "by_unique_name",

@@ -5,8 +5,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from vat.directions import DIRECTIONS, Direction
-from vat.functional import DIVERGENCES, NORMS, Divergence, Norm, by_name
+from vat.directions import DIRECTIONS, Direction, gradient, hessian_product
+from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
 
@@ -103,7 +103,7 @@ class VAT(Regularizer):
         perturbed = step.network(step.x + r)
         value = self.divergence(clean, perturbed)
         if step.report is not None:
-            step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach())
+            step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach(), r.detach())
         return mean(value)
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
@@ -114,20 +114,31 @@ class VAT(Regularizer):
         return torch.where(plus >= minus, 1, -1).to(d.dtype).view(-1, *[1] * (d.dim() - 1))
 
     @torch.no_grad()
-    def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor) -> dict[str, Tensor]:
-        """Is it working? The divergence reached, beside a random r's of the same length and that of no r at all. 2 F."""
-        chance = self.current_eps * self.norm.sample(step.normal("diagnosis")).to(step.x.dtype)
-        at_chance = self.divergence(clean, step.network(step.x + chance, constant=True))
-        at_zero = self.divergence(clean, step.network(step.x, constant=True))
+    def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor, r: Tensor) -> dict[str, Tensor]:
+        """Is it working? See `vat.diagnosis`, which reads these. 7 F."""
+        eps, divergence, norm = self.current_eps, self.divergence, self.norm
+
+        def at(p: Tensor) -> Tensor:
+            return mean(divergence(clean, step.network(step.x + p, constant=True)))
+
         found = {
-            f"{self.name}/lds": mean(value),
-            f"{self.name}/kl_random": mean(at_chance),
-            f"{self.name}/kl_at_zero": mean(at_zero),
+            "lds": mean(value),
+            "kl_at_zero": at(torch.zeros_like(step.x)),
+            "kl_random": at(eps * norm.sample(step.normal("diagnosis")).to(step.x.dtype)),
         }
-        before, after = self.divergence.decision(clean), self.divergence.decision(perturbed)
+        if eps:  # from r one more step along the gradient, as long as ε
+            d = r / eps
+            further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
+            found["kl_ascent"] = at(eps * further)
+            if isinstance(norm, L2) and not torch.is_autocast_enabled(step.x.device.type):  # there a finite difference is noise
+                product = hessian_product(step, divergence, norm, d)
+                found["curvature"] = mean((d * product).flatten(1).sum(1))
+                found["cosine"] = mean((d * norm.dual(product, otherwise=d)).flatten(1).sum(1))
+        before, after = divergence.decision(clean), divergence.decision(perturbed)
         if before is not None and after is not None:
-            found[f"{self.name}/flip_rate"] = (before != after).float().mean()
-        return found
+            found["flip_rate"] = (before != after).float().mean()
+            found["margin"] = mean(divergence.margin(clean))
+        return {f"{self.name}/{name}": value for name, value in found.items()}
 
 
 def local_distributional_smoothness(

@@ -1,0 +1,182 @@
+"""Is VAT working? What r reaches, beside what nothing, chance and a long search reach; and a sentence where a value is abnormal."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from vat.directions import margin, random_margin
+from vat.functional import L2, Divergence, Norm, wide
+from vat.regularizers.vat import VAT
+from vat.step import Key, Step
+
+SEARCH_STEPS = 40
+FLAT = 1e-5
+"""Nats below which a penalty teaches nothing."""
+
+
+def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None) -> dict[str, Tensor]:
+    """What `vat` does to `network` around `x`, in evaluation mode, beside what it could do; a value for each example.
+
+    Args:
+        network: x -> logits (N, …). Its mode is left as it was.
+        x: inputs (N, …).
+        vat: of which radius, direction, norm and divergence are judged.
+        key: of all that is drawn; a fresh one if None.
+
+    Returns:
+        Tensors (N,) by name, divergences in nats where they are KL:
+
+        - `lds`: the divergence at r;
+        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise;
+        - `kl_random`, `kl_maximum`: at a random r, and at the worst r that a long search finds;
+        - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x; in L2 only;
+        - `cosine`: |⟨d, the top eigenvector⟩|; in L2 only;
+        - `flip_rate`, `margin`: 1 where r changes the decision, and how far that is from changing, in logits; where there are decisions.
+
+    Raises:
+        ValueError: the radius is 0, so that there is no r to judge.
+    """
+    eps, divergence, norm = vat.current_eps, vat.divergence, vat.norm
+    if not eps:
+        raise ValueError("eps must be > 0 for an r to be judged, got 0")
+    with _mode(network, training=True), torch.no_grad():
+        step = Step(network, x, key=key)
+        found = {"kl_at_zero": divergence(step.target, step.network(step.x, constant=True))}
+    with _mode(network, training=False):
+        step = Step(network, x, key=step.key, live=True)
+        r = vat.virtual_adversarial_perturbation(step).detach()
+        chance = eps * norm.sample(step.normal("diagnosis")).to(x.dtype)
+        with torch.no_grad():
+            perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))
+        found |= {"lds": divergence(step.target, perturbed), "kl_random": divergence(step.target, at_chance)}
+        starts = [r / eps]
+        if isinstance(norm, L2):
+            root = root_of_hessian(step, divergence)
+            found["eigenvalue"], eigenvector = top_eigenpair(root)
+            d = (r.double() / eps).flatten(1)
+            found["curvature"] = (root @ d[..., None]).square().sum((1, 2))
+            found["cosine"] = (d * eigenvector).sum(1).abs()
+            starts += [eigenvector.view_as(x).to(x.dtype), -eigenvector.view_as(x).to(x.dtype)]
+        found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=starts)
+        before, after = divergence.decision(step.target), divergence.decision(perturbed)
+        if before is not None and after is not None:
+            found["flip_rate"] = (before != after).flatten(1).double().mean(1) if before.dim() > 1 else (before != after).double()
+            found["margin"] = divergence.margin(step.target)
+    return found
+
+
+def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
+    """A (N, K, D) with H = AᵀA the Hessian of D(x, x + r) in r at r = 0, exactly, for each example of D entries and K outputs.
+
+    H = Jᵀ F J with J = ∂outputs/∂x and F the Hessian of D in its outputs, so A = F^½ J: K pull-backs on the one clean pass.
+
+    Args:
+        step: a live one, of a network that treats its rows one by one (in evaluation mode, where there is batch norm).
+        divergence: D.
+    """
+    x, logits = step.clean.x, step.clean.logits
+    outputs = logits[:1].numel()
+    basis = [e.view(1, *logits.shape[1:]).expand_as(logits) for e in torch.eye(outputs, dtype=logits.dtype, device=x.device)]
+    with torch.enable_grad():
+        pulled_back = [grad(logits, x, e, retain_graph=True)[0].flatten(1).double() for e in basis]
+    fisher = torch.stack([divergence.hvp(logits.detach(), e).reshape(len(x), outputs).double() for e in basis], 1)
+    values, vectors = torch.linalg.eigh((fisher + fisher.mT) / 2)
+    return values.clamp(min=0).sqrt()[..., None] * (vectors.mT @ torch.stack(pulled_back, 1))
+
+
+def top_eigenpair(root: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue (N,) of AᵀA and its unit eigenvector (N, D), 0 where the eigenvalue is, from A (N, K, D)."""
+    values, vectors = torch.linalg.eigh(root @ root.mT)  # K × K: the other eigenvalues of AᵀA are 0
+    top = (root.mT @ vectors[..., -1:]).squeeze(-1)
+    length = top.norm(dim=1, keepdim=True)
+    return values[:, -1].clamp(min=0), top / torch.where(length > 0, length, 1)
+
+
+def maximum(step: Step, divergence: Divergence, norm: Norm, *, eps: float, starts: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+    """The largest D(x, x + r) within ‖r‖ ≤ ε that a long search finds: projected ascent from several starts.
+
+    From each start `SEARCH_STEPS` steps whose length falls from ε to 0; a random direction and its opposite, and where there are decisions the ones
+    towards the runner-up and towards a random class, are always among the starts.
+
+    Args:
+        step: a live one.
+        divergence: D.
+        norm: of r.
+        eps: ε.
+        starts: further unit directions (N, …) to start from.
+
+    Returns:
+        The divergence reached (N,), and r / ε (N, …).
+    """
+    best = torch.full((len(step.x),), -1.0, dtype=wide(step.target).dtype, device=step.x.device)
+    where = torch.zeros_like(step.x)
+    for d in [*starts, *_usual_starts(step, divergence, norm)]:
+        for t in range(SEARCH_STEPS + 1):
+            with torch.enable_grad():
+                r = (eps * d).requires_grad_()
+                reached = divergence(step.target, step.network(step.x + r, constant=True))
+                (g,) = grad(reached.sum(), r)
+            better = reached.detach() > best
+            best = torch.where(better, reached.detach(), best)
+            where = torch.where(better.view(-1, *[1] * (d.dim() - 1)), d, where)
+            d = norm.project(d + (1 - t / SEARCH_STEPS) * norm.dual(g, otherwise=d), 1.0)
+    return best, where
+
+
+def _usual_starts(step: Step, divergence: Divergence, norm: Norm) -> Iterator[Tensor]:
+    random = norm.sample(step.normal("search")).to(step.x.dtype)
+    yield random
+    yield -random  # close to r = 0 the divergence is even, and climbs to both sides
+    if divergence.decision(step.target) is not None:
+        yield margin(step, divergence, norm)
+        yield random_margin(step, divergence, norm)
+
+
+@contextmanager
+def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Within it, the network and its parts train or do not; after it they are as before."""
+    before = {module: module.training for module in network.modules()}
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+def interpretation(values: Mapping[str, float]) -> list[str]:
+    """A sentence for each value that is abnormal; none where VAT works.
+
+    Args:
+        values: means over examples, by the names of `diagnose` or of VAT's report; those that are absent are not judged.
+    """
+    lds, at_zero, chance = (values.get(name, math.nan) for name in ("lds", "kl_at_zero", "kl_random"))
+    most = values.get("kl_maximum", values.get("kl_ascent", math.nan))
+    flips = values.get("flip_rate", math.nan)
+    found = []
+    if at_zero > max(1e-6, 0.01 * lds):
+        found.append(
+            f"KL without any r is {at_zero:.2g}: the passes of a step differ by noise of the network's own, which drowns r. Draw that "
+            "noise from torch's default generators, or outside the network"
+        )
+    if lds < FLAT:
+        found.append(
+            f"r changes the predictions by {lds:.2g} nats only: eps is too small to matter, or the network is flat (untrained, "
+            "saturated, or collapsed to one prediction)"
+        )
+    elif lds < 1.5 * chance:
+        found.append(
+            f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the direction is hardly better than noise. Finite differences in "
+            "half precision or with a tiny xi are so: take direction=random_margin, margin or exact"
+        )
+    elif lds < 0.1 * most:
+        found.append(
+            f"r reaches {lds:.2g} nats where a longer search reaches {most:.2g}: at this eps the direction misses most of what there is"
+        )
+    if flips > 0.5:
+        found.append(f"r flips {100 * flips:.0f} % of the decisions: eps reaches into other classes; where it stays so, lower it")
+    return found

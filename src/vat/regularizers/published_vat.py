@@ -1,0 +1,71 @@
+"""VAT as widely used implementations compute it, for comparison."""
+
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from vat.functional import L2, Categorical, entropy
+from vat.regularizers.base import Regularizer, mean, not_negative
+from vat.step import Step
+
+
+class PublishedVAT(Regularizer):
+    """VAT by the recipe of the papers' code (Miyato et al., arXiv 1704.03976), and by those of its ports; to see what a choice costs.
+
+    Finite differences, and dropout drawn anew in each of the passes. L2 and softmax outputs. Written from descriptions. 6 F.
+
+    Args:
+        eps: radius ε, in the units of the tensor that is handed in.
+        xi: length of the finite differences' probe, in the same units.
+        num_power_iterations: iterations of the search.
+        reverse_kl: KL[p(y|x + r) ‖ p(y|x)] in place of KL[p(y|x) ‖ p(y|x + r)].
+        move_statistics: every pass moves the running statistics of batch norm, as an ordinary call does.
+        adversarial_entropy: weight of the entropy of the perturbed predictions, which is then part of the penalty.
+        weight: factor of the penalty.
+        ramp_up: optimizer steps over which the weight rises from 0.
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        *,
+        xi: float = 1e-6,
+        num_power_iterations: int = 1,
+        reverse_kl: bool = False,
+        move_statistics: bool = False,
+        adversarial_entropy: float = 0.0,
+        weight: float = 1.0,
+        ramp_up: int = 0,
+    ):
+        super().__init__(weight=weight, ramp_up=ramp_up)
+        self.eps = not_negative("eps", eps)
+        self.xi = not_negative("xi", xi)
+        self.num_power_iterations = int(not_negative("num_power_iterations", num_power_iterations))
+        self.reverse_kl = reverse_kl
+        self.move_statistics = move_statistics
+        self.adversarial_entropy = not_negative("adversarial_entropy", adversarial_entropy)
+
+    def penalty(self, step: Step) -> Tensor:
+        """Mean divergence of the perturbed from the clean prediction, and the perturbed ones' entropy where that is asked for."""
+        network = self._passes(step)
+        with torch.no_grad():
+            clean = network(step.x)
+        d = L2().sample(step.normal("direction")).to(step.x.dtype)
+        for _ in range(self.num_power_iterations):
+            with torch.enable_grad():
+                r = (self.xi * d).requires_grad_()
+                (g,) = torch.autograd.grad(self._kl(clean, network(step.x + r)).sum(), r)
+            d = L2().dual(g, otherwise=d)
+        perturbed = network(step.x + self.eps * d)
+        penalty = mean(self._kl(clean, perturbed))
+        return penalty + self.adversarial_entropy * mean(entropy(perturbed)) if self.adversarial_entropy else penalty
+
+    def _kl(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        return Categorical()(perturbed, clean) if self.reverse_kl else Categorical()(clean, perturbed)
+
+    def _passes(self, step: Step) -> Callable[[Tensor], Tensor]:
+        """The network, with noise of its own in every call."""
+        numbers = count()
+        return lambda x: step.network(x, noise=f"pass {next(numbers)}", track=self.move_statistics)
