@@ -13,7 +13,6 @@ from vat.functional import L2, Divergence, Norm, wide
 from vat.regularizers.vat import VAT
 from vat.step import Key, Step
 
-SEARCH_STEPS = 40
 FLAT = 1e-5
 """Nats below which a penalty teaches nothing."""
 
@@ -61,7 +60,7 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
             found["curvature"] = (root @ d[..., None]).square().sum((1, 2))
             found["cosine"] = (d * eigenvector).sum(1).abs()
             starts += [eigenvector.view_as(x).to(x.dtype), -eigenvector.view_as(x).to(x.dtype)]
-        found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=starts)
+        found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=[*starts, *usual_starts(step, divergence, norm)])
         before, after = divergence.decision(step.target), divergence.decision(perturbed)
         if before is not None and after is not None:
             found["flip_rate"] = (before != after).flatten(1).double().mean(1) if before.dim() > 1 else (before != after).double()
@@ -96,26 +95,26 @@ def top_eigenpair(root: Tensor) -> tuple[Tensor, Tensor]:
     return values[:, -1].clamp(min=0), top / torch.where(length > 0, length, 1)
 
 
-def maximum(step: Step, divergence: Divergence, norm: Norm, *, eps: float, starts: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+def maximum(
+    step: Step, divergence: Divergence, norm: Norm, *, eps: float, starts: Iterable[Tensor] | None = None, steps: int = 40
+) -> tuple[Tensor, Tensor]:
     """The largest D(x, x + r) within ‖r‖ ≤ ε that a long search finds: projected ascent from several starts.
-
-    From each start `SEARCH_STEPS` steps whose length falls from ε to 0; a random direction and its opposite, and where there are decisions the ones
-    towards the runner-up and towards a random class, are always among the starts.
 
     Args:
         step: a live one.
         divergence: D.
         norm: of r.
         eps: ε.
-        starts: further unit directions (N, …) to start from.
+        starts: r / ε (N, …) to start from; `usual_starts` if None.
+        steps: from each start; their length falls from ε to 0.
 
     Returns:
         The divergence reached (N,), and r / ε (N, …).
     """
     best = torch.full((len(step.x),), -1.0, dtype=wide(step.target).dtype, device=step.x.device)
     where = torch.zeros_like(step.x)
-    for d in [*starts, *_usual_starts(step, divergence, norm)]:
-        for t in range(SEARCH_STEPS + 1):
+    for d in usual_starts(step, divergence, norm) if starts is None else starts:
+        for t in range(steps + 1):
             with torch.enable_grad():
                 r = (eps * d).requires_grad_()
                 reached = divergence(step.target, step.network(step.x + r, constant=True))
@@ -123,11 +122,12 @@ def maximum(step: Step, divergence: Divergence, norm: Norm, *, eps: float, start
             better = reached.detach() > best
             best = torch.where(better, reached.detach(), best)
             where = torch.where(better.view(-1, *[1] * (d.dim() - 1)), d, where)
-            d = norm.project(d + (1 - t / SEARCH_STEPS) * norm.dual(g, otherwise=d), 1.0)
+            d = norm.project(d + (1 - t / steps) * norm.dual(g, otherwise=d), 1.0)
     return best, where
 
 
-def _usual_starts(step: Step, divergence: Divergence, norm: Norm) -> Iterator[Tensor]:
+def usual_starts(step: Step, divergence: Divergence, norm: Norm) -> Iterator[Tensor]:
+    """A random direction and its opposite; where there are decisions, towards the runner-up and towards a random class. (N, …) each."""
     random = norm.sample(step.normal("search")).to(step.x.dtype)
     yield random
     yield -random  # close to r = 0 the divergence is even, and climbs to both sides
