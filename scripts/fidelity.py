@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "src"))
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
         return runs.load_network(checkpoint), place
     record = runs.read_checkpoint(checkpoint)["record"]
     torch.manual_seed(0)
-    return runs.make_network(OmegaConf.create(record["config"]["model"]), record), place
+    return runs.make_network(DictConfig(record["config"]["model"]), record), place
 
 
 def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +140,7 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
         for one in networks.values():
             one.train(training)
         whole = step_in("float64", networks, x)
-        eigenvalue, eigenvector = (None, None) if training else top_eigenpair(root := root_of_hessian(whole, KL))
+        root = None if training else root_of_hessian(whole, KL)  # in training mode batch statistics couple the rows
         for eps in EPS:
             found: dict[tuple[str, str], Tensor] = {}
             for precision in PRECISIONS:
@@ -167,7 +167,8 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
                     "kl_maximum": float(most.mean()),
                     "own_float64": float(cosine_similarity(d.flatten(1), found[direction, "float64"].flatten(1)).mean()),
                 }
-                if eigenvalue is not None and eigenvector is not None:
+                if root is not None:
+                    eigenvalue, eigenvector = top_eigenpair(root)
                     curvature = (root @ d.flatten(1)[..., None]).square().sum((1, 2))
                     row["rayleigh_share"] = float(curvature.sum() / eigenvalue.sum())
                     row["cosine"] = float((d.flatten(1) * eigenvector).sum(1).abs().mean())

@@ -277,7 +277,7 @@ def test_exact_and_margins_survive_bfloat16_autocast(name, kind, training):
     assert agreement.mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["exact", "margin", "random_margin"])
+@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("sign", [1, -1], ids=["yes", "no"])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_direction_of_a_confident_network_is_not_lost_in_rounding(name, outputs, sign):
@@ -286,7 +286,9 @@ def test_direction_of_a_confident_network_is_not_lost_in_rounding(name, outputs,
     with torch.no_grad():
         module[2].bias[-1] += sign * 22  # p = 3e-10, far above what float32 can hold, but 1 - p is 1
     x = rows(16, dtype=torch.float32)
-    assert cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64)).min() > 0.999
+    agreement = cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64))
+    # logits of 22 have six digits behind the point, and finite differences subtract two of them
+    assert agreement.min() > (0.99 if name == "finite_difference" else 0.999)
 
 
 # ---------------------------------------------------------------------------------------------------- what every one promises

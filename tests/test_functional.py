@@ -121,6 +121,35 @@ def test_hessian_vector_product_equals_the_dense_hessian_and_the_one_by_autograd
     torch.testing.assert_close(Divergence.hvp(d, logits, v), dense)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 5.0])
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_gradient_in_the_perturbed_logits_is_that_of_autograd_and_differentiable(name, shape, scale):
+    clean, step = pair(*shape)
+    perturbed = (clean + scale * step).requires_grad_()
+    d = divergence(name)
+    (wanted,) = torch.autograd.grad(d(clean, perturbed).sum(), perturbed)
+    torch.testing.assert_close(d.gradient(clean, perturbed), wanted, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(Divergence.gradient(d, clean, perturbed.detach()), wanted)
+    assert not d.gradient(clean, perturbed.detach()).requires_grad
+    assert gradcheck(d.gradient, (clean.requires_grad_(), perturbed))
+
+
+@pytest.mark.parametrize("logits", [[[25.0, 0.0, 1.0, -1.0]], [[0.0, 25.0, 1.0, -1.0]], [[25.0]], [[-25.0]], [25.0], [-25.0]], ids=str)
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_gradient_of_a_confident_prediction_is_accurate_in_float32(name, logits):
+    # Finite differences of it are the papers' direction; as a difference of probabilities it would be rounded away.
+    clean = torch.tensor(logits)
+    d = DIVERGENCES[name]
+    for scale in (1e-2, 0.5, 3.0):
+        perturbed = clean + scale * normals(*clean.shape, dtype=torch.float32)
+        wanted = d.gradient(clean.double(), perturbed.double())
+        assert (d.gradient(clean, perturbed).double() - wanted).norm() / wanted.norm() < 1e-3
+    if name == "categorical" and clean.dim() == 2 and clean.shape[1] > 1:
+        p, q = clean.softmax(1), (clean + 1e-2 * normals(*clean.shape, dtype=torch.float32)).softmax(1)
+        exact = d.gradient(clean.double(), clean.double() + 1e-2 * normals(*clean.shape, dtype=torch.float32).double())
+        assert ((q - p).double() - exact).norm() / exact.norm() > 1e-2  # the plain difference would not do
+
+
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_hessian_vector_product_is_differentiable_in_logits_and_vector(name, shape):
     logits, v = pair(*shape)
@@ -176,6 +205,7 @@ def test_saturated_logits_give_finite_values_gradients_and_curvature(name, shape
         assert value.isfinite().all()
         assert gradient.isfinite().all()
         assert DIVERGENCES[name].hvp(clean, torch.ones(shape)).isfinite().all()
+        torch.testing.assert_close(DIVERGENCES[name].gradient(clean, perturbed.detach()), gradient)
     assert value.max() > 1  # the last pair are opposites
 
 
@@ -187,6 +217,7 @@ def test_half_precision_logits_are_evaluated_in_float32(name, dtype):
     for value, wide in (
         (d(clean, perturbed), d(clean.float(), perturbed.float())),
         (d.hvp(clean, perturbed), d.hvp(clean.float(), perturbed.float())),
+        (d.gradient(clean, perturbed), d.gradient(clean.float(), perturbed.float())),
         (entropy(clean), entropy(clean.float())),
         (probabilities(clean), probabilities(clean.float())),
     ):
@@ -199,6 +230,7 @@ def test_divergence_of_an_empty_batch_is_empty(name):
     empty = torch.zeros(0, 3)
     assert divergence(name)(empty, empty).shape == (0,)
     assert divergence(name).hvp(empty, empty).shape == (0, 3)
+    assert divergence(name).gradient(empty, empty).shape == (0, 3)
 
 
 def test_margin_is_the_gap_between_the_two_largest_logits():

@@ -85,9 +85,7 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
             (jd,) = grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph, materialize_grads=True)
             u = divergence.hvp(logits if create_graph else logits.detach(), jd)
-            u = u / u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else u  # or float16 loses it
-            (g,) = grad(logits, x, u.to(logits.dtype), retain_graph=keep, create_graph=create_graph)
-            d = norm.dual(g, otherwise=d)
+            d = norm.dual(_pulled_back(logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
     return d
 
 
@@ -148,7 +146,14 @@ def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: boo
         r = r.to(step.x.dtype)
         r = r if r.requires_grad else r.requires_grad_()
         perturbed = step.network(step.x + r, constant=not create_graph)
-        return grad(divergence(clean, perturbed).sum(), r, create_graph=create_graph)[0]
+        u = divergence.gradient(clean, perturbed if create_graph else perturbed.detach())
+        return _pulled_back(perturbed, r, u, retain_graph=create_graph, create_graph=create_graph)
+
+
+def _pulled_back(logits: Tensor, x: Tensor, u: Tensor, *, retain_graph: bool, create_graph: bool) -> Tensor:
+    """Jᵀ u with J = ∂logits/∂x, in float32 or wider where x is."""
+    scale = u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else 1.0  # or float16 loses it
+    return scale * grad(logits, x, (u / scale).to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
 
 
 DIRECTIONS: dict[str, Direction] = {

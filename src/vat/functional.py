@@ -25,6 +25,13 @@ class Divergence:
         """Divergence of each example's `perturbed` logits (N, …) from its `clean` ones (N, …): shape (N,)."""
         raise NotImplementedError
 
+    def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        """∇D in its second argument, shaped like `perturbed` (N, …), for each example; it carries a graph where that does."""
+        with torch.enable_grad():
+            z = wide(perturbed) if perturbed.requires_grad else wide(perturbed).detach().requires_grad_()
+            (g,) = torch.autograd.grad(self(clean, z).sum(), z, create_graph=perturbed.requires_grad)
+        return g
+
     def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
         """F v: the Hessian of D in its second argument, at perturbed = clean = `logits`, times `v`; both (N, …)."""
         with torch.enable_grad():
@@ -60,6 +67,20 @@ class Categorical(Divergence):
         terms = p * torch.where(p > 0, log_p - log_q, 0)  # a class that is ruled out by a logit of -inf costs nothing
         return _not_negative(_mean_over_positions(terms.sum(1)))
 
+    def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        before, after = as_classes(clean), as_classes(perturbed)
+        if before.shape != clean.shape:
+            return _bernoulli_gradient(clean, perturbed)
+        p, q = before.softmax(1), after.softmax(1)
+        # q - p would round a confident prediction's small changes away. Relative to the top class, of which the change is then 0, they
+        # are sums of small numbers.
+        change = (after - before).nan_to_num(nan=0.0)  # a class ruled out on both sides
+        change = change - change.gather(1, before.argmax(1, keepdim=True))
+        growth = change.clamp(max=60).expm1()  # e^60 leaves room in float32; beyond, the difference is as good
+        total = (p * growth).sum(1, keepdim=True)
+        close = (change <= 60).all(1, keepdim=True)
+        return torch.where(close, p * (growth - total) / (1 + total), q - p) / _num_positions(clean)
+
     def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
         classes, w = as_classes(logits), wide(v)
         if classes.shape != logits.shape:
@@ -93,6 +114,9 @@ class Bernoulli(Divergence):
         yes = p * (F.logsigmoid(clean) - F.logsigmoid(perturbed))
         no = (1 - p) * (F.logsigmoid(-clean) - F.logsigmoid(-perturbed))
         return _not_negative(_mean_over_positions(_sum_over_outputs(yes + no)))
+
+    def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        return _bernoulli_gradient(clean, perturbed)
 
     def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
         return _bernoulli_hvp(logits, v)
@@ -156,6 +180,13 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
     log_p = as_classes(logits).log_softmax(1)
     return _mean_over_positions(-(log_p.exp() * log_p).sum(1))
+
+
+def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:
+    a, b = wide(clean), wide(perturbed)
+    # σ(b) - σ(a) as a product, in which nothing cancels
+    difference = -(-(b - a).abs()).expm1() * torch.maximum(a, b).sigmoid() * (-torch.minimum(a, b)).sigmoid()
+    return torch.where(b >= a, difference, -difference) / _num_positions(clean)
 
 
 def _bernoulli_hvp(logits: Tensor, v: Tensor) -> Tensor:
