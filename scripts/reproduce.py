@@ -103,9 +103,7 @@ STUDIES = {
         VAT_CLASS_BALANCE,
         papers={"random perturbation": "6.81 ± 1.30", "VAT": "1.36 ± 0.03"},
     ),
-    "mnist_1000": of_experiment(
-        "mnist_1000", 3, *CONTROLS, VAT, VAT_CLASS_BALANCE, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}
-    ),
+    "mnist_1000": of_experiment("mnist_1000", 3, *CONTROLS, VAT, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}),
     "cifar10_4000": of_experiment(
         "cifar10_4000", 3, *CONTROLS, VAT, VAT_ENTROPY, papers={"VAT": "11.36 ± 0.34", "VAT + entropy": "10.55 ± 0.05"}
     ),
