@@ -85,6 +85,40 @@ STUDIES = {
         tuning_seeds=range(100, 103),
         seeds=range(10),
     ),
+    "directions": Study(
+        (
+            Method("none", ("regularizer=none",)),
+            Method("random", ("regularizer=random_perturbation",), "random_perturbation.eps", (1, 2, 4, 8, 16)),
+            *(
+                Method(name, ("regularizer=vat", *overrides), "vat.eps", (0.25, 0.5, 1, 2, 4))
+                for name, overrides in {
+                    "finite differences": ["vat.direction=finite_difference"],
+                    "exact": ["vat.direction=exact"],
+                    "exact, 2 iterations": ["vat.direction=exact", "vat.num_power_iterations=2"],
+                    "exact, 4 iterations": ["vat.direction=exact", "vat.num_power_iterations=4"],
+                    "exact, better sign": ["vat.direction=exact", "vat.choose_sign=true"],
+                    "ascent": ["vat.direction=ascent"],
+                    "margin": ["vat.direction=margin"],
+                    "random margin": ["vat.direction=random_margin"],
+                    "gradient through r": ["vat.direction=finite_difference", "vat.gradient_through_r=true"],
+                    "gradient through the target": ["vat.direction=finite_difference", "vat.gradient_through_target=true"],
+                }.items()
+            ),
+            *(
+                Method(name, (f"regularizer={regularizer}",), "vat.eps", (0.25, 0.5, 1, 2, 4))
+                for name, regularizer in {
+                    "published": "vat_published",
+                    "published, ξ = 10": "vat_xi_10",
+                    "published, KL reversed": "vat_reverse_kl",
+                    "published, moving statistics": "vat_moving_statistics",
+                    "published, adversarial entropy": "vat_adversarial_entropy",
+                }.items()
+            ),
+        ),
+        (),
+        tuning_seeds=range(100, 102),
+        seeds=range(10),
+    ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
     "mnist_supervised": of_experiment(  # DSVAT, where adversarial in L2 has 0.71 and in L∞ 0.79
@@ -230,7 +264,7 @@ def _metrics(folder: Path, method: Method, value: float | None, seed: int) -> di
 
 
 def _place(folder: Path, method: Method, value: float | None) -> Path:
-    name = method.name.replace(" ", "_")
+    name = re.sub(r"[^\w+]+", "_", method.name, flags=re.ASCII)  # a comma would be two values to Hydra
     return folder / (name if value is None else f"{name}-{value:g}")
 
 
