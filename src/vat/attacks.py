@@ -491,8 +491,12 @@ class AutoAttack(Attack):
             others = on_unit_range((images[:1] - low) / scale).shape[1] - 1
         seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
         norm = "Linf" if isinstance(threat.norm, LInf) else "L2"
-        attack = pyautoattack.AutoAttack(  # pyright: ignore[reportArgumentType]  # it calls it, and no more
-            on_unit_range, norm=norm, eps=threat.eps / scale, seed=seed, device=x.device
+        attack = pyautoattack.AutoAttack(
+            on_unit_range,  # pyright: ignore[reportArgumentType]  # it calls it, and no more
+            norm=norm,
+            eps=threat.eps / scale,
+            seed=seed,
+            device=x.device,
         )
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
         if others == 1:

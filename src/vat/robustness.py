@@ -74,8 +74,8 @@ def evaluate(
         progress: told after each part how many are done, of how many, and which is next.
 
     Returns:
-        Plain values: `examples`, `clean` (accuracy and the like), `corruptions` (accuracy for each of `SEVERITIES`), `robust` (for each norm
-        `eps`, and for each attack and their `worst` case the accuracy at each ε), `warnings` (texts by the name of the check).
+        Plain values: `examples`, `clean` (accuracy and the like), `corruptions` (accuracy for each of `SEVERITIES`), `robust` (for each
+        norm `eps`, and for each attack and their `worst` case the accuracy at each ε), `warnings` (texts by the name of the check).
 
     Raises:
         ValueError: there is no example, an argument is out of range, the inputs or outputs are not what they should be, or the file was
@@ -352,10 +352,10 @@ def sanity_probe(
 
     Returns:
         `examples`; `noise`, the largest difference between two passes in standard deviations of the logits; `no_gradient`, the share of
-        examples on which the gradient of the cross entropy is zero; `huge`, the largest ε there can be in L∞, and `standing_huge`, the share
-        that stands there; `half`, an L∞ ε at which one step fells about half of them, `standing_one` and `standing_many`, the shares that
-        stand after one step and after 40, and `alignment` of the gradients before and after that step, 1 where the network is linear; the
-        `spread` (largest minus least) and standard deviation `std` of the inputs, and their `size`.
+        examples on which the gradient of the cross entropy is zero; `huge`, the largest ε there can be in L∞, and `standing_huge`, the
+        share that stands there; `half`, an L∞ ε at which one step fells about half of them, `standing_one` and `standing_many`, the shares
+        that stand after one step and after 40, and `alignment` of the gradients before and after that step, 1 where the network is linear;
+        the `spread` (largest minus least) and standard deviation `std` of the inputs, and their `size`.
     """
     if len(x) == 0:
         return {"examples": 0}
@@ -407,8 +407,8 @@ def warnings_of(probe: Mapping[str, Any], grid: Mapping[str, Sequence[float]]) -
     found = {}
     if probe["noise"] > 1e-3:
         found["randomness"] = (
-            f"two passes over the same inputs differ by {probe['noise']:.2g} standard deviations of the logits: there is randomness left in "
-            "the model, which hides gradients and fells examples by luck. Put it into eval(), or attack the mean of many passes"
+            f"two passes over the same inputs differ by {probe['noise']:.2g} standard deviations of the logits: there is randomness left "
+            "in the model, which hides gradients and fells examples by luck. Put it into eval(), or attack the mean of many passes"
         )
     if probe["no_gradient"] > 0.05:
         found["zero_gradients"] = (
@@ -423,7 +423,7 @@ def warnings_of(probe: Mapping[str, Any], grid: Mapping[str, Sequence[float]]) -
     if probe["standing_many"] >= max(probe["standing_one"], 0.01) and probe["alignment"] < 0.99:
         found["more_steps"] = (
             f"more steps do not help: at ε = {probe['half']:.3g} in L∞ {probe['standing_many']:.0%} stand after 40 steps and "
-            f"{probe['standing_one']:.0%} after one, though the network is not linear there: the gradient does not lead to where the loss is high"
+            f"{probe['standing_one']:.0%} after one, though the network is not linear there: its gradient leads nowhere"
         )
     for norm, radii in grid.items():
         longest = 1.0 if norm == "linf" else probe["size"] ** 0.5
@@ -434,8 +434,8 @@ def warnings_of(probe: Mapping[str, Any], grid: Mapping[str, Sequence[float]]) -
             )
         elif 0 < max(radii, default=0) < 1e-3 * longest * probe["std"]:
             found[f"units_{norm}"] = (
-                f"ε = {max(radii):g} in {norm} is less than a thousandth of the inputs' standard deviation, {probe['std']:.3g}: every network "
-                "stands that. Is it in other units than they are?"
+                f"ε = {max(radii):g} in {norm} is less than a thousandth of the inputs' standard deviation, {probe['std']:.3g}: every "
+                "network stands that. Is it in other units than they are?"
             )
     return found
 
