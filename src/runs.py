@@ -142,6 +142,8 @@ def describe(data: Any) -> dict[str, Any]:
         "mean": data.mean and list(data.mean),
         "std": data.std and list(data.std),
         "unit": data.unit,
+        "bounds": data.bounds and list(data.bounds),
+        "preparation": data.preparation,
         "split": data.split.digest,
     }
 

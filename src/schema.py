@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import vat
-from vat import loggers, models
+from vat import attacks, loggers, models
 from vat.data.arrays import Arrays
 from vat.data.cifar import CIFAR10, CIFAR100
 from vat.data.digits import Digits
@@ -47,8 +47,9 @@ def register() -> None:
         vat.MeanTeacher,
     )
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+    searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
-    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
+    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers, *searches)}
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}

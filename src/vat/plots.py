@@ -1,6 +1,7 @@
 """Figures: data in, `Figure` out, nothing read or written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -83,3 +84,61 @@ def _points(panel: Axes, z: Tensor, y: Tensor) -> None:
         )
     panel.set_aspect("equal")
     panel.tick_params(labelsize=8)
+
+
+def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, unit: str) -> Figure:
+    """Accuracy against ε, a panel for each norm and a line for each attack.
+
+    Args:
+        robust: for each norm `eps`, the radii, and `accuracy`, for each attack those at the radii; as `vat.robustness.evaluate` returns it.
+        clean: accuracy at ε = 0.
+        unit: of ε.
+    """
+    figure = Figure(figsize=(5.2 * max(1, len(robust)), 4), layout="constrained")
+    panels = figure.subplots(1, max(1, len(robust)), squeeze=False, sharey=True)[0]
+    for panel, (norm, found) in zip(panels, robust.items(), strict=False):
+        for name, accuracies in found["accuracy"].items():
+            worst = name == "worst"
+            style = {"color": "black", "linewidth": 2.2, "zorder": 3} if worst else {"linewidth": 1.2, "marker": "o", "markersize": 3}
+            panel.plot([0, *found["eps"]], [100 * a for a in (clean, *accuracies)], label="worst case" if worst else name, **style)
+        panel.set(title=norm, xlabel="ε", ylim=(0, 102))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    panels[0].set_ylabel("accuracy, %")
+    figure.suptitle(f"ε in {unit}", fontsize=9)
+    return figure
+
+
+def adversarial_figure(
+    x: Tensor,
+    adversarial: Tensor,
+    names: Sequence[tuple[str, str]],
+    *,
+    bounds: tuple[float, float] | None,
+    title: str,
+) -> Figure:
+    """Images, what was added to them, and what became of them, a column each.
+
+    Args:
+        x: images (N, C, H, W) of one or three channels.
+        adversarial: what they were changed to, likewise.
+        names: of the class of each, and of the class it is taken for.
+        bounds: black and white; the least and greatest value shown if None.
+        title: of the figure.
+    """
+    low, high = bounds or (float(min(x.min(), adversarial.min())), float(max(x.max(), adversarial.max())))
+    change = adversarial - x
+    largest = float(change.abs().max()) or 1.0
+    rows = [(x - low) / (high - low), 0.5 + change / (2 * largest), (adversarial - low) / (high - low)]
+    figure = Figure(figsize=(1.3 * len(x) + 0.4, 4.6), layout="constrained")
+    panels = figure.subplots(3, len(x), squeeze=False)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images.clamp(0, 1)):
+            panel = panels[row, column]
+            panel.imshow(image.permute(1, 2, 0).squeeze(2) if len(image) == 1 else image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+    for column, (true, taken) in enumerate(names):
+        panels[0, column].set_title(true, fontsize=9)
+        panels[2, column].set_title(taken, fontsize=9)
+    figure.suptitle(f"{title}: image and class, perturbation (grey is none, full scale ±{largest:.2g}), result and prediction", fontsize=9)
+    return figure

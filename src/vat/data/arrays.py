@@ -65,11 +65,16 @@ class Arrays(OwnData):
             groups = None if groups is None else groups + (held_out.groups or [])
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test)
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
+        self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if self.standardize and x.ndim == 4:
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:
-            x = _standardized(x, split.unlabeled)
+            mean, std = _moments(x, split.unlabeled)
+            x = ((x - mean) / std).float()
+            self.preparation = {"mean": mean.tolist(), "std": std.tolist()}
             self.unit = "standard deviations of each feature"
+        if table.columns is not None:
+            self.preparation = {**(self.preparation or {}), "columns": table.columns}
         return x, y, split
 
     def _examples(self, path: Path, table: Table) -> tuple[Tensor, Tensor]:
@@ -119,9 +124,9 @@ def _channels_first(x: Tensor, path: Path) -> Tensor:
     return x if first else x.permute(0, 3, 1, 2).contiguous()
 
 
-def _standardized(x: Tensor, pool: Tensor) -> Tensor:
-    """Features with mean 0 and standard deviation 1 over the pool, in each position on its own."""
+def _moments(x: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each position over the pool; 1 where it is constant."""
     known = x[pool].double()
     constant = known.amin(0) == known.amax(0)  # not std == 0, which rounding misses
     std = known.std(0, correction=0).where(~constant, 1.0)
-    return ((x - known.mean(0)) / std).float()
+    return known.mean(0), std

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -40,6 +41,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         lds_eps: Radius at which LDS is monitored where nobody says otherwise.
         mean, std: Of each channel of the inputs over the published training set, for a network's first layer; None where inputs are
             meant to be used as they are.
+        bounds: Least and greatest value that an input can have; None where any value is one.
+        preparation: After `setup`, plain values that say how the file's values became inputs: `mean` and `std` of the standardisation,
+            for one value of each input or for all, and `columns`, the names of the features in their order; None where they are inputs.
         num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
         x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 are handed out as
             float32 in [0, 1]. The label −1 marks an example without one, which only the unlabelled pool may hold.
@@ -55,6 +59,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     lds_eps: float
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    bounds: tuple[float, float] | None = None
+    preparation: dict[str, Any] | None = None
 
     def __init__(
         self,

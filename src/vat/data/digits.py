@@ -9,6 +9,8 @@ from torch import Tensor
 from vat.data.datamodule import ResidentDataModule
 from vat.data.splits import Split, stratified_parts
 
+WHITE = 16  # of the grey levels
+
 
 class Digits(ResidentDataModule):
     """1,797 images (1, 8, 8) of ten digits: 1,000 in the pool, 200 for validation, 597 for the test.
@@ -48,5 +50,8 @@ class Digits(ResidentDataModule):
         x = torch.from_numpy(images).float().view(-1, 1, 8, 8)
         y = torch.from_numpy(labels).long()
         test, validation, pool = stratified_parts(y, (597, 200, 1000), seed=0)
-        x = (x - x[pool].mean()) / x[pool].std(correction=0)
+        mean, std = x[pool].mean(), x[pool].std(correction=0)
+        x = (x - mean) / std
+        self.bounds = float(x.min()), float(x.max())  # of levels 0 and 16, which both occur
+        self.preparation = {"mean": float(mean / WHITE), "std": float(std / WHITE)}  # for pixels in [0, 1]
         return x, y, self.divide(y, pool=pool, validation=validation, test=test)

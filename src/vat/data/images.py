@@ -50,6 +50,7 @@ class Images(OwnData):
     """
 
     unit = "pixels in [0, 1]"
+    bounds = (0.0, 1.0)
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class PublishedImages(ResidentDataModule):
 
     num_published: tuple[int, ...]
     unit = "pixels in [0, 1]"
+    bounds = (0.0, 1.0)
 
     def __init__(self, *, num_validation: int, data_dir: str | None = None, zca: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -72,7 +73,7 @@ class PublishedImages(ResidentDataModule):
         x = torch.cat(images).contiguous()
         if self.zca:
             x = ZCA(x[split.unlabeled])(x)
-            self.mean = self.std = None
+            self.mean = self.std = self.bounds = None
             length = x[0].numel() ** 0.5
             self.unit = f"standard deviations of the whitened pixels, of which an image has about {length:.0f}"
             self.lds_eps = 0.18 * length  # TPAMI's 10 on CIFAR-10

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ class Table(NamedTuple):
     class_names: list[str] | None
 
 
-def read_table(path: Path, *, label: str, group: str | None) -> Table:
+def read_table(path: Path, *, label: str | None, group: str | None, features: Sequence[str] | None = None) -> Table:
     """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV or Parquet file these two columns, and the others
-    as features.
+    as features, or those that `features` names in its order. Without a `label` none is known.
 
     Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string or NaN. Where a .npz holds
     `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
@@ -53,9 +53,9 @@ def read_table(path: Path, *, label: str, group: str | None) -> Table:
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: its name must end in {', '.join(readers)}")
     with _faults(path):
-        table = readers[path.suffix.lower()](path, label, group)
+        table = readers[path.suffix.lower()](path, label, group, features)
         x = _inputs(table.x)
-        lengths = {"x": len(x), label: len(table.labels)}
+        lengths = {"x": len(x), label or "labels": len(table.labels)}
         if group is not None and table.groups is not None:
             lengths[group] = len(table.groups)
             if UNKNOWN in table.groups:
@@ -99,11 +99,13 @@ def _faults(path: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------- .npz
 
 
-def _read_npz(path: Path, label: str, group: str | None) -> Table:
+def _read_npz(path: Path, label: str | None, group: str | None, features: Sequence[str] | None) -> Table:
     with zipfile.ZipFile(path) as archive:
         x = _member(archive, "x")
         if x.dtype.kind not in "biuf":
             raise ValueError(f"x must hold numbers; its type is {x.dtype}")
+        if label is None:
+            return Table(x, [UNKNOWN] * len(x), None, None, None)
         y = _member(archive, label)
         labels = _names(y, label)
         groups = None if group is None else _names(_member(archive, group), group)
@@ -156,7 +158,7 @@ def _names(values: np.ndarray, name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ CSV and Parquet
 
 
-def _read_frame(path: Path, label: str, group: str | None) -> Table:
+def _read_frame(path: Path, label: str | None, group: str | None, features: Sequence[str] | None) -> Table:
     parquet = path.suffix.lower() == ".parquet"
     absent = [name for name in (("pandas", "pyarrow") if parquet else ("pandas",)) if importlib.util.find_spec(name) is None]
     if absent:
@@ -168,14 +170,14 @@ def _read_frame(path: Path, label: str, group: str | None) -> Table:
         warnings.simplefilter("error", pd.errors.ParserWarning)  # that fields were dropped
         frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
     columns = [str(name) for name in frame.columns]
-    for name in text:
+    for name in [*text, *(features or ())]:
         if name not in columns:
             raise ValueError(f"it has no column {name!r} but {', '.join(columns)}")
     # As they are written: pandas would take a class called None or NA for a missing value.
-    names = frame[text] if parquet else pd.read_csv(path, usecols=text, dtype=str, keep_default_na=False)
-    features = frame.drop(columns=text)
-    for name in features.columns:
-        column = features[name]
+    names = frame[text] if parquet or not text else pd.read_csv(path, usecols=text, dtype=str, keep_default_na=False)
+    inputs: Any = frame.drop(columns=text) if features is None else frame[[*features]]
+    for name in inputs.columns:
+        column = inputs[name]
         if str(name).startswith("Unnamed: "):  # how pandas calls it
             raise ValueError("it has a column without a name: remove it if it numbers the rows, or it would be a feature")
         if not (pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)):
@@ -183,10 +185,10 @@ def _read_frame(path: Path, label: str, group: str | None) -> Table:
         if column.isna().to_numpy().any():
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
     return Table(
-        features.to_numpy(dtype=np.float64),
-        _column(names[label], label),
+        inputs.to_numpy(dtype=np.float64),
+        [UNKNOWN] * len(inputs) if label is None else _column(names[label], label),
         None if group is None else _column(names[group], group),
-        [str(name) for name in features.columns],
+        [str(name) for name in inputs.columns],
         None,
     )
 

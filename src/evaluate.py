@@ -1,0 +1,305 @@
+"""Find out how a trained classifier behaves: clean accuracy, calibration, smoothness, and robustness against attacks and corruptions.
+
+python src/evaluate.py ckpt_path=outputs/.../checkpoints/last.ckpt
+python src/evaluate.py ckpt_path=... data=mnist attack=pgd pgd.steps=200 eps.linf=[0.1,0.2,0.3]
+
+What it finds goes to `evaluation/` in the run's folder. Started again with the same settings, it goes on where it was interrupted.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import wandb
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import report
+import runs
+import schema
+from vat import plots, robustness
+from vat.attacks import APGD, Attack, Threat, Transfer, predictions
+from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import EvalLoader
+from vat.functional import NORMS, by_name
+
+BYSTANDERS = ("ckpt_path", "source", "logger", "device")
+"""Keys that a result does not depend on, or that enter it by the content of the file they name."""
+
+SHARES_OF_LDS_EPS = (0.25, 0.5, 1.0, 2.0)
+PICTURES = 8
+
+schema.register()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        network: In evaluation mode, on the device.
+        record: Of its run: the settings, class names, the input's description.
+        data: Whose test part it is evaluated on.
+        rows: Of that part.
+        run: The folder of the run that left the checkpoint.
+        device: Of the network.
+    """
+
+    network: nn.Module
+    record: dict[str, Any]
+    data: ResidentDataModule
+    rows: Tensor
+    run: Path
+    device: torch.device
+
+    def batches(self, size: int) -> EvalLoader:
+        """The examples, so many at a time."""
+        return EvalLoader(self.data.x, self.data.y, self.rows, batch_size=size)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluate one checkpoint."""
+    with runs.readable_errors(sweep=False):
+        make = by_name("report", REPORTS, cfg.report)
+        make(cfg, subject(cfg))
+
+
+def subject(cfg: DictConfig) -> Subject:
+    """The checkpoint's network and the examples to evaluate it on.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, the data do not fit it, or there are none.
+    """
+    path = existing(cfg.ckpt_path, "ckpt_path")
+    record = runs.read_checkpoint(path)["record"]
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    network = runs.load_network(path).to(device)
+    node = cfg.get("data") or DictConfig(record["config"]["data"])
+    if not str(node["_target_"]).startswith("vat.data."):  # a checkpoint may not choose what is called
+        raise ValueError(f"{path} was trained on {node['_target_']}, which is no data set of this project: name one by data=...")
+    data = instantiate(node, _convert_="all")
+    data.setup()
+    refuse_other_data(record, data, path)
+    for key in ("batch_size", "limit"):
+        if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
+            raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
+    rows = data.split.test
+    if len(rows) == 0:
+        raise ValueError("the test part of the data is empty: there is nothing to evaluate")
+    if cfg.limit is not None and cfg.limit < len(rows):
+        rows = rows[torch.arange(cfg.limit) * len(rows) // cfg.limit]
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return Subject(network, record, data, rows, run, device)
+
+
+def existing(path: str, key: str) -> Path:
+    """A checkpoint's path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{key}={path}: there is no such file")
+    return Path(path)
+
+
+def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """A network is evaluated on inputs of the shape, unit and classes it was trained on.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    found = {"inputs of shape": list(data.input_shape), "the classes": list(data.class_names), "inputs in": data.unit}
+    trained = {"inputs of shape": record["input_shape"], "the classes": record["class_names"], "inputs in": record["unit"]}
+    for what, value in found.items():
+        if value != trained[what]:
+            raise ValueError(
+                f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}: evaluate it on its own "
+                "data (without data=...), or on others like them"
+            )
+
+
+def _shown(value: Any) -> str:
+    return str(value) if not isinstance(value, list) or len(value) <= 12 else f"{value[:3]} and {len(value) - 3} more"
+
+
+# --------------------------------------------------------------------------------------------------- the report on robustness
+
+
+def robustness_report(cfg: DictConfig, of: Subject) -> None:
+    """Run the attacks, and write and show what stands: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
+    for norm in cfg.norms:
+        by_name("norm", NORMS, norm)
+    grid = {norm: list(cfg.eps[norm]) if cfg.eps[norm] is not None else default_radii(norm, of.data) for norm in cfg.norms}
+    attacks: list[Attack] = instantiate(cfg.attacks, _convert_="all")
+    settings = described(cfg, of, grid)
+    if cfg.source is not None:
+        attacks.append(Transfer(source(cfg, of)))
+    folder = of.run / "evaluation" / f"robustness-{digest(settings)}"
+    with bar() as progress:
+        task = progress.add_task("", total=1.0)
+        number = len(of.batches(cfg.batch_size))
+
+        def told(done: int, total: int, part: str) -> None:
+            share = done / total
+            progress.update(task, completed=share, description=f"batch {min(number, int(share * number) + 1)}/{number} {part}")
+
+        found = robustness.evaluate(
+            of.network,
+            of.batches(cfg.batch_size),
+            attacks=attacks,
+            eps=grid,
+            bounds=of.data.bounds,
+            lds_eps=of.data.lds_eps,
+            seed=cfg.seed,
+            device=of.device,
+            path=folder / "results.jsonl",
+            settings=settings,
+            progress=told,
+        )
+    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "settings": settings}
+    write(folder / "robustness.json", found)
+    drawings = {"curves": plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)}
+    if (pictures := examples_figure(of, grid)) is not None:
+        drawings["examples"] = pictures
+    for name, figure in drawings.items():
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    log(cfg, of, found, drawings)
+    show(found, folder)
+
+
+def default_radii(norm: str, data: ResidentDataModule) -> list[float]:
+    """Radii around the one at which the data set's LDS is monitored; in L∞ those of balls whose corners lie as far away."""
+    scale = data.lds_eps / (1 if norm == "l2" else math.sqrt(math.prod(data.input_shape)))
+    return [float(f"{share * scale:.3g}") for share in SHARES_OF_LDS_EPS]
+
+
+def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dict[str, Any]:
+    """Everything that the result depends on, in plain values."""
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS]), resolve=True)
+    assert isinstance(settings, dict)
+    contents = {key: hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest() for key in ("ckpt_path", "source") if cfg[key] is not None}
+    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest}  # pyright: ignore[reportReturnType]
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that follow from the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def source(cfg: DictConfig, of: Subject) -> nn.Module:
+    """The network whose adversarial examples are tried on the subject.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it takes other inputs, or tells other classes apart.
+    """
+    path = existing(cfg.source, "source")
+    refuse_other_data(runs.read_checkpoint(path)["record"], of.data, path)
+    return runs.load_network(path).to(of.device).requires_grad_(False)
+
+
+def bar() -> Progress:
+    """Which batch, how far, how long it takes yet."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=report.console, transient=True)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """As JSON, in place of what was there only once it is whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    part.replace(path)
+
+
+def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
+    """Some examples that an attack felled, at the middle radius of the first norm; None for what is no image, or where all stand."""
+    radii = {norm: sorted(radii) for norm, radii in grid.items() if max(radii, default=0) > 0}
+    if len(of.data.input_shape) != 3 or of.data.input_shape[0] not in (1, 3) or not radii:
+        return None
+    norm, ordered = next(iter(radii.items()))
+    eps = ordered[len(ordered) // 2]
+    x, y = next(iter(of.batches(len(of.rows) if len(of.rows) < 200 else 200)))
+    x, y = x.to(of.device), y.to(of.device)
+    with robustness.evaluating(of.network):
+        x, y = (value[predictions(of.network, x) == y] for value in (x, y))
+        threat = Threat(NORMS[norm], eps, of.data.bounds)
+        point = APGD(loss="dlr")(of.network, x, y, threat, torch.Generator(of.device).manual_seed(0)) if len(x) else x
+        mistaken = predictions(of.network, point) if len(x) else y
+    fell = torch.nonzero(mistaken != y)[:PICTURES, 0]
+    if not len(fell):
+        return None
+    names = [(of.data.class_names[a], of.data.class_names[b]) for a, b in zip(y[fell].tolist(), mistaken[fell].tolist(), strict=True)]
+    return plots.adversarial_figure(x[fell].cpu(), point[fell].cpu(), names, bounds=of.data.bounds, title=f"ε = {eps:g} in {norm}")
+
+
+def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: dict[str, Figure]) -> None:
+    """To the run's logger, where one is chosen; figures where it takes them."""
+    if not cfg.logger._target_:
+        return
+    logger = instantiate(cfg.logger, save_dir=str(of.run))
+    try:
+        values = {f"evaluation/{name}": value for name, value in found["clean"].items() if value is not None}
+        for norm, robust in found["robust"].items():
+            for name, accuracies in robust["accuracy"].items():
+                values |= {f"evaluation/{norm}/{name}/{e:g}": a for e, a in zip(robust["eps"], accuracies, strict=True)}
+        logger.log_metrics(values)
+        if isinstance(logger, WandbLogger):
+            for name, figure in drawings.items():
+                logger.log_image(f"evaluation/{name}", [figure])
+        logger.finalize("success")
+    finally:
+        wandb.finish()
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """Print the tables, the warnings, and where the files lie."""
+    clean = found["clean"]
+    share = "the whole test part" if found["examples"] == found["of"] else f"NOT the whole test part, which has {found['of']}"
+    table = Table(show_header=False, title=f"Clean: {found['examples']} examples, {share}", title_justify="left")
+    table.add_row("accuracy", f"{100 * clean['accuracy']:.2f} %")
+    for name in ("calibration_error", "cross_entropy", "lds"):
+        table.add_row(name.replace("_", " "), f"{clean[name]:.4f}")
+    for name, what in (("margin", "logits"), ("distance", "first order, in L2"), ("lipschitz", "lower bound, logits per unit in L2")):
+        if clean[name] is not None:
+            table.add_row(name, f"{clean[name]:.4g}  ({what})")
+    report.console.print(table)
+    for norm, robust in found["robust"].items():
+        table = Table(
+            "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}", title_justify="left"
+        )
+        for name, accuracies in robust["accuracy"].items():
+            table.add_row(name, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
+        report.console.print(table)
+    heads = (f"severity {s}" for s in robustness.SEVERITIES)
+    table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
+    for kind, accuracies in found["corruptions"].items():
+        table.add_row(kind, *(f"{100 * a:.2f}" for a in accuracies))
+    report.console.print(table)
+    for check, text in found["warnings"].items():
+        report.console.print(f"warning ({check}): {text}", style="yellow", markup=False)
+    report.console.print(f"files: {report.shown(folder.absolute())}")
+
+
+REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {"robustness": robustness_report}
+"""What `report=` may name."""
+
+if __name__ == "__main__":
+    main()
