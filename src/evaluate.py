@@ -29,6 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch import Tensor, nn
 
+import direction_report
 import report
 import runs
 import schema
@@ -298,7 +299,21 @@ def show(found: dict[str, Any], folder: Path) -> None:
     report.console.print(f"files: {report.shown(folder.absolute())}")
 
 
-REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {"robustness": robustness_report}
+# ---------------------------------------------------------------------------------------------------- the report on the direction
+
+
+def on_direction(cfg: DictConfig, of: Subject) -> None:
+    """Judge the VAT that the checkpoint was trained with: a table, what is abnormal in words, and `evaluation/direction.json`."""
+    rows = of.rows
+    if cfg.limit is None and len(rows) > direction_report.EXAMPLES:
+        rows = rows[torch.arange(direction_report.EXAMPLES) * len(rows) // direction_report.EXAMPLES]
+    batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
+    vat = direction_report.judged(of.record["config"], of.data.lds_eps)
+    found = direction_report.measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
+    direction_report.show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")
+
+
+REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {"robustness": robustness_report, "direction": on_direction}
 """What `report=` may name."""
 
 if __name__ == "__main__":

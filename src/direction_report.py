@@ -1,0 +1,78 @@
+"""The report on the direction: whether VAT works on this network."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.table import Table
+from torch import Tensor, nn
+
+import report
+from vat import VAT, RandomPerturbation
+from vat.diagnosis import diagnose, interpretation
+from vat.step import Key
+
+EXAMPLES = 512
+"""How many are looked at where no limit is given: the search for the largest KL takes about 600 passes of each."""
+
+WORDS = {
+    "kl_at_zero": "KL without any r, in training mode; should be 0",
+    "kl_random": "KL at a random r",
+    "lds": "KL at r",
+    "kl_maximum": "KL at the worst r that a long search finds",
+    "curvature": "curvature along r, nats per squared unit",
+    "eigenvalue": "the Hessian's top eigenvalue",
+    "cosine": "|cosine| of r to its eigenvector",
+    "flip_rate": "decisions that r changes",
+    "margin": "margin, in logits",
+}
+
+
+def judged(config: Mapping[str, Any], lds_eps: float) -> VAT:
+    """The `VAT` of a run, at its final radius; one with the defaults, at the radius where LDS is monitored, where it had none."""
+    nodes = [node for node in config["regularizers"] if node["_target_"] == f"{VAT.__module__}.VAT"]
+    vat = instantiate(nodes[0], _convert_="all") if nodes else VAT(lds_eps)
+    vat.num_updates = vat.eps_steps
+    return vat
+
+
+def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: VAT, *, seed: int, device: torch.device) -> dict[str, Any]:
+    """Mean and standard error over the examples of all that `diagnose` tells, and what is abnormal in words.
+
+    Args:
+        network: x -> logits.
+        batches: of inputs (N, …) and labels, which are not used.
+        vat: to be judged.
+        seed: of what is drawn.
+        device: of the network.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for number, (x, _) in enumerate(batches):
+        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number)).items():
+            found.setdefault(name, []).append(value.double().cpu())
+    values = {name: torch.cat(parts) for name, parts in found.items()}
+    means = {name: value.mean().item() for name, value in values.items()}
+    errors = {name: (value.std() / len(value) ** 0.5).item() if len(value) > 1 else None for name, value in values.items()}
+    sentences = [] if isinstance(vat, RandomPerturbation) else interpretation(means)
+    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": sentences}
+
+
+def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
+    """Write the report as JSON, and print it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    direction = getattr(vat.direction, "__name__", str(vat.direction))
+    table = Table(show_header=False, title=f"Direction {direction}, ε = {vat.current_eps:g} ({unit}), {found['examples']} examples")
+    for name, words in WORDS.items():
+        if name in found["mean"]:
+            error = found["standard_error"][name]
+            table.add_row(words, f"{found['mean'][name]:.4g}" + ("" if error is None else f" ± {error:.2g}"))
+    share = found["mean"]["lds"] / found["mean"]["kl_maximum"] if found["mean"]["kl_maximum"] else float("nan")
+    table.add_row("share of the largest KL that r reaches", f"{100 * share:.0f} %")
+    report.console.print(table)
+    for sentence in found["interpretation"] or ["nothing is abnormal"]:
+        report.console.print(sentence, style="yellow" if found["interpretation"] else "", markup=False)
+    report.console.print(f"file: {report.shown(path.absolute())}")
