@@ -44,8 +44,8 @@ KL, NORM = Categorical(), L2()
 EPS = (0.3, 2.0)
 TRAINING = {  # overrides of the training, and how many examples are looked at
     "mlp": (["model=mlp", "model.hidden=[1200,1200]", "model.dropout=0.3", "trainer.max_steps=500"], 256),
-    "conv_large": (["model=conv_large", "trainer.max_steps=60", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 16),
-    "resnet": (["model=resnet", "trainer.max_steps=100", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 16),
+    "conv_large": (["model=conv_large", "trainer.max_steps=60", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 8),
+    "resnet": (["model=resnet", "trainer.max_steps=100", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 8),
 }
 SHARED = ["data=mnist", "data.num_labeled=1000", "data.steps_per_epoch=100000", "logger=none", "test=none"]
 STATES = {
