@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-long lint types check clean
+.PHONY: help train test test-long benchmark lint types check clean
 
 help:          ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/\1\t/' | expand -t 14
@@ -17,6 +17,9 @@ test: $(VENV)/test     ## make the environment and run the test suite
 
 test-long: $(VENV)/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m long
+
+benchmark: $(VENV)/train  ## time a step, the trainer around it, the data and how both grow
+	$(BIN)/python scripts/benchmark.py
 
 check: lint types      ## lint and types
 

@@ -1,0 +1,366 @@
+"""How fast a VAT step is, beside a supervised step of the same batch timed in turn, and what stands around it.
+
+python scripts/benchmark.py                       # all sections; make benchmark
+python scripts/benchmark.py step --networks mlp conv_large --batch 128
+python scripts/benchmark.py growth
+
+Runs on whatever is there and says what that was. Every time is a median, every ratio the median of the ratios of pairs that were
+timed one after the other, so that a busy machine moves both. F is one clean forward pass without a graph.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.data import DataLoader, Dataset
+
+import report
+import train
+from vat import VAT
+from vat.classifier import Classifier
+from vat.data.loader import Chain, Flip, ResidentLoader, Translate
+from vat.models import MLP, ConvLarge, WideResNet
+from vat.step import Key, Step
+
+Action = Callable[[], Any]
+console = Console(width=140, highlight=False)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def timed(action: Action) -> float:
+    """Seconds, with the device's queue empty before and after."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    action()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turn(actions: dict[str, Action], *, reference: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each, and the median of its ratios to the reference, which is timed again before each of them."""
+    for action in actions.values():  # once for what is made or chosen at the first call
+        action()
+        action()
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    ratios: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats):
+        for name, action in actions.items():
+            base, own = timed(actions[reference]), timed(action)
+            seconds[name].append(own)
+            ratios[name].append(own / base)
+    return {name: {"seconds": median(seconds[name]), "ratio": median(ratios[name])} for name in actions}
+
+
+# -------------------------------------------------------------------------------------------------------------------- the step
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: MLP((1, 28, 28), 10, hidden=(1200, 600, 300, 150), noise=0.0), (1, 28, 28)),
+    "conv_large": (lambda: ConvLarge((3, 32, 32), 10), (3, 32, 32)),
+    "resnet": (lambda: WideResNet((3, 32, 32), 10), (3, 32, 32)),
+}
+
+
+def steps(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, Action]:
+    """One optimizer step each: of cross entropy alone, and of a smoothness term alone found in several ways, on the same batch."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    half = dtype is not torch.float32
+
+    def step(loss: Callable[[], Tensor]) -> Action:
+        def run() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(x.device.type, dtype, enabled=half):
+                value = loss()
+            value.backward()
+            optimizer.step()
+
+        return run
+
+    def ours(**options: Any) -> Action:
+        vat = VAT(1.0, **options)
+        return step(lambda: vat.term(Step(network, x, key=Key(0))))
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=half):
+            network(x)
+
+    return {
+        "F": forward,
+        "supervised": step(lambda: cross_entropy(network(x), y)),
+        "finite differences": ours(direction="finite_difference"),
+        "margin": ours(direction="margin"),
+        "random margin": ours(direction="random_margin"),
+        "exact": ours(direction="exact"),
+        "port, as shipped": step(lambda: shipped_port(network, x)),
+        "port, tuned": step(lambda: tuned_port(network, x)),
+    }
+
+
+def shipped_port(network: nn.Module, x: Tensor, *, xi: float = 10.0, eps: float = 1.0) -> Tensor:
+    """As the port that is copied most computes it: the direction by a full backward pass, weight gradients included."""
+    with torch.no_grad():
+        target = network(x).softmax(1)
+    d = _unit(torch.rand_like(x) - 0.5).requires_grad_()
+    kl_div(network(x + xi * d).log_softmax(1), target, reduction="batchmean").backward()
+    assert d.grad is not None
+    r = eps * _unit(d.grad)
+    network.zero_grad()
+    return kl_div(network(x + r).log_softmax(1), target, reduction="batchmean")
+
+
+def tuned_port(network: nn.Module, x: Tensor, *, xi: float = 10.0, eps: float = 1.0) -> Tensor:
+    """The same without the weight gradients of the direction's pass."""
+    with torch.no_grad():
+        target = network(x).softmax(1)
+    d = _unit(torch.rand_like(x) - 0.5).requires_grad_()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    (g,) = torch.autograd.grad(kl_div(network(x + xi * d).log_softmax(1), target, reduction="batchmean"), d)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return kl_div(network(x + eps * _unit(g)).log_softmax(1), target, reduction="batchmean")
+
+
+def _unit(d: Tensor) -> Tensor:
+    return d / d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1)).clamp(min=1e-12)
+
+
+def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The step of every network in every precision asked for."""
+    rows = []
+    for name in arguments.networks:
+        make, shape = NETWORKS[name]
+        for precision in arguments.precisions:
+            torch.manual_seed(0)
+            network = make().to(DEVICE, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            x = torch.randn(arguments.batch, *shape, device=DEVICE)
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            y = torch.randint(10, (arguments.batch,), device=DEVICE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that finite differences are noise in half precision is not the matter here
+                found = in_turn(steps(network, x, y, getattr(torch, precision)), reference="supervised", repeats=arguments.repeats)
+            table = Table("step", "ms", "of a supervised step", "in F", title=f"{name}, batch {arguments.batch}, {precision}")
+            for action, value in found.items():
+                in_f = value["ratio"] / found["F"]["ratio"]
+                table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}", f"{in_f:.1f}")
+                rows.append({"network": name, "batch": arguments.batch, "precision": precision, "step": action, "in_f": in_f, **value})
+            console.print(table)
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------- what stands around it
+
+
+def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A step of Lightning's trainer, with logging and progress bar, beside the same step in a bare loop: paired chunks of steps."""
+    train.quiet()
+    rows = []
+    for name in arguments.networks:
+        make, shape = NETWORKS[name]
+        count = 50 if name == "mlp" else 5
+        ratios = []
+        for _ in range(max(3, arguments.repeats // 3)):
+            ratios.append(bare_seconds(make(), shape, count, arguments.batch) / trainer_seconds(make(), shape, count, arguments.batch))
+        rows.append({"network": name, "share_of_the_bare_loops_rate": median(ratios)})
+        console.print(f"{name}: Lightning's trainer runs at {median(ratios):.2f} of a bare loop's rate")
+    return rows
+
+
+def _loader(shape: Sequence[int], batch: int) -> ResidentLoader:
+    x, y = torch.rand(2000, *shape, device=DEVICE), torch.randint(10, (2000,), device=DEVICE)
+    rows = (torch.arange(100), torch.arange(2000))
+    return ResidentLoader(x, y, *rows, batch_size_labeled=batch, batch_size_unlabeled=batch, steps_per_epoch=10**6, seed=0)
+
+
+def _classifier(network: nn.Module) -> Classifier:
+    return Classifier(
+        network.to(DEVICE, memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+        [VAT(1.0, direction="margin")],
+        num_classes=10,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, fused=True),
+    )
+
+
+def bare_seconds(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> float:
+    """Seconds of `count` steps in a loop of one's own, behind a few to warm up."""
+    classifier, batches = _classifier(network), iter(_loader(shape, batch))
+    vat, optimizer = VAT(1.0, direction="margin"), torch.optim.Adam(classifier.parameters(), fused=True)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            _, labeled, unlabeled = next(batches)
+            assert labeled.y is not None and unlabeled is not None
+            loss = cross_entropy(classifier.network(labeled.x), labeled.y) + vat(classifier.network, unlabeled.x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    run(3)
+    return timed(lambda: run(count))
+
+
+class Clock(pl.Callback):
+    """Seconds between two of the trainer's steps."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self.began = self.ended = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in (self.first, self.last) and DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        if trainer.global_step == self.first:
+            self.began = time.perf_counter()
+        elif trainer.global_step == self.last:
+            self.ended = time.perf_counter()
+
+
+def trainer_seconds(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> float:
+    """Seconds of `count` steps under the trainer with CSV logging and the progress bar, behind a few to warm up."""
+    clock = Clock(3, 3 + count)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator=DEVICE.type if DEVICE.type == "cpu" else "gpu",
+            devices=1,
+            max_steps=3 + count,
+            logger=CSVLogger(folder),
+            callbacks=[clock, report.Progress(refresh_rate=10)],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(_classifier(network), train_dataloaders=_loader(shape, batch))
+    return clock.ended - clock.began
+
+
+class PerSample(Dataset[tuple[Tensor, Tensor]]):
+    """Images augmented one at a time, as an ordinary data set does."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self.augment = Chain(Translate(2), Flip())
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.augment(self.x[row : row + 1].float() / 255, self.generator)[0], self.y[row]
+
+
+def section_data(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Examples a second of the resident loader and of an ordinary one, both with translation and flip, on CIFAR-10's shape."""
+    x = torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8)
+    y = torch.randint(10, (10_000,))
+    resident = ResidentLoader(
+        x.to(DEVICE),
+        y.to(DEVICE),
+        torch.arange(10_000),
+        None,
+        batch_size_labeled=128,
+        batch_size_unlabeled=1,
+        steps_per_epoch=10**6,
+        seed=0,
+        augment=Chain(Translate(2), Flip()),
+    )
+    batches = iter(resident)
+    ordinary = iter(DataLoader(PerSample(x, y), batch_size=128, shuffle=True, drop_last=True))
+    found = in_turn(
+        {"resident": lambda: next(batches), "ordinary": lambda: next(ordinary)}, reference="resident", repeats=min(arguments.repeats, 35)
+    )
+    times = found["ordinary"]["ratio"]
+    console.print(f"resident tensors are batched and augmented at {times:.0f} times the rate of an ordinary DataLoader of one process")
+    return [
+        {"loader": name, "examples_per_second": 128 / value["seconds"], "times_resident": value["ratio"]} for name, value in found.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- growth
+
+
+def section_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a VAT step against its sizes, and the exponent between the two largest: 1 is linear."""
+
+    def step(*, batch: int = 64, classes: int = 10, side: int = 16, iterations: int = 1) -> float:
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes),
+        ).to(DEVICE)  # fmt: skip
+        x = torch.randn(batch, 3, side, side, device=DEVICE)
+        vat = VAT(1.0, num_power_iterations=iterations)
+        actions: dict[str, Action] = {"step": lambda: vat(network, x).backward()}
+        return in_turn(actions, reference="step", repeats=max(3, arguments.repeats // 3))["step"]["seconds"]
+
+    sizes = {"batch": (32, 128, 512), "side": (8, 16, 32, 64), "classes": (10, 100, 1000), "iterations": (1, 2, 4, 8)}
+    rows = []
+    for name, values in sizes.items():
+        seconds = [step(**{name: value}) for value in values]
+        amount = [value**2 if name == "side" else value for value in values]
+        exponent = _slope(amount[-2:], seconds[-2:])
+        told = ", ".join(f"{value}: {1e3 * s:.1f} ms" for value, s in zip(values, seconds, strict=True))
+        console.print(f"{name}: {told}; exponent {exponent:.2f}{' in pixels' if name == 'side' else ''}")
+        rows.append({"against": name, "sizes": list(values), "seconds": seconds, "exponent": exponent})
+    return rows
+
+
+def _slope(amounts: Sequence[float], seconds: Sequence[float]) -> float:
+    return log(seconds[1] / seconds[0]) / log(amounts[1] / amounts[0])
+
+
+# --------------------------------------------------------------------------------------------------------------------------- main
+
+SECTIONS = {"step": section_step, "trainer": section_trainer, "data": section_data, "growth": section_growth}
+
+
+def main() -> None:
+    """Run the sections asked for, and write benchmark.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}; all of them where none is named")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--folder", type=Path, default=Path("results/benchmark"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.sections) - set(SECTIONS):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    machine = {
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+    console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, load {machine['load']:.1f} at the start")
+    found = {"machine": machine, **{name: SECTIONS[name](arguments) for name in arguments.sections}}
+    found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    path = arguments.folder / "benchmark.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    console.print(f"as JSON: {path}")
+
+
+if __name__ == "__main__":
+    main()
