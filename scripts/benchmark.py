@@ -212,7 +212,8 @@ def bare_seconds(network: nn.Module, shape: Sequence[int], count: int, batch: in
     def run(steps: int) -> None:
         for _ in range(steps):
             _, labeled, unlabeled = next(batches)
-            assert labeled.y is not None and unlabeled is not None
+            assert labeled.y is not None
+            assert unlabeled is not None
             loss = cross_entropy(classifier.network(labeled.x), labeled.y) + vat(classifier.network, unlabeled.x)
             optimizer.zero_grad()
             loss.backward()
