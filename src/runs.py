@@ -5,9 +5,7 @@ import hashlib
 import inspect
 import json
 import os
-import pickle
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from checkpoints import newest_whole, read_checkpoint
+from targets import refuse_foreign
 from vat.models import Normalize
 
-BYSTANDERS = ("hydra", "ckpt_path", "logger")
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "allow_targets")
 """Keys that do not change what a job computes."""
 
 OUTPUTS = Path("outputs")
@@ -95,19 +95,6 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return path
 
 
-def interrupted(folder: Path) -> Path | None:
-    """The checkpoint that a job of a sweep left in its `folder`, to go on from where it was interrupted."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        return None
-    try:
-        read_checkpoint(path)
-    except ValueError as error:
-        warnings.warn(f"starting anew: {error}", stacklevel=2)
-        return None
-    return path
-
-
 def run_folder(fresh: str, cfg: DictConfig) -> str:
     """The `fresh` folder, or that of the run that `ckpt_path=last` goes on with."""
     newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
@@ -115,23 +102,10 @@ def run_folder(fresh: str, cfg: DictConfig) -> str:
 
 
 def _newest_checkpoint(cfg: DictConfig) -> Path | None:
-    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints/last.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; nothing in it is executed.
-
-    Raises:
-        ValueError: the file is truncated or is no checkpoint of this project.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read, it is truncated or no checkpoint: take an earlier one") from error
-    if not isinstance(checkpoint, dict) or "record" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of this project: it has no record of its settings")
-    return checkpoint
+    """The last whole checkpoint of the newest run of these settings that has one."""
+    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -157,12 +131,25 @@ def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
 
 
-def load_network(path: Path) -> nn.Module:
-    """The trained network of a checkpoint, in evaluation mode."""
+def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """The trained network of a checkpoint, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        allow_targets: packages of your own whose networks may be made; a checkpoint must not choose what code is run.
+
+    Raises:
+        ValueError: the file is damaged, no checkpoint of this project, or names a network from elsewhere.
+    """
     checkpoint = read_checkpoint(path)
     record = checkpoint["record"]
-    network = make_network(DictConfig(record["config"]["model"]), record)
-    network.load_state_dict(_network_state(checkpoint))
+    try:
+        model = record["config"]["model"]
+        refuse_foreign(model, allowed=allow_targets)
+        network = make_network(DictConfig(model), record)
+        network.load_state_dict(_network_state(checkpoint))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({error})") from error
     return network.eval()
 
 
