@@ -5,6 +5,8 @@ import hashlib
 import inspect
 import json
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from hydra.utils import get_class, instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from checkpoints import newest_whole, read_checkpoint
@@ -71,6 +74,13 @@ def claimed(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...") from None
         yield
+
+
+def keep_logged(folder: Path) -> None:
+    """Set aside the metrics.csv of a run that goes on in its folder, which Lightning's CSV logger would delete: metrics.1.csv is the oldest."""
+    logged = folder / "metrics.csv"
+    if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
+        logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
@@ -208,6 +218,9 @@ def readable_errors(*, sweep: bool) -> Iterator[None]:
     """
     try:
         yield
+    except SIGTERMException:
+        print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
     except USER_ERRORS as error:
         if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -70,7 +70,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data)}
     network = runs.make_network(cfg.model, record)
     if start is not None:
-        runs.refuse_other_run(runs.read_checkpoint(start), start, network, record)
+        saved = runs.read_checkpoint(start)
+        runs.refuse_other_run(saved, start, network, record)
+        if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
+            start = None
     classifier = Classifier(
         network,
         instantiate(cfg.regularizers, _convert_="all"),
@@ -86,6 +89,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
 
     with runs.claimed(folder):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        runs.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
         trainer = instantiate(
             cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
@@ -140,6 +144,7 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
     if not any(callback.done for callback in concerned if isinstance(callback, SaveEnd)):
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
