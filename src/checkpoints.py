@@ -31,10 +31,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         try:
             # torch reads without looking at the sums, and would inflate what is compressed: it writes nothing compressed.
             with zipfile.ZipFile(file) as archive:
-                packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-                damaged = archive.testzip()
-            if packed or damaged:
-                raise ValueError(f"{(packed or [damaged])[0]} in it is damaged")
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed")
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # the unpickler of a damaged file raises whatever it trips over
@@ -83,9 +83,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(
-                error.errno,
                 f"{path} cannot be written ({error.strerror}): make room or make it writable; ckpt_path=last then goes on from the "
-                "checkpoint before it",
+                "checkpoint before it"
             ) from error
 
 
@@ -105,6 +104,8 @@ class SaveLast(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is None:
             self._save(trainer)
+        else:
+            self.last_model_path = str(trainer.ckpt_path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         whole = trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -34,6 +34,10 @@ METRICS = "metrics.json"
 """Written last: a folder that has it is done."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
+OUT_OF_MEMORY = (
+    "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
+    "or the model's size; ckpt_path=last goes on where the settings stay the same"
+)
 
 
 def register() -> None:
@@ -127,7 +131,17 @@ def describe(data: Any) -> dict[str, Any]:
         "std": data.std and list(data.std),
         "unit": data.unit,
         "split": data.split.digest,
+        "data": data_digest(data),
     }
+
+
+def data_digest(data: Any) -> str:
+    """Eight hexadecimal digits of the labels and, where they are bytes in memory, of the inputs; floats depend on the machine."""
+    digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
+    digest.update(data.y.cpu().numpy().tobytes())
+    if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
+        digest.update(data.x.cpu().contiguous().numpy())
+    return digest.hexdigest()[:8]
 
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
@@ -158,7 +172,7 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
         refuse_foreign(model, allowed=allow_targets)
         network = make_network(DictConfig(model), record)
         network.load_state_dict(_network_state(checkpoint))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({error})") from error
     return network.eval()
 
@@ -194,6 +208,8 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
             f"{path} was trained on another split ({checkpoint['record']['split']} there, {record['split']} here): "
             "keep seed and data settings to go on from it"
         )
+    if checkpoint["record"].get("data", record["data"]) != record["data"]:
+        raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
 
 
 def _targets(nodes: Any) -> str:
@@ -221,9 +237,12 @@ def readable_errors(*, sweep: bool) -> Iterator[None]:
     except SIGTERMException:
         print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
-    except USER_ERRORS as error:
-        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        spent = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class
+        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1" or not (spent or isinstance(error, USER_ERRORS)):
             raise
+        if spent:
+            raise SystemExit(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0] if str(error) else 'no more is known'})") from None
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         message = str(cause)
         if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration

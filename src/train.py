@@ -19,7 +19,6 @@ from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -32,6 +31,7 @@ import schema
 from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, newest_whole
 from targets import refuse_foreign
 from vat.classifier import Classifier
+from vat.loggers import finish_wandb
 
 TESTS = ("last", "best", "none")
 
@@ -107,7 +107,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
         finally:
-            wandb.finish()  # or the next job of a sweep would go on in this run
+            finish_wandb()
         metrics = {**metrics, "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")

@@ -1,17 +1,24 @@
 """Killed and gone on with: the run that was never killed, bit for bit. The kills are real ones, of forks of this process."""
 
 import csv
+import errno
+import gzip
 import hashlib
 import json
+import math
 import os
 import random
+import resource
+import shutil
 import signal
 import time
 import traceback
 from pathlib import Path
 
+import official
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 
 import checkpoints
 import train
@@ -220,7 +227,7 @@ def test_a_run_killed_again_and_again_is_the_run_never_killed(main, whole):
         at_batch(13),
         at_batch(MICRO_STEPS - 1),
         in_calling(Classifier, "test_step"),
-        in_calling(train.wandb, "finish"),  # before the metrics are written
+        in_calling(train, "finish_wandb"),  # before the metrics are written
     ]
     for strike in strikes:
         assert ended(attempt(main, strike)) == -signal.SIGKILL
@@ -259,6 +266,120 @@ def test_a_run_told_to_end_saves_the_step_it_is_at(main, whole, monkeypatch):
         assert checkpoints.read_checkpoint(last)["global_step"] == batch // 2 + 1
     assert ended(attempt(main, unharmed)) == 0
     assert_same(result(Path.cwd()), whole)
+
+
+# ------------------------------------------------------------------------------------------------------- other faults
+
+
+def limit_files():
+    """From here on no file can grow beyond some bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def fail_to_log():
+    def save(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    CSVLogger.save = save
+
+
+def fill_memory():
+    torch.empty(2**50)
+
+
+def spoil_batch():
+    whole = Classifier.terms
+
+    def terms(self, batch, report=None):
+        return whole(self, batch._replace(labeled=batch.labeled._replace(x=batch.labeled.x * math.nan)), report)
+
+    Classifier.terms = terms
+
+
+FAULTS = {
+    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
+    "disk full for the logs": (fail_to_log, ["No space left on device"]),
+    "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
+    "NaN": (spoil_batch, ["the loss is not finite at optimizer step 3", "cross_entropy = nan", "last.ckpt (ckpt_path"]),
+}
+
+
+def test_a_fault_ends_the_run_with_one_line_and_a_checkpoint_to_go_on_from(main, whole, capfd):
+    for batch, (name, (strike, words)) in zip((6, 6, 7, 7), FAULTS.items(), strict=True):
+        capfd.readouterr()
+        assert ended(attempt(main, at_batch(batch, strike))) == 1, name
+        said = capfd.readouterr().out.splitlines()[-1]
+        assert said.startswith("error: "), (name, said)
+        for word in words:
+            assert word in said, name
+    assert ended(attempt(main, unharmed)) == 0
+    assert_same(result(Path.cwd()), whole)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(main, whole):
+    def back():
+        time.time = lambda: 1e9
+
+    assert ended(attempt(main, at_batch(7, back))) == 0
+    assert_same(result(Path.cwd()), whole)
+    (run,) = Path().glob("outputs/*/*")
+    assert 0 < json.loads((run / "metrics.json").read_text())["seconds"] < 600
+    for age, name in enumerate(("previous.ckpt", "last.ckpt")):  # the last one is the older by its date
+        os.utime(run / "checkpoints" / name, (1e9 - age, 1e9 - age))
+    assert checkpoints.newest_whole(run).name == "last.ckpt"
+
+
+def kill_wandb():
+    """Kill W&B's own process, a child of this one."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        name, after = stat.read_text().split("(", 1)[1].rsplit(")", 1)
+        if "wandb" in name and int(after.split()[1]) == os.getpid():
+            os.kill(int(stat.parent.name), signal.SIGKILL)
+            (Path.cwd() / "wandb-was-killed").touch()
+
+
+def test_a_run_goes_on_where_wandb_dies_and_in_the_same_wandb_run_where_it_dies_itself(main, whole):
+    online = [setting for setting in SETTINGS if not setting.startswith("logger=")] + ["logger=wandb"]
+
+    def job(strike, *overrides):
+        def run():
+            strike()
+            main(*online, *overrides)
+
+        return ended(forked(run))
+
+    assert job(at_batch(7, kill_wandb)) == 0
+    assert Path("wandb-was-killed").exists()
+    (run,) = Path().glob("outputs/*/*")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {name: value for name, value in metrics.items() if name != "seconds"} == whole[1]
+    shutil.rmtree("outputs")
+    assert job(at_batch(7)) == -signal.SIGKILL
+    assert job(unharmed, "ckpt_path=last") == 0
+    (run,) = Path().glob("outputs/*/*")
+    identities = {path.name.rsplit("-", 1)[1] for path in run.glob("wandb/offline-run-*-*")}
+    assert identities == {(run / "wandb_run_id").read_text()}
+    assert len(list(run.glob("wandb/offline-run-*-*"))) == 2
+
+
+def test_data_that_changed_since_are_noticed(main, tmp_path, monkeypatch):
+    official.write_cifar10(tmp_path)
+    monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
+    small = ["data=cifar10", "data.num_labeled=20", "data.num_validation=20", "data.batch_size_labeled=4", "data.batch_size_unlabeled=6"]
+    small += ["model=mlp", "model.hidden=[4]", "test=none"]
+    with pytest.warns(UserWarning, match="published are"):
+        main(*small)
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    content = bytearray(gzip.decompress(archive.read_bytes()))
+    content[5000] ^= 1  # a pixel
+    whole = archive.read_bytes()
+    archive.write_bytes(gzip.compress(bytes(content)))
+    with pytest.warns(UserWarning, match="published are"), pytest.raises(SystemExit, match=r"last\.ckpt was trained on other data"):
+        main(*small, "ckpt_path=last")
+    archive.write_bytes(whole[:-1000])
+    with pytest.raises(SystemExit, match=r"cifar-10-binary\.tar\.gz .*(ends too early|cannot be read)"):
+        main(*small, "ckpt_path=last")
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ import os
 import secrets
 import urllib.error
 import urllib.request
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def wandb_logger(
         log_model=False,
         settings=quiet,
     )
+
+
+def finish_wandb() -> None:
+    """End the W&B run, if there is one, so that the next job of this process has one of its own."""
+    try:
+        wandb.finish()
+    except ConnectionError as error:
+        warnings.warn(f"W&B's own process has died ({error}): it lacks what was logged since; the run's other files are whole", stacklevel=2)
+        with suppress(Exception):
+            wandb.teardown()
 
 
 def wandb_mode() -> tuple[str, str]:
