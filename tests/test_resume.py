@@ -339,6 +339,7 @@ def kill_wandb():
             (Path.cwd() / "wandb-was-killed").touch()
 
 
+@pytest.mark.long  # W&B takes its time to start and end
 def test_a_run_goes_on_where_wandb_dies_and_in_the_same_wandb_run_where_it_dies_itself(main, whole):
     online = [setting for setting in SETTINGS if not setting.startswith("logger=")] + ["logger=wandb"]
 
