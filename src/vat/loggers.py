@@ -79,7 +79,9 @@ def _warned() -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        warnings.warn(f"W&B's own process has died ({error}): it lacks what is logged from here on; all other files are whole", stacklevel=4)
+        warnings.warn(
+            f"W&B's own process has died ({error}): it lacks what is logged from here on; all other files are whole", stacklevel=4
+        )
 
 
 def wandb_mode() -> tuple[str, str]:
