@@ -5,9 +5,9 @@ import hashlib
 import inspect
 import json
 import os
-import pickle
-import warnings
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from hydra.utils import get_class, instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from checkpoints import newest_whole, read_checkpoint
+from targets import refuse_foreign
 from vat.models import Normalize
 
-BYSTANDERS = ("hydra", "ckpt_path", "logger")
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "allow_targets")
 """Keys that do not change what a job computes."""
 
 OUTPUTS = Path("outputs")
@@ -31,6 +34,10 @@ METRICS = "metrics.json"
 """Written last: a folder that has it is done."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
+OUT_OF_MEMORY = (
+    "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
+    "or the model's size; ckpt_path=last goes on where the settings stay the same"
+)
 
 
 def register() -> None:
@@ -73,6 +80,13 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def keep_logged(folder: Path) -> None:
+    """Set aside the metrics.csv of a run that goes on in its folder, which Lightning's CSV logger would delete: metrics.1.csv is the oldest."""
+    logged = folder / "metrics.csv"
+    if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
+        logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
+
+
 def find_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint a job goes on from: none, the file named, or the newest of the same settings.
 
@@ -95,19 +109,6 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return path
 
 
-def interrupted(folder: Path) -> Path | None:
-    """The checkpoint that a job of a sweep left in its `folder`, to go on from where it was interrupted."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        return None
-    try:
-        read_checkpoint(path)
-    except ValueError as error:
-        warnings.warn(f"starting anew: {error}", stacklevel=2)
-        return None
-    return path
-
-
 def run_folder(fresh: str, cfg: DictConfig) -> str:
     """The `fresh` folder, or that of the run that `ckpt_path=last` goes on with."""
     newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
@@ -115,23 +116,10 @@ def run_folder(fresh: str, cfg: DictConfig) -> str:
 
 
 def _newest_checkpoint(cfg: DictConfig) -> Path | None:
-    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints/last.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; nothing in it is executed.
-
-    Raises:
-        ValueError: the file is truncated or is no checkpoint of this project.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read, it is truncated or no checkpoint: take an earlier one") from error
-    if not isinstance(checkpoint, dict) or "record" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of this project: it has no record of its settings")
-    return checkpoint
+    """The last whole checkpoint of the newest run of these settings that has one."""
+    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -145,7 +133,17 @@ def describe(data: Any) -> dict[str, Any]:
         "bounds": data.bounds and list(data.bounds),
         "preparation": data.preparation,
         "split": data.split.digest,
+        "data": data_digest(data),
     }
+
+
+def data_digest(data: Any) -> str:
+    """Eight hexadecimal digits of the labels and, where they are bytes in memory, of the inputs; floats depend on the machine."""
+    digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
+    digest.update(data.y.cpu().numpy().tobytes())
+    if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
+        digest.update(data.x.cpu().contiguous().numpy())
+    return digest.hexdigest()[:8]
 
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
@@ -159,12 +157,25 @@ def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
 
 
-def load_network(path: Path) -> nn.Module:
-    """The trained network of a checkpoint, in evaluation mode."""
+def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """The trained network of a checkpoint, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        allow_targets: packages of your own whose networks may be made; a checkpoint must not choose what code is run.
+
+    Raises:
+        ValueError: the file is damaged, no checkpoint of this project, or names a network from elsewhere.
+    """
     checkpoint = read_checkpoint(path)
     record = checkpoint["record"]
-    network = make_network(DictConfig(record["config"]["model"]), record)
-    network.load_state_dict(_network_state(checkpoint))
+    try:
+        model = record["config"]["model"]
+        refuse_foreign(model, allowed=allow_targets)
+        network = make_network(DictConfig(model), record)
+        network.load_state_dict(_network_state(checkpoint))
+    except (KeyError, TypeError, AttributeError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({error})") from error
     return network.eval()
 
 
@@ -199,6 +210,8 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
             f"{path} was trained on another split ({checkpoint['record']['split']} there, {record['split']} here): "
             "keep seed and data settings to go on from it"
         )
+    if checkpoint["record"].get("data", record["data"]) != record["data"]:
+        raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
 
 
 def _targets(nodes: Any) -> str:
@@ -223,9 +236,15 @@ def readable_errors(*, sweep: bool) -> Iterator[None]:
     """
     try:
         yield
-    except USER_ERRORS as error:
-        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except SIGTERMException:
+        print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        spent = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class
+        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1" or not (spent or isinstance(error, USER_ERRORS)):
             raise
+        if spent:
+            raise SystemExit(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0] if str(error) else 'no more is known'})") from None
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         message = str(cause)
         if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration

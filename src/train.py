@@ -19,7 +19,6 @@ from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -29,7 +28,10 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheck
 import report
 import runs
 import schema
+from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, newest_whole
+from targets import refuse_foreign
 from vat.classifier import Classifier
+from vat.loggers import finish_wandb
 
 TESTS = ("last", "best", "none")
 
@@ -43,7 +45,7 @@ def main(cfg: DictConfig) -> float:
     sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     with runs.readable_errors(sweep=sweep):
         folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
-        start = runs.find_checkpoint(cfg) or (runs.interrupted(folder) if sweep else None)
+        start = runs.find_checkpoint(cfg) or (newest_whole(folder) if sweep else None)
         metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder, start)
     return 1 - metrics["val/accuracy"]
 
@@ -68,7 +70,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data)}
     network = runs.make_network(cfg.model, record)
     if start is not None:
-        runs.refuse_other_run(runs.read_checkpoint(start), start, network, record)
+        saved = runs.read_checkpoint(start)
+        runs.refuse_other_run(saved, start, network, record)
+        if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
+            start = None
     classifier = Classifier(
         network,
         instantiate(cfg.regularizers, _convert_="all"),
@@ -84,8 +89,11 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
 
     with runs.claimed(folder):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        runs.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
-        trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), default_root_dir=str(folder))
+        trainer = instantiate(
+            cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+        )
         report.settings(cfg)
         try:
             if logger:
@@ -95,11 +103,11 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
             if cfg.test != "none":
                 if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
-                    classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"])
+                    classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
         finally:
-            wandb.finish()  # or the next job of a sweep would go on in this run
+            finish_wandb()
         metrics = {**metrics, "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / runs.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
@@ -126,41 +134,28 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
-
-
-class KeepLast(Callback):
-    """Saves the weights of the last step where the run ended between two validations, after which the others are saved.
-
-    It stands before the moving average, which then takes the place of the weights.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done = False
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.done = True
-        saved = runs.read_checkpoint(self.path)["global_step"] if trainer.is_global_zero and self.path.is_file() else None
-        if trainer.strategy.broadcast(saved) != trainer.global_step:  # one rank looks, since all must save together or not at all
-            trainer.save_checkpoint(self.path)
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
     """End the training of a run that was restored with nothing left to train, of which Lightning does not tell its callbacks."""
-    concerned = [callback for callback in trainer.callbacks if isinstance(callback, KeepLast | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
-    if not any(callback.done for callback in concerned if isinstance(callback, KeepLast)):
+    concerned = [callback for callback in trainer.callbacks if isinstance(callback, SaveEnd | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+    if not any(callback.done for callback in concerned if isinstance(callback, SaveEnd)):
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     """Checkpoints after every validation, the progress bar, the moving average of the weights."""
-    checkpoints = folder / "checkpoints"
+    saved = folder / "checkpoints"
     found: list[Callback] = [
-        KeepLast(checkpoints / "last.ckpt"),
-        # Two: with `save_last` the last would be saved only where it is also the best.
-        ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False),
-        ModelCheckpoint(checkpoints, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False),
+        SaveOnSignal(saved / LAST),
+        SaveEnd(saved / LAST),
+        # Before the last, which is to know what the best was.
+        ModelCheckpoint(saved, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False),
+        SaveLast(saved / LAST),
     ]
     if cfg.trainer.enable_progress_bar is not False:
         found.append(report.Progress(refresh_rate=10))

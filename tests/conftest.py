@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fuzzing import fuzz  # noqa: F401  # a fixture
 
 torch.set_num_threads(1)
 

@@ -319,7 +319,7 @@ def test_the_last_weights_are_saved_though_they_are_not_the_best(job, kill, monk
     kill(job, 12, "trainer.max_steps=15", name="dead")
     folder = Path("dead") / "checkpoints"
     steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
-    assert steps == {"last.ckpt": 10, "best.ckpt": 5}
+    assert steps == {"last.ckpt": 10, "previous.ckpt": 5, "best.ckpt": 5}
 
 
 @pytest.mark.parametrize("overrides", [[], ["ema=0.5"]], ids=["plain", "ema"])
@@ -343,8 +343,8 @@ def test_last_is_the_newest_checkpoint_of_the_same_settings(compose, tmp_path, m
     def left(day, settings, age):
         path = Path("outputs") / day / f"12-00-00-{runs.settings_digest(settings)}" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (1e9 - age, 1e9 - age))
+        torch.save({"record": {}, "state_dict": {}}, path)
+        os.utime(path.parent, (1e9 - age, 1e9 - age))
         return path
 
     left("2026-01-01", cfg, 300)
@@ -410,14 +410,16 @@ def test_a_job_of_a_sweep_that_died_goes_on_where_it_was(main, kill, job, tmp_pa
     assert differences(state(done.parent / "checkpoints" / "last.ckpt"), state(whole.checkpoint)) == []
 
 
-def test_a_job_of_a_sweep_that_died_while_it_saved_starts_anew(main, kill, tmp_path, monkeypatch):
+def test_a_job_of_a_sweep_whose_checkpoint_is_damaged_goes_on_from_the_one_before(main, kill, job, tmp_path, monkeypatch, differences):
+    whole = job(*TEN, "test=none")
     kill(lambda *overrides, name: main(*overrides), 7, "-m", *TEN, "seed=0", "test=none", name="")
     (last,) = tmp_path.glob("multirun/*/checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:-1000])
     trained = count_training_steps(monkeypatch)
-    with pytest.warns(UserWarning, match="starting anew: .*last.ckpt cannot be read"):
+    with pytest.warns(UserWarning, match="going back further: .*last.ckpt cannot be read"):
         main("-m", *TEN, "seed=0", "test=none")
-    assert len(trained) == 10
+    assert len(trained) == 10  # from the checkpoint of the start
+    assert differences(state(last), state(whole.checkpoint)) == []
 
 
 def count_training_steps(monkeypatch):

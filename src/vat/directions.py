@@ -76,6 +76,8 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
             "torch drops part of the third derivative of LayerNorm, and of batch norm in training mode, so the gradient through r "
             "would be wrong with direction 'exact': use 'finite_difference'"
         )
+    if any(kind.__name__ == "FSDPModule" for kind in type(step.module).__mro__):  # by name, for its import takes a second
+        raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
     x, logits = step.clean.x, step.clean.logits
     d = random(step, divergence, norm)
     with torch.enable_grad():

@@ -5,7 +5,9 @@ import os
 import secrets
 import urllib.error
 import urllib.request
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import wandb
@@ -41,7 +43,7 @@ def wandb_logger(
     log.info("Weights & Biases: %s (%s)", mode, reason)
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    return LenientWandbLogger(
         save_dir=folder,
         project=project,
         group=group,
@@ -53,6 +55,33 @@ def wandb_logger(
         log_model=False,
         settings=quiet,
     )
+
+
+class LenientWandbLogger(WandbLogger):
+    """Lets the run go on where W&B's own process dies."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with _warned():
+            super().log_metrics(metrics, step)
+
+
+def finish_wandb() -> None:
+    """End the W&B run, if there is one, so that the next job of this process has one of its own."""
+    with _warned():
+        wandb.finish()
+        return
+    with suppress(ConnectionError):
+        wandb.teardown()
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    try:
+        yield
+    except ConnectionError as error:
+        warnings.warn(
+            f"W&B's own process has died ({error}): it lacks what is logged from here on; all other files are whole", stacklevel=4
+        )
 
 
 def wandb_mode() -> tuple[str, str]:

@@ -40,7 +40,7 @@ def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
     if values.isfinite().all():
         return
     bad = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
-    callback = trainer.checkpoint_callback
+    callback = next(reversed(trainer.checkpoint_callbacks), None)
     last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "") or "none was written yet"
     raise FloatingPointError(
         f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Lower the learning rate or eps, or look for such "

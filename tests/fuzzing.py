@@ -1,3 +1,8 @@
+"""Spoilt files for every reader; `tests/conftest.py` hands out the fixture."""
+
+import resource
+import signal
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,21 +31,36 @@ def spoilt(draw, good):
 
 @pytest.fixture(params=[150, pytest.param(10_000, marks=pytest.mark.long)])
 def fuzz(request):
-    """A reader, a good file and its path -> hundreds of spoilt ones: each is read, or refused by an error that names the file."""
+    """A reader, a good file and its path -> hundreds of spoilt ones: each is read, or refused by an error that names the file.
+
+    None may take longer than ten seconds, nor all of them together more than 512 MiB beyond what the process had.
+    """
+
+    def hung(*_):
+        pytest.fail("the reader hangs")
 
     def run(read, good, path):
         @settings(max_examples=request.param, derandomize=True, database=None, deadline=2000, suppress_health_check=list(HealthCheck))
         @given(spoilt(good))
         def check(data):
             path.write_bytes(data)
+            signal.alarm(10)
             try:
                 read(path)
             except ValueError as error:
                 refusal = str(error)
                 assert str(path) in refusal
+            finally:
+                signal.alarm(0)
 
         path.write_bytes(good)
         read(path)
-        check()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        handler = signal.signal(signal.SIGALRM, hung)
+        try:
+            check()
+        finally:
+            signal.signal(signal.SIGALRM, handler)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
 
     return run

@@ -1,0 +1,61 @@
+"""Which classes a configuration may name to be made: a file from elsewhere must not choose what code is run."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+
+KNOWN = (
+    "vat",
+    "torch.nn",
+    "torch.optim",
+    *(f"pytorch_lightning.{name}" for name in ("Trainer", "trainer.trainer", "callbacks", "loggers", "plugins", "profilers", "strategies")),
+)
+"""Where targets may come from without a word of the user."""
+
+
+def refuse_foreign(node: Any, *, allowed: Sequence[str] = (), typed: Sequence[str] = ()) -> None:
+    """Refuse a target that is neither known, nor in an allowed package, nor typed by the user.
+
+    Args:
+        node: a configuration in plain dictionaries and lists.
+        allowed: packages of the user's own.
+        typed: the overrides on the command line, whose targets are the user's word.
+
+    Raises:
+        ValueError: names the first such target and the remedy.
+    """
+    for target in _targets(node):
+        if any(_within(target, package) for package in allowed) or any(target in override for override in typed):
+            continue
+        if not _known(target):
+            package = target.split(".")[0]
+            raise ValueError(
+                f"_target_={target} is none of this project's: if you trust the code, allow_targets=[{package}] lets configurations name it"
+            )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("_target_") is not None:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _targets(value)
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _known(target: str) -> bool:
+    if not any(_within(target, package) for package in KNOWN):
+        return False  # not even imported
+    try:
+        home = getattr(get_object(target), "__module__", None)
+    except Exception:  # whatever is wrong with it, Hydra says it better when it is made
+        return True
+    # A module hands out what it imports as well: vat.data.download.os.system is no part of vat.
+    return isinstance(home, str) and any(_within(home, package) for package in KNOWN)

@@ -1,0 +1,179 @@
+"""Two processes train as one: gradients under DDP and FSDP2, the order after a restart with more or fewer of them, and a rank that dies."""
+
+import copy
+import os
+import signal
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from vat import VAT, Entropy
+from vat.data.loader import ResidentLoader, share
+from vat.directions import DIRECTIONS
+from vat.regularizers import live
+from vat.step import Key, Step
+
+ROWS = 7  # which two processes cannot share evenly
+KEY = Key(5, 3)
+
+
+def examples():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, 6, dtype=torch.float64, generator=generator), torch.arange(ROWS) % 3
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def backward(forward, regularizers, rank, world):
+    """Gradients of this rank's part of cross entropy and terms; a rank's part counts by its share of the rows."""
+    x, y = examples()
+    mine = share(ROWS, rank, world)
+    rows = slice(mine.start, mine.stop)
+    part = len(mine) * world / ROWS
+    loss = part * F.cross_entropy(forward(x[rows]), y[rows])
+    step = Step(forward, x[rows], key=Key(KEY.seed, KEY.micro_step, rank), start=mine.start, total=ROWS, live=live(regularizers))
+    for regularizer in regularizers:
+        loss = loss + part * regularizer.term(step)
+    loss.backward()
+
+
+CASES = {name: lambda name=name: [VAT(1.0, direction=name)] for name in DIRECTIONS}
+CASES |= {"with entropy": lambda: [VAT(1.0, direction="margin"), Entropy()]}
+CASES |= {"best sign": lambda: [VAT(1.0, direction="exact", choose_sign=True, gradient_through_target=True)]}
+NOT_SHARDED = ("exact", "best sign")
+
+
+def work(rank, world, folder):
+    """All cases under both strategies; the whole gradients to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", (world,))
+    found = {}
+    for case, make in CASES.items():
+        distributed = DistributedDataParallel(network())
+        backward(distributed, make(), rank, world)
+        found["DDP", case] = [p.grad for p in distributed.parameters()]
+        sharded = network()
+        for layer in (sharded[0], sharded[2], sharded):
+            fully_shard(layer, mesh=mesh)
+        if case in NOT_SHARDED:
+            with pytest.raises(ValueError, match="direction 'exact' .* FSDP2 .* use 'margin'"):
+                backward(sharded, make(), rank, world)
+            continue
+        backward(sharded, make(), rank, world)
+        found["FSDP2", case] = [p.grad.full_tensor() for p in sharded.parameters()]
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    children = []
+    for rank in range(2):
+        if not (child := os.fork()):
+            try:
+                signal.alarm(120)
+                work(rank, 2, folder)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "case"), [("DDP", case) for case in CASES] + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED]
+)
+def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
+    one = network()
+    backward(one, CASES[case](), 0, 1)
+    # float64; the probe of finite differences is a share of the mean length of a rank's own rows, which turns d by as much.
+    tolerance = {"rtol": 1e-2, "atol": 1e-4} if case == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
+    for first, second, p in zip(*(found[strategy, case] for found in gradients), one.parameters(), strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, p.grad, **tolerance)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (4, 2)])
+def test_a_restart_with_other_processes_keeps_the_global_order(before, after):
+    x, y = torch.randn(30, 1, 6, 5), torch.arange(30) % 3
+
+    def loaders(world):
+        sizes = {"batch_size_labeled": 5, "batch_size_unlabeled": 9, "steps_per_epoch": 4, "seed": 0}
+        augment = lambda x, generator: x + torch.randn(x.shape, generator=generator)  # noqa: E731
+        options = sizes | {"augment": augment, "world_size": world}
+        return [ResidentLoader(x, y, torch.arange(10), torch.arange(30), rank=rank, **options) for rank in range(world)]
+
+    def joined(world, state, steps):
+        ranks = loaders(world)
+        for rank in ranks:
+            rank.load_state_dict(state)
+        batches = [zip(*(iter(rank) for rank in ranks), strict=True) for _ in range(2)]
+        found = []
+        for epoch in batches:
+            for parts in epoch:
+                found.append([torch.cat([getattr(part, name).x for part in parts]) for name in ("labeled", "unlabeled")])
+                if len(found) == steps:
+                    return found, ranks[0].state_dict()
+
+    whole, _ = joined(1, {"micro_step": 0}, 7)
+    start, state = joined(before, {"micro_step": 0}, 3)
+    rest, _ = joined(after, copy.deepcopy(state), 4)
+    for found, expected in zip(start + rest, whole, strict=True):
+        assert all(map(torch.equal, found, expected))
+
+
+DYING = """
+import os, signal, sys
+import train
+from vat.classifier import Classifier
+
+whole = Classifier.training_step
+
+def training_step(self, batch, batch_idx):
+    if batch.micro_step == 7 and self.global_rank == int(os.environ["DIES"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, batch, batch_idx)
+
+Classifier.training_step = training_step
+train.main()
+"""
+
+
+@pytest.mark.long  # fresh processes, by the command line
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_goes_on(shell, tmp_path, dies):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    conf = Path(__file__).parents[1] / "conf"
+    quick = ["trainer.max_steps=10", "data.steps_per_epoch=5", "trainer.enable_progress_bar=false", "model=mlp", "model.hidden=[16]"]
+    quick += ["model.batch_norm=false", "vat.direction=exact", "logger=none", "test=none"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=outputs/today/job"]
+    done = shell(script, "--config-path", str(conf), *quick, *two, DIES=str(dies))  # which gives up after 180 seconds
+    assert done.returncode != 0
+    checkpoint = tmp_path / "outputs" / "today" / "job" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 5
+    gone_on = shell(script, "--config-path", str(conf), *quick, f"ckpt_path={checkpoint}", "hydra.run.dir=one", DIES="9")
+    assert gone_on.returncode == 0, gone_on.stderr
+    alone = shell(script, "--config-path", str(conf), *quick, "hydra.run.dir=alone", DIES="9")
+    assert alone.returncode == 0, alone.stderr
+    found, expected = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in ("one", "alone")
+    )
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)  # float32, ten updates of Adam

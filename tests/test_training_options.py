@@ -1,0 +1,103 @@
+"""A VAT step under accumulation, clipping, autocast and torch.compile is the plain step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vat import VAT
+from vat.classifier import Classifier
+from vat.directions import DIRECTIONS
+from vat.step import Key, Step
+
+KEY = Key(1, 2)
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+
+
+def batch(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 6, generator=generator, dtype=torch.float64).to(dtype), torch.arange(8) % 3
+
+
+def loss(forward, direction, rows=slice(None), dtype=torch.float64):
+    x, y = batch(dtype)
+    step = Step(forward, x[rows], key=KEY, start=rows.start or 0, total=8)
+    return F.cross_entropy(forward(x[rows]).to(torch.promote_types(dtype, torch.float32)), y[rows]) + VAT(1.0, direction=direction).term(
+        step
+    )
+
+
+def gradients(module):
+    return [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_micro_batches_accumulate_to_the_whole_batch_and_keep_what_is_there(direction):
+    plain, accumulated = network(), network()
+    loss(plain, direction).backward()
+    for p in accumulated.parameters():
+        p.grad = torch.ones_like(p)  # of a micro-batch before
+    for rows in (slice(0, 4), slice(4, 8)):
+        before = [g.clone() for g in gradients(accumulated)]
+        part = loss(accumulated, direction, rows) / 2
+        assert all(map(torch.equal, gradients(accumulated), before))  # the search for r leaves them alone
+        part.backward()
+    # The probe of finite differences is a share of the mean length of the rows at hand, which turns d by as much.
+    tolerance = {"rtol": 1e-2, "atol": 1e-4} if direction == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
+    for found, expected in zip(gradients(accumulated), gradients(plain), strict=True):
+        torch.testing.assert_close(found - 1, expected, **tolerance)
+
+
+def norms(net, reference):
+    """Length of the difference of two networks' gradients, and of the reference's."""
+    found, expected = (torch.cat([g.double().flatten() for g in gradients(n)]) for n in (net, reference))
+    return (found - expected).norm().item(), expected.norm().item()
+
+
+@pytest.mark.parametrize("direction", ["margin", "random_margin", "exact", "random", "ascent"])
+def test_autocast_changes_the_step_by_no_more_than_its_precision(direction):
+    plain, low = network(torch.float32), network(torch.float32)
+    loss(plain, direction, dtype=torch.float32).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(low, direction, dtype=torch.float32).backward()
+    difference, length = norms(low, plain)
+    assert 0 < difference < 0.05 * length  # bfloat16 keeps 8 bits
+
+
+BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("direction", [name for name in DIRECTIONS if name != "exact"])  # needs double backward, which torch.compile lacks
+def test_a_compiled_network_gives_the_plain_step(direction, backend):
+    torch._dynamo.reset()
+    plain, wrapped = network(torch.float32), network(torch.float32)
+    loss(plain, direction, dtype=torch.float32).backward()
+    loss(torch.compile(wrapped, backend=backend), direction, dtype=torch.float32).backward()
+    difference, length = norms(wrapped, plain)
+    # Finite differences divide the rounding of one pass by ξ = 1e-3.
+    assert difference < (1e-2 if direction == "finite_difference" else 1e-5) * length
+
+
+def test_clipping_shortens_the_steps_gradient_and_leaves_its_direction(job):
+    def first_update(*overrides, name):
+        found = {}
+
+        def step(self, *args, **kwargs):
+            whole(self, *args, **kwargs)
+            found.setdefault("gradient", torch.cat([p.grad.flatten().clone() for p in self.network.parameters()]))
+
+        whole = Classifier.optimizer_step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classifier, "optimizer_step", step)
+            job("trainer.max_steps=2", "test=none", *overrides, name=name)
+        return found["gradient"]
+
+    plain, clipped = first_update(name="plain"), first_update("trainer.gradient_clip_val=0.1", name="clipped")
+    assert plain.norm() > 0.2
+    assert clipped.norm().item() == pytest.approx(0.1, rel=1e-4)
+    torch.testing.assert_close(clipped / clipped.norm(), plain / plain.norm(), rtol=1e-4, atol=1e-7)
