@@ -23,7 +23,7 @@ from torch import nn
 
 from vat.models import Normalize
 
-BYSTANDERS = ("hydra", "ckpt_path", "logger")
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures")
 """Keys that do not change what a job computes."""
 
 OUTPUTS = Path("outputs")
@@ -208,24 +208,24 @@ class WritableFolder(HydraCallback):
     """Refuses a folder that cannot be written in one line, before Hydra fails to make it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with readable_errors(sweep=False), claimed(Path(config.hydra.run.dir)):
+        with readable_errors(), claimed(Path(config.hydra.run.dir)):
             pass
 
 
 @contextmanager
-def readable_errors(*, sweep: bool) -> Iterator[None]:
-    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows.
-
-    Args:
-        sweep: leave the error to Hydra, which knows about the other jobs.
-    """
+def readable_errors() -> Iterator[None]:
+    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows."""
     try:
         yield
     except USER_ERRORS as error:
-        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        message = str(cause)
-        if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-            message = message.splitlines()[0]
-        raise SystemExit(f"error: {message}") from None
+        raise SystemExit(f"error: {readable(error)}") from None
+
+
+def readable(error: BaseException) -> str:
+    """What an error says to a user."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
+        return str(cause).splitlines()[0]
+    return str(cause) or type(cause).__name__
