@@ -95,7 +95,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         report.settings(cfg)
         try:
             if logger:
-                logger.log_hyperparams(record)
+                logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)

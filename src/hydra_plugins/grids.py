@@ -8,6 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 
 class Grids(BasicSweeper):
@@ -36,6 +37,8 @@ class Grids(BasicSweeper):
             own = parser.parse_overrides([f"{key}={values}" for key, values in grid.items() if key not in given])
             shared = [override for override in overrides if override.get_key_element() not in elsewhere]
             jobs += BasicSweeper.split_arguments([*own, *shared], None)[0]
+        if not jobs:
+            raise HydraException("the sweep is empty: hydra.sweeper.grids has no grid with a value for each of its keys")
         return list(self.split_overrides_to_chunks(jobs, max_batch_size or -1))
 
 

@@ -34,7 +34,7 @@ class History(pl.Callback):
             logger.log_metrics({"val/error": error}, step=trainer.global_step)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": trainer.global_step, "val/error": 100 * error, **found}) + "\n")
+            file.write(json.dumps({"step": trainer.global_step, "val/error": error, **found}) + "\n")
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -17,10 +17,9 @@ SUMMARIES = {
     "val/accuracy": "max,last",
     "val/cross_entropy": "min,last",
     "val/calibration_error": "min,last",
-    "train/*": "last",
-    "test/*": "last",
+    "train/loss": "min,last",
 }
-"""What W&B keeps of a metric's course, over optimizer steps. `val/error`, the last one's, stays a plain number for sweeps to minimise."""
+"""What W&B keeps of a metric's course, over optimizer steps; of all others the last value, a plain number, as sweeps need of `val/error`."""
 
 ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
 

@@ -7,7 +7,7 @@ from itertools import cycle
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ def perturbation_figure(
     for column, i in enumerate(chosen.tolist()):
         for row, picture in enumerate((x[i], r[i], x[i] + r[i])):
             panel = axes[row, column]
-            if row == 1:  # its sign matters: grey is 0
+            if row == 1:  # its sign matters: white is 0
                 panel.imshow(_picture((picture / reach + 1) / 2), cmap="PuOr_r", vmin=0, vmax=1, interpolation="nearest")
             else:
                 panel.imshow(_picture((picture - low) / ((high - low) or 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -128,9 +128,9 @@ def perturbation_figure(
             text = f"{class_names[said]}\n{100 * float(chances[i, said]):.0f} %"
             axes[row, column].set_title(text, fontsize=8.5, color="black" if right else WRONG, fontweight="normal" if right else "bold")
         axes[1, column].set_title(f"KL {float(kl[i]):.2g}", fontsize=8.5)
-    for row, name in enumerate(("input", f"r, ±{reach:.2g}", "input + r")):
+    for row, name in enumerate(("input", f"r, up to {reach:.2g}" + (" (orange +)" if x.shape[1] == 1 else ""), "input + r")):
         axes[row, 0].set_ylabel(name)
-    figure.suptitle(f"Virtual adversarial perturbations, ‖r‖ = {eps:g}; mistakes in bold red", fontsize=11)
+    figure.suptitle(f"Virtual adversarial perturbations, ‖r‖ = {eps:g}; mistakes in bold", fontsize=11)
     return figure
 
 
@@ -149,6 +149,7 @@ def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 2
     axes.barh([names[i] for i in place.tolist()], size.tolist(), color=COLOURS[0])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
+    axes.margins(y=0.02)
     axes.set(xlabel="mean |r|", title=f"Features that the perturbation moves, ‖r‖ = {eps:g}")
     return figure
 
@@ -165,7 +166,9 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
     size = max(4.2, 0.5 * len(counts) + 1.8)
     figure = _figure(size + 0.9, size)
     axes = figure.subplots()
-    drawn = axes.imshow(mistakes, cmap="YlOrBr", vmin=0, vmax=max(1.0, float(mistakes.max())))
+    drawn = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1.0, float(mistakes.max())))
+    for i in range(len(counts)):
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, facecolor="#dddddd", edgecolor="none"))
     if len(counts) <= 20:
         for i, row in enumerate(shares.tolist()):
             for j, share in enumerate(row):
@@ -174,7 +177,8 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
                 colour = "white" if dark else "#444444" if i == j else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else "normal")
         ticks = range(len(counts))
-        axes.set_xticks(ticks, class_names, rotation=45 if max(map(len, class_names)) > 3 else 0, ha="right" if max(map(len, class_names)) > 3 else "center")
+        long = max(map(len, class_names)) > 3
+        axes.set_xticks(ticks, class_names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None)
         axes.set_yticks(ticks, class_names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -204,17 +208,18 @@ def reliability_figure(chances: Tensor, y: Tensor, *, bins: int = 15) -> Figure:
     figure = _figure(5, 5.6)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     _tidy(above), _tidy(below)
-    above.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, zorder=1)
+    above.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, zorder=4)
     for i in range(bins):
         if occurs[i]:
             over = float(claimed[i] - reached[i]) > 0
-            above.bar(centres[i], float(reached[i]), width=0.92 / bins, color=COLOURS[0], zorder=2)
-            above.plot([centres[i]] * 2, [float(reached[i]), float(claimed[i])], color=WRONG if over else COLOURS[2], linewidth=3, zorder=3)
+            above.bar(centres[i], float(reached[i]), width=0.92 / bins, color=COLOURS[0], alpha=0.8, zorder=2)
+            ends = [float(reached[i]), float(claimed[i])]
+            above.plot([centres[i]] * 2, ends, color=WRONG if over else "black", linewidth=2.5, solid_capstyle="butt", zorder=3)
     above.set(ylabel="accuracy", ylim=(0, 1.02), title=f"Reliability: calibration error {error:.3f}")
     legend = [
-        Patch(color=COLOURS[0], label="accuracy"),
+        Patch(color=COLOURS[0], alpha=0.8, label="accuracy"),
         Patch(color=WRONG, label="claims too much by"),
-        Patch(color=COLOURS[2], label="claims too little by"),
+        Patch(color="black", label="claims too little by"),
     ]
     above.legend(handles=legend, frameon=False, loc="upper left", fontsize=8.5)
     below.bar(centres, (100 * number / len(y)).tolist(), width=0.92 / bins, color="#999999")
@@ -298,7 +303,8 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     for axes, (label, lines) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True):
         _tidy(axes)
         for (name, said), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):  # noqa: B905  # the cycles have no end
-            points = [(record["step"], record[name]) for record in history if math.isfinite(record.get(name, math.nan))]
+            scale = 100 if label == "error, %" else 1
+            points = [(record["step"], scale * record[name]) for record in history if math.isfinite(record.get(name, math.nan))]
             dots = marker if len(points) <= 40 else ""
             axes.plot(*zip(*points, strict=True), color=colour, marker=dots, markersize=4, label=said)
         axes.set_ylabel(label)
@@ -362,7 +368,7 @@ def sweep_figure(settings: Sequence[Mapping[str, str]], errors: Sequence[tuple[S
             for i, style in zip(constant, cycle(("--", ":", "-."))):  # noqa: B905
                 if errors[i][number]:
                     panel.axhline(_mean(errors[i][number]), color="#555555", linestyle=style, linewidth=1.2, label=_named(settings[i]))
-            if ticks[0] > 0 and ticks[-1] >= 7 * ticks[0]:
+            if ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
                 panel.set_xscale("log")
             panel.set_xticks(ticks, [f"{value:g}" for value in ticks], fontsize=8.5)
             panel.set_xticks([], minor=True)
@@ -380,7 +386,7 @@ def _point(panel: Axes, place: float, found: Sequence[float], colour: str, marke
     spread = (sum((v - _mean(found)) ** 2 for v in found) / (len(found) - 1)) ** 0.5 if len(found) > 1 else 0.0
     at = (_mean(found), place) if horizontal else (place, _mean(found))
     error = {"xerr" if horizontal else "yerr": spread or None}
-    panel.errorbar(*at, **error, color=colour, marker=marker if horizontal else "", capsize=2.5, linewidth=1.1)  # pyright: ignore[reportArgumentType]
+    panel.errorbar(*at, **error, color=colour, marker=marker if horizontal else "", capsize=2.5, linewidth=1.1, alpha=0.7)  # pyright: ignore[reportArgumentType]
 
 
 def _mean(values: Sequence[float]) -> float:
