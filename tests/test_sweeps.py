@@ -300,12 +300,11 @@ pl.Trainer.fit = fit
 """
 
 
-def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(shell, tmp_path, job_of):
+def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(main, job, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(WRITES_RANKS.format(source=str(ROOT / "src"), folder=str(tmp_path)))
-    quick = ["logger=none", "figures=null", "trainer.enable_progress_bar=false"]
-    path = f"{tmp_path}:{ROOT / 'src'}"  # whose sitecustomize every process reads as it starts
-    done = shell(SCRIPT, "-m", *SMALL, *quick, *TWO, "vat.eps=0.3,0.6", PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")  # whose sitecustomize every process reads as it starts
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    main("-m", *SMALL, *TWO, "vat.eps=0.3,0.6")
     ranks = {(eps, rank): json.loads((tmp_path / f"rank-{eps}-{rank}-2.json").read_text()) for eps in (0.3, 0.6) for rank in (0, 1)}
     assert all(told == {"eps": eps, "seed": 0, "steps": 4} for (eps, _), told in ranks.items())
     assert len(list(tmp_path.glob("rank-*"))) == 4
@@ -313,14 +312,9 @@ def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(shell, tmp_
     for checkpoint in tmp_path.glob("multirun/*/checkpoints/last.ckpt"):
         ours = torch.load(checkpoint, weights_only=True)
         eps = ours["record"]["config"]["vat"]["eps"]
-        single = torch.load(job_of(*SMALL, "vat.direction=exact", f"vat.eps={eps}", name=str(eps)).checkpoint, weights_only=True)
+        single = torch.load(job(*SMALL, "vat.direction=exact", f"vat.eps={eps}", name=str(eps)).checkpoint, weights_only=True)
         for name, value in single["state_dict"].items():
             torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-3, atol=2e-5)
-
-
-@pytest.fixture
-def job_of(job):
-    return job
 
 
 def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path, monkeypatch):
