@@ -122,7 +122,11 @@ def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str]
 
     def objective(trial: Trial) -> float:
         chosen = [f"{override.get_key_element()}={suggested(trial, override)}" for override in space]
-        error = run(trial, [*shared, *chosen], folder / _digest([*shared, *chosen]))
+        try:
+            error = run(trial, [*shared, *chosen], folder / _digest([*shared, *chosen]))
+        except KeyboardInterrupt:  # Optuna takes it for a failure
+            study.enqueue_trial(trial.params)
+            raise
         console.print(f"trial {trial.number}: validation error {100 * error:.2f} %  {' '.join(chosen)}")
         return error
 
@@ -139,7 +143,7 @@ def suggested(trial: Trial, override: Override) -> Any:
     key, sweep = override.get_key_element(), override.value()
     if override.is_interval_sweep():
         low, high = sweep.start, sweep.end
-        if isinstance(low, int) and isinstance(high, int) and "float" not in sweep.tags and "int" in sweep.tags:
+        if isinstance(low, int) and isinstance(high, int):
             return trial.suggest_int(key, low, high, log="log" in sweep.tags)
         return trial.suggest_float(key, float(low), float(high), log="log" in sweep.tags)
     return trial.suggest_categorical(key, list(override.sweep_string_iterator()))
@@ -170,7 +174,9 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
                         trial.report(record["val/error"], step)
                         reported = step
                         if running and trial.should_prune():
-                            console.print(f"trial {trial.number}: stopped at step {step}, validation error {100 * record['val/error']:.2f} %")
+                            console.print(
+                                f"trial {trial.number}: stopped at step {step}, validation error {100 * record['val/error']:.2f} %"
+                            )
                             raise optuna.TrialPruned
                 if not running:
                     break
@@ -193,7 +199,9 @@ def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
     if not done:
         raise SystemExit(f"error: no trial came to its end ({count['fail']} failed): see {folder}/*/search.log")
     keys = list(done[0].params)
-    table = Table("trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {count['pruned']} stopped, {count['fail']} failed")
+    table = Table(
+        "trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {count['pruned']} stopped, {count['fail']} failed"
+    )
     for trial in done[:10]:
         values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values())
         table.add_row(str(trial.number), *values, f"{100 * (trial.value or 0.0):.2f}")

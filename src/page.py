@@ -68,7 +68,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Raw:
 def image(path: Path, caption: str) -> Raw:
     """The PNG at `path`, in the page itself."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return Raw(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>')
+    return Raw(
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
 
 
 def _cell(text: str) -> str:

@@ -79,7 +79,16 @@ def command(overrides: Iterable[str], folder: Path, start: Path | None = None) -
 
 
 def _in_own_process(overrides: Sequence[str], folder: Path, start: Path | None) -> dict[str, float]:
-    about_the_sweep = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher", "hydra.job", "+hydra.job")
+    about_the_sweep = (
+        "hydra.mode",
+        "hydra.run",
+        "hydra.sweep",
+        "hydra.launcher",
+        "hydra/sweeper",
+        "hydra/launcher",
+        "hydra.job",
+        "+hydra.job",
+    )
     of_hydra = [word for word in HydraConfig.get().overrides.hydra if not word.startswith(about_the_sweep)]
     done = subprocess.run(command([*overrides, *of_hydra], folder, start), stderr=subprocess.PIPE, text=True, check=False)
     sys.stderr.write(done.stderr)
@@ -263,7 +272,9 @@ def _job_rows(jobs: Sequence[Job], folder: Path) -> tuple[list[str], list[list[s
             for name in ("val/accuracy", "test/accuracy")
         ]
         where = os.path.relpath(found.folder, folder)
-        rows.append([str(number), " ".join(f"{k}={v}" for k, v in found.settings.items()), *errors, page.link(f"{where}/index.html", where)])
+        rows.append(
+            [str(number), " ".join(f"{k}={v}" for k, v in found.settings.items()), *errors, page.link(f"{where}/index.html", where)]
+        )
     return heads, rows
 
 

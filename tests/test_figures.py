@@ -205,6 +205,8 @@ def test_the_environment_is_in_the_folder_and_the_checkpoint(job):
     ran = job()
     written = json.loads((ran.folder / "environment.json").read_text())
     assert written == torch.load(ran.checkpoint, weights_only=True)["record"]["environment"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert written["git"].removesuffix(" + changes") == head
     assert written["torch"].startswith(torch.__version__.split("+")[0])

@@ -169,7 +169,11 @@ def test_the_course_of_a_run_shows_what_there_is():
 
 
 def lines(axes):
-    return {line.get_label(): [tuple(map(float, point)) for point in line.get_xydata()] for line in axes.get_lines() if line.get_marker() in plots.MARKERS}
+    return {
+        line.get_label(): [tuple(map(float, point)) for point in line.get_xydata()]
+        for line in axes.get_lines()
+        if line.get_marker() in plots.MARKERS
+    }
 
 
 def test_a_sweep_over_one_number_is_a_line_of_means_with_deviations():

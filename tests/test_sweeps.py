@@ -24,7 +24,9 @@ SMALL = ["data=moons", "model=mlp", "model.hidden=[8]", "model.batch_norm=false"
 def made(settings, val, test=None, **more):
     metrics = None
     if val is not None:
-        metrics = {"val/accuracy": 1 - val / 100, "seconds": 2.0} | ({} if test is None else {"test/accuracy": 1 - test / 100, "test/lds": 0.5})
+        metrics = {"val/accuracy": 1 - val / 100, "seconds": 2.0} | (
+            {} if test is None else {"test/accuracy": 1 - test / 100, "test/lds": 0.5}
+        )
     return sweeps.Job(settings, Path("multirun/x"), metrics, more.get("problem"), more.get("commit"))
 
 
@@ -51,7 +53,11 @@ def test_settings_of_several_grids_keep_to_their_own_keys():
         made({"regularizer": "vat", "vat.eps": "2", "seed": "0"}, None),
     ]
     found = sweeps.settings_of(jobs)
-    assert [s.values for s in found] == [{"regularizer": "vat", "vat.eps": "1"}, {"regularizer": "none"}, {"regularizer": "vat", "vat.eps": "2"}]
+    assert [s.values for s in found] == [
+        {"regularizer": "vat", "vat.eps": "1"},
+        {"regularizer": "none"},
+        {"regularizer": "vat", "vat.eps": "2"},
+    ]
 
 
 def test_a_summary_is_a_csv_a_page_and_a_table(tmp_path, capsys, monkeypatch):
@@ -292,9 +298,10 @@ import pytorch_lightning as pl
 sys.path.insert(0, {source!r})
 start = pl.Trainer.fit
 def fit(self, model, *args, **kwargs):
-    settings = {{"eps": model.regularizers["vat"].eps, "seed": model.seed, "steps": self.max_steps}}
-    with open(os.path.join({folder!r}, f"rank-{{model.regularizers['vat'].eps}}-{{self.global_rank}}-{{self.world_size}}.json"), "w") as file:
-        json.dump(settings, file)
+    eps = model.regularizers["vat"].eps
+    name = f"rank-{{eps}}-{{self.global_rank}}-{{self.world_size}}.json"
+    with open(os.path.join({folder!r}, name), "w") as file:
+        json.dump({{"eps": eps, "seed": model.seed, "steps": self.max_steps}}, file)
     return start(self, model, *args, **kwargs)
 pl.Trainer.fit = fit
 """
@@ -359,7 +366,9 @@ def test_a_path_of_any_name_can_be_a_folder(compose):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("launcher", [["hydra/launcher=submitit_local"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "launcher", [["hydra/launcher=submitit_local"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=" ".join
+)
 def test_a_launcher_for_several_jobs_at_a_time_leads_to_the_same_results(shell, main, tmp_path, launcher):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

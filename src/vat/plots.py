@@ -178,7 +178,9 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else "normal")
         ticks = range(len(counts))
         long = max(map(len, class_names)) > 3
-        axes.set_xticks(ticks, class_names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None)
+        axes.set_xticks(
+            ticks, class_names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None
+        )
         axes.set_yticks(ticks, class_names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -243,7 +245,14 @@ def kl_figure(kl: Tensor, at_random: Tensor, *, eps: float) -> Figure:
     axes = _tidy(figure.subplots())
     for values, name, colour in ((at_random, "random r", COLOURS[1]), (kl, "r that is found", COLOURS[0])):
         axes.hist(values.tolist(), bins=edges, color=colour, alpha=0.35)
-        axes.hist(values.tolist(), bins=edges, histtype="step", color=colour, linewidth=1.6, label=f"{name}: median {10 ** float(values.median()):.2g}")
+        axes.hist(
+            values.tolist(),
+            bins=edges,
+            histtype="step",
+            color=colour,
+            linewidth=1.6,
+            label=f"{name}: median {10 ** float(values.median()):.2g}",
+        )
     axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:g}}}$" if exponent == round(exponent) else "")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.set(xlabel=f"KL of the prediction at ‖r‖ = {eps:g}, nats", ylabel="examples", title="How far predictions move")
@@ -302,7 +311,7 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     figure = _figure(6.4, 1.9 * len(panels) + 0.9)
     for axes, (label, lines) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True):
         _tidy(axes)
-        for (name, said), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):  # noqa: B905  # the cycles have no end
+        for (name, said), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):  # the cycles have no end
             scale = 100 if label == "error, %" else 1
             points = [(record["step"], scale * record[name]) for record in history if math.isfinite(record.get(name, math.nan))]
             dots = marker if len(points) <= 40 else ""
@@ -360,12 +369,14 @@ def sweep_figure(settings: Sequence[Mapping[str, str]], errors: Sequence[tuple[S
         labels = sorted(lines, key=_natural)
         for number, (panel, stage) in enumerate(zip(row, stages, strict=True)):
             _tidy(panel)
-            for label, colour, marker in zip(labels, cycle(COLOURS), cycle(MARKERS)):  # noqa: B905
+            for label, colour, marker in zip(labels, cycle(COLOURS), cycle(MARKERS)):
                 points = [(value, errors[i][number]) for value, i in sorted(lines[label]) if errors[i][number]]
                 for value, found in points:
                     _point(panel, value, found, colour, marker)
-                panel.plot([value for value, _ in points], [_mean(found) for _, found in points], color=colour, marker=marker, label=label or None)
-            for i, style in zip(constant, cycle(("--", ":", "-."))):  # noqa: B905
+                panel.plot(
+                    [value for value, _ in points], [_mean(found) for _, found in points], color=colour, marker=marker, label=label or None
+                )
+            for i, style in zip(constant, cycle(("--", ":", "-."))):
                 if errors[i][number]:
                     panel.axhline(_mean(errors[i][number]), color="#555555", linestyle=style, linewidth=1.2, label=_named(settings[i]))
             if ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
