@@ -38,7 +38,7 @@ def main() -> None:
         ],
         f"VAT, ε = {vat:g}": [f"vat.eps={vat}"],
     }
-    shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "trainer.enable_progress_bar=false", "test=none"]
+    shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none"]
     networks, data = {}, None
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(methods.items()):

@@ -68,7 +68,7 @@ def of_experiment(name: str, seeds: int, *methods: Method, papers: dict[str, str
     return Study(rows, (f"experiment={name}",), tuning_seeds=range(0), seeds=range(seeds))
 
 
-QUIET = ("trainer.enable_progress_bar=false", "logger=none")
+QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
 STUDIES = {
     "digits": Study(
         (

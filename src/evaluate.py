@@ -76,7 +76,7 @@ class Subject:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate one checkpoint."""
-    with runs.readable_errors(sweep=False):
+    with runs.readable_errors():
         make = by_name("report", REPORTS, cfg.report)
         make(cfg, subject(cfg))
 

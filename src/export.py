@@ -52,7 +52,7 @@ class Format(NamedTuple):
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 def main(cfg: DictConfig) -> None:
     """Export one checkpoint."""
-    with runs.readable_errors(sweep=False):
+    with runs.readable_errors():
         path = export(Path(cfg.ckpt_path), cfg.format, None if cfg.output is None else Path(cfg.output))
         report.console.print(f"{report.shown(path.absolute())}: read again, its predictions are those of the checkpoint")
 

@@ -32,7 +32,7 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
-    with runs.readable_errors(sweep=False):
+    with runs.readable_errors():
         number = predict(Path(cfg.ckpt_path), Path(cfg.data), Path(cfg.output), batch_size=cfg.batch_size, device=cfg.device)
         report.console.print(f"{cfg.output}: {number} predictions")
 

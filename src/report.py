@@ -14,7 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import page
+from vat.figures import CAPTIONS
+
 CONFUSION = "confusion.csv"
+PAGE = "index.html"
+FILES = {
+    "checkpoint": "checkpoints/last.ckpt",
+    "configuration": "config.yaml",
+    "metrics": "metrics.json",
+    "confusion matrix": CONFUSION,
+}
 
 # Wide enough that a path is not broken where nobody looks at a terminal.
 console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False)
@@ -59,19 +69,14 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor |
         class_names: of its rows and columns.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
-    for stage in ("val", "test"):
-        if f"{stage}/accuracy" in metrics:
-            accuracy = metrics[f"{stage}/accuracy"]
-            table.add_row(f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)")
-    if "test/lds" in metrics:
-        table.add_row("test LDS", f"{metrics['test/lds']:.4f} {lds}")
-        table.add_row("test calibration error", f"{metrics['test/calibration_error']:.4f}")
+    for row in _results(metrics, lds):
+        table.add_row(*row)
     if counts is not None:
         table.add_row("most often mistaken", _mistakes(counts, class_names))
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
-    files = {"checkpoint": "checkpoints/last.ckpt", "configuration": "config.yaml", "metrics": "metrics.json"}
-    files |= {} if counts is None else {"confusion matrix": CONFUSION}
-    for name, file in files.items():
+    for name, file in {"page": PAGE, **FILES}.items():
+        if name == "confusion matrix" and counts is None:
+            continue
         table.add_row(name, str(folder / file))
     runs = sorted(folder.glob("wandb/*run-*"))
     if runs:
@@ -79,6 +84,47 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor |
         command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
         table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
     console.print("", table)
+
+
+def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str) -> None:
+    """Write `index.html` of a run, which holds its results, figures, settings and origin, and needs nothing beside itself.
+
+    Args:
+        metrics: of validation and test, and the seconds.
+        folder: of the run, with its figures and files.
+        record: the run's settings, its data and its environment.
+        lds: at which radius, in which unit, the LDS was measured.
+    """
+    environment = {key: str(value) for key, value in record["environment"].items()}
+    data = {"split": record["split"], "classes": ", ".join(record["class_names"]), "input shape": str(tuple(record["input_shape"]))}
+    figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
+    files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
+    sections = [
+        page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
+        page.heading("Figures"),
+        *(figures or [page.paragraph("None: figures=null.")]),
+        page.heading("Data"),
+        page.table((), [*data.items(), ("unit of ε", record["unit"])]),
+        page.heading("Where it came from"),
+        page.table((), list(environment.items())),
+        page.heading("Files"),
+        page.table((), files),
+        page.heading("Configuration"),
+        page.preformatted((folder / "config.yaml").read_text()),
+    ]
+    (folder / PAGE).write_text(page.page(f"Run {folder.name}", environment["command"], sections), encoding="utf-8")
+
+
+def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
+    rows = []
+    for stage in ("val", "test"):
+        if f"{stage}/accuracy" in metrics:
+            accuracy = metrics[f"{stage}/accuracy"]
+            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)"))
+    if "test/lds" in metrics:
+        rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
+        rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))
+    return rows
 
 
 def _mistakes(counts: Tensor, class_names: Sequence[str], most: int = 3) -> str:

@@ -26,7 +26,7 @@ from checkpoints import newest_whole, read_checkpoint
 from targets import refuse_foreign
 from vat.models import Normalize
 
-BYSTANDERS = ("hydra", "ckpt_path", "logger", "allow_targets")
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "allow_targets")
 """Keys that do not change what a job computes."""
 
 OUTPUTS = Path("outputs")
@@ -81,7 +81,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def keep_logged(folder: Path) -> None:
-    """Set aside the metrics.csv of a run that goes on in its folder, which Lightning's CSV logger would delete: metrics.1.csv is the oldest."""
+    """Set aside the metrics.csv of a run that goes on in its folder, which Lightning would delete: metrics.1.csv is the oldest."""
     logged = folder / "metrics.csv"
     if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
         logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
@@ -223,30 +223,33 @@ class WritableFolder(HydraCallback):
     """Refuses a folder that cannot be written in one line, before Hydra fails to make it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with readable_errors(sweep=False), claimed(Path(config.hydra.run.dir)):
+        with readable_errors(), claimed(Path(config.hydra.run.dir)):
             pass
 
 
 @contextmanager
-def readable_errors(*, sweep: bool) -> Iterator[None]:
-    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows.
-
-    Args:
-        sweep: leave the error to Hydra, which knows about the other jobs.
-    """
+def readable_errors() -> Iterator[None]:
+    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows."""
     try:
         yield
     except SIGTERMException:
         print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
-        spent = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class
-        if sweep or os.environ.get("HYDRA_FULL_ERROR") == "1" or not (spent or isinstance(error, USER_ERRORS)):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
             raise
-        if spent:
-            raise SystemExit(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0] if str(error) else 'no more is known'})") from None
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        message = str(cause)
-        if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-            message = message.splitlines()[0]
-        raise SystemExit(f"error: {message}") from None
+        raise SystemExit(f"error: {readable(error)}") from None
+
+
+def readable(error: BaseException) -> str:
+    """What an error says to a user."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if _out_of_memory(cause):
+        return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
+    if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
+        return str(cause).splitlines()[0]
+    return str(cause) or type(cause).__name__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class

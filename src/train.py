@@ -24,29 +24,33 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
 
+import provenance
 import report
 import runs
 import schema
-from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, newest_whole
+import sweeps
+from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints
 from targets import refuse_foreign
 from vat.classifier import Classifier
-from vat.loggers import finish_wandb
+from vat.figures import Figures
+from vat.history import HISTORY, History
+from vat.loggers import finish_wandb, upload_checkpoints
 
 TESTS = ("last", "best", "none")
 
 schema.register()
-runs.register()
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run one job in the folder Hydra made for it; a sweep minimises what is returned, the validation error."""
-    sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    with runs.readable_errors(sweep=sweep):
-        folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
-        start = runs.find_checkpoint(cfg) or (newest_whole(folder) if sweep else None)
-        metrics = (runs.finished(folder) if sweep else None) or train(cfg, folder, start)
+    folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return sweeps.job(cfg, folder, train)
+    with runs.readable_errors():
+        metrics = train(cfg, folder, runs.find_checkpoint(cfg))
     return 1 - metrics["val/accuracy"]
 
 
@@ -67,7 +71,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
-    record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data)}
+    record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
     network = runs.make_network(cfg.model, record)
     if start is not None:
         saved = runs.read_checkpoint(start)
@@ -89,6 +93,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
 
     with runs.claimed(folder):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (folder / "environment.json").write_text(json.dumps(record["environment"], indent=1) + "\n")
         runs.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
         trainer = instantiate(
@@ -97,7 +102,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         report.settings(cfg)
         try:
             if logger:
-                logger.log_hyperparams(record)
+                logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
@@ -106,6 +111,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                     classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
         finally:
             finish_wandb()
         metrics = {**metrics, "seconds": time.perf_counter() - began}
@@ -115,6 +122,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
             report.closing(metrics, folder, lds=lds, counts=classifier.confusion, class_names=data.class_names)
+            report.write_page(metrics, folder, record, lds=lds)
     return metrics
 
 
@@ -129,6 +137,7 @@ def check(cfg: DictConfig) -> None:
         "test": (lambda v: v in TESTS, f"one of {', '.join(TESTS)}"),
         "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
+        "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
         "reestimate_batch_norm": (lambda v: type(v) is bool, "true or false"),
     }
     for key, (allows, what) in possible.items():
@@ -151,6 +160,7 @@ def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     """Checkpoints after every validation, the progress bar, the moving average of the weights."""
     saved = folder / "checkpoints"
     found: list[Callback] = [
+        History(folder / HISTORY),
         SaveOnSignal(saved / LAST),
         SaveEnd(saved / LAST),
         # Before the last, which is to know what the best was.
@@ -159,6 +169,8 @@ def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     ]
     if cfg.trainer.enable_progress_bar is not False:
         found.append(report.Progress(refresh_rate=10))
+    if cfg.figures is not None:  # before the moving average, which takes itself out again at the end of a validation
+        found.append(Figures(folder, every_n_steps=cfg.figures, at_end="validation" if cfg.test == "none" else "test"))
     if cfg.ema is not None:
         found.append(EMAWeightAveraging(decay=cfg.ema))
     return found

@@ -24,6 +24,7 @@ QUICK = (
     "trainer.max_steps=5",
     "data.steps_per_epoch=5",
     "logger=none",
+    "figures=null",
     "trainer.enable_progress_bar=false",
 )
 NOISE = (

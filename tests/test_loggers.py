@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import wandb
 
 from vat import loggers
@@ -95,11 +96,38 @@ def test_with_a_key_that_is_refused_it_is_offline_and_says_why(account, login):
 
 
 def made(monkeypatch, folder, mode, **options):
-    received = {}
+    received = {"defined": {}}
+    run = SimpleNamespace(define_metric=lambda metric, **how: received["defined"].update({metric: how}))
+
+    def logger(**options):
+        received.update(options)
+        return SimpleNamespace(experiment=run)
+
     monkeypatch.setattr(loggers, "wandb_mode", lambda: (mode, "the test says so"))
-    monkeypatch.setattr(loggers, "WandbLogger", lambda **options: received.update(options))
+    monkeypatch.setattr(loggers, "WandbLogger", logger)
     loggers.wandb_logger(save_dir=str(folder), **options)
     return received
+
+
+def test_metrics_are_over_optimizer_steps_with_their_best_and_last(monkeypatch, tmp_path):
+    defined = made(monkeypatch, tmp_path, "offline")["defined"]
+    assert {how["step_metric"] for how in defined.values()} == {"trainer/global_step"}
+    assert defined["val/accuracy"]["summary"] == "max,last"
+    assert defined["val/cross_entropy"]["summary"] == "min,last"
+    assert "val/error" not in defined  # a plain number, which a sweep minimises
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_checkpoints_are_uploaded_as_one_artifact_where_online(tmp_path, offline):
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_text(name)
+    logged = []
+    run = SimpleNamespace(id="abc", offline=offline, disabled=False, log_artifact=logged.append)
+    loggers.upload_checkpoints(run, tmp_path, {"val/accuracy": 0.5})
+    assert len(logged) == (0 if offline else 1)
+    for artifact in logged:
+        assert (artifact.name, artifact.type, artifact.metadata) == ("model-abc", "model", {"val/accuracy": 0.5})
+        assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
 
 
 def test_a_run_is_named_after_its_folder_and_a_restart_goes_on_in_it(monkeypatch, tmp_path):
@@ -150,12 +178,11 @@ def test_a_key_and_a_server_that_never_answers_are_offline_within_seconds(shell,
     assert seconds < 10
 
 
-def history(run_file):
-    """What was logged to an offline run, by wandb's own reader."""
+def written(run_file):
+    """The records of an offline run, by wandb's own reader."""
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_file)]
     printed = subprocess.run(reader, capture_output=True, text=True, timeout=60, check=True).stdout
-    records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
 def test_the_command_line_with_no_key_and_no_terminal_trains_offline_and_leaves_a_run(shell, tmp_path):
@@ -166,10 +193,18 @@ def test_the_command_line_with_no_key_and_no_terminal_trains_offline_and_leaves_
     assert "Traceback" not in done.stderr
     assert "offline (no key is set" in done.stdout + done.stderr
     (run_file,) = tmp_path.glob("outputs/*/*/wandb/offline-run-*/*.wandb")
-    logged = history(run_file)
+    records = written(run_file)
+    logged = [record["history"]["item"] for record in records if record["type"] == "history"]
     losses = [row["train/loss"] for row in logged if "train/loss" in row]
     assert len(losses) == 5
     assert all(loss > 0 for loss in losses)
     folder = run_file.parents[2]
     assert json.loads((folder / "metrics.json").read_text())["val/accuracy"] in [row.get("val/accuracy") for row in logged]
     assert (folder / "checkpoints" / "last.ckpt").exists()
+    said = json.dumps(records)
+    record = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["record"]
+    for origin in (record["split"], record["environment"]["git"], record["environment"]["python"]):
+        assert origin in said
+    pictures = {path.stem.split("_")[0] for path in run_file.parent.glob("files/media/images/figures/*.png")}
+    assert pictures >= {"perturbations", "confusion", "reliability", "kl", "class", "curves"}
+    assert '"val/error"' in said

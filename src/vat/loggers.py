@@ -15,6 +15,14 @@ from pytorch_lightning.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
+SUMMARIES = {
+    "val/accuracy": "max,last",
+    "val/cross_entropy": "min,last",
+    "val/calibration_error": "min,last",
+    "train/loss": "min,last",
+}
+"""What W&B keeps of a metric's course, over optimizer steps; of all others the last value."""
+
 ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
 
 
@@ -43,7 +51,7 @@ def wandb_logger(
     log.info("Weights & Biases: %s (%s)", mode, reason)
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    return LenientWandbLogger(
+    logger = LenientWandbLogger(
         save_dir=folder,
         project=project,
         group=group,
@@ -52,9 +60,28 @@ def wandb_logger(
         id=_run_id(folder),
         resume="allow" if mode == "online" else None,
         mode=mode,
-        log_model=False,
+        log_model=False,  # `upload_checkpoints` stores the two that a run keeps
         settings=quiet,
     )
+    for metric, summary in SUMMARIES.items():
+        logger.experiment.define_metric(metric, step_metric="trainer/global_step", summary=summary)
+    return logger
+
+
+def upload_checkpoints(run: wandb.Run, folder: Path, metrics: dict[str, float]) -> None:
+    """Store the best and the last checkpoint as an artifact `model-ID` of an online run.
+
+    Args:
+        run: the W&B run; nothing is done where it is offline.
+        folder: of the checkpoints.
+        metrics: kept with the artifact.
+    """
+    if run.offline or run.disabled:
+        return
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
+    for name in ("best.ckpt", "last.ckpt"):
+        artifact.add_file(str(folder / name))
+    run.log_artifact(artifact)
 
 
 class LenientWandbLogger(WandbLogger):

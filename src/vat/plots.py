@@ -1,18 +1,24 @@
 """Figures: data in, `Figure` out, nothing read or written."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from vat import local_distributional_smoothness
 from vat.functional import probabilities
 from vat.step import Key
 
-MARKERS = ("o", "^")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")  # Okabe and Ito's, for all kinds of sight
+WRONG = "#d55e00"
+MARKERS = ("o", "^", "s", "D", "v")
 CLASS_COLOURS = ("#5e3c99", "#e66101")  # the ends of PuOr: told apart by the colour-blind, and in grey
 
 
@@ -43,14 +49,14 @@ def plane_figure(
     low, high = z.amin(0) - 0.6, z.amax(0) + 0.6
     horizontal, vertical = (torch.linspace(float(low[i]), float(high[i]), resolution) for i in (0, 1))
     grid = torch.cartesian_prod(horizontal, vertical)
-    x = grid @ embedding
+    x = grid.to(embedding.device) @ embedding
     chances, smoothness = {}, {}
     for name, network in networks.items():
         network.eval()
         with torch.no_grad():
-            chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T
+            chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T.cpu()
         lds = local_distributional_smoothness(network, x, eps=eps, key=Key(0))
-        smoothness[name] = lds.view(resolution, resolution).T
+        smoothness[name] = lds.view(resolution, resolution).T.cpu()
     worst = max(float(lds.max()) for lds in smoothness.values())
 
     figure = Figure(figsize=(3.2 * len(networks) + 0.9, 6.2), layout="constrained")
@@ -84,6 +90,354 @@ def _points(panel: Axes, z: Tensor, y: Tensor) -> None:
         )
     panel.set_aspect("equal")
     panel.tick_params(labelsize=8)
+
+
+def perturbation_figure(
+    x: Tensor, r: Tensor, before: Tensor, after: Tensor, kl: Tensor, y: Tensor, *, class_names: Sequence[str], eps: float, columns: int = 8
+) -> Figure:
+    """Images with their r, perturbed, and what the network says of both: from the least to the most moved.
+
+    Args:
+        x: images (N, C, H, W) of one or three channels.
+        r: perturbations (N, C, H, W).
+        before: probabilities (N, classes) at x.
+        after: probabilities (N, classes) at x + r.
+        kl: divergence of the two (N,).
+        y: labels (N,).
+        class_names: of the classes.
+        eps: length of r, for the title.
+        columns: examples that are shown, at evenly spaced ranks of `kl`.
+    """
+    order = kl.argsort()
+    chosen = order[torch.linspace(0, len(order) - 1, min(columns, len(order))).round().long()]
+    low, high = float(x[chosen].amin()), float(x[chosen].amax())
+    reach = float(r[chosen].abs().amax()) or 1.0
+    figure = _figure(1.3 * len(chosen) + 0.9, 5.6)
+    axes = figure.subplots(3, len(chosen), squeeze=False)
+    for column, i in enumerate(chosen.tolist()):
+        for row, picture in enumerate((x[i], r[i], x[i] + r[i])):
+            panel = axes[row, column]
+            if row == 1:  # its sign matters: white is 0
+                panel.imshow(_picture((picture / reach + 1) / 2), cmap="PuOr_r", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                panel.imshow(_picture((picture - low) / ((high - low) or 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+        for row, chances in ((0, before), (2, after)):
+            said = int(chances[i].argmax())
+            right = said == int(y[i])
+            text = f"{class_names[said]}\n{100 * float(chances[i, said]):.0f} %"
+            axes[row, column].set_title(text, fontsize=8.5, color="black" if right else WRONG, fontweight="normal" if right else "bold")
+        axes[1, column].set_title(f"KL {float(kl[i]):.2g}", fontsize=8.5)
+    for row, name in enumerate(("input", f"r, up to {reach:.2g}" + (" (orange +)" if x.shape[1] == 1 else ""), "input + r")):
+        axes[row, 0].set_ylabel(name)
+    figure.suptitle(f"Virtual adversarial perturbations, ‖r‖ = {eps:g}; mistakes in bold", fontsize=11)
+    return figure
+
+
+def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 20) -> Figure:
+    """The features that r moves: mean |r| over the examples, the largest above.
+
+    Args:
+        r: perturbations (N, features).
+        names: of the features.
+        eps: length of r, for the title.
+        most: features that are shown.
+    """
+    size, place = r.abs().mean(0).topk(min(most, r.shape[1]))
+    figure = _figure(6, 0.26 * len(size) + 1.3)
+    axes = _tidy(figure.subplots())
+    axes.barh([names[i] for i in place.tolist()], size.tolist(), color=COLOURS[0])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(y=0.02)
+    axes.set(xlabel="mean |r|", title=f"Features that the perturbation moves, ‖r‖ = {eps:g}")
+    return figure
+
+
+def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
+    """Confusion matrix: the share of each class (rows) that was taken for each (columns); colour is for mistakes alone.
+
+    Args:
+        counts: int64 (classes, classes).
+        class_names: of the classes.
+    """
+    shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
+    mistakes = shares.clone().fill_diagonal_(0)
+    size = max(4.2, 0.5 * len(counts) + 1.8)
+    figure = _figure(size + 0.9, size)
+    axes = figure.subplots()
+    drawn = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1.0, float(mistakes.max())))
+    for i in range(len(counts)):
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, facecolor="#dddddd", edgecolor="none"))
+    if len(counts) <= 20:
+        for i, row in enumerate(shares.tolist()):
+            for j, share in enumerate(row):
+                dark = i != j and share > 0.6 * float(mistakes.max())
+                text = "" if counts[i, j] == 0 else f"{share:.0f}" if share >= 9.95 else f"{share:.1f}"
+                colour = "white" if dark else "#444444" if i == j else "black"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else "normal")
+        ticks = range(len(counts))
+        long = max(map(len, class_names)) > 3
+        axes.set_xticks(
+            ticks, class_names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None
+        )
+        axes.set_yticks(ticks, class_names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="taken for", ylabel="class", title="Confusion, % of each class")
+    figure.colorbar(drawn, ax=axes, label="mistakes, %", shrink=0.8)
+    return figure
+
+
+def reliability_figure(chances: Tensor, y: Tensor, *, bins: int = 15) -> Figure:
+    """Is the network as often right as it claims to be? Accuracy against confidence, and how often each confidence occurs.
+
+    Args:
+        chances: probabilities (N, classes).
+        y: labels (N,).
+        bins: of equal width, as the calibration error has them.
+    """
+    confidence, said = chances.max(1)
+    right = (said == y).to(confidence.dtype)
+    edges = torch.linspace(0, 1, bins + 1)
+    place = torch.bucketize(confidence, edges[1:-1].to(confidence))
+    number = torch.bincount(place, minlength=bins)
+    claimed, reached = (torch.bincount(place, weights=v, minlength=bins) / number.clamp_min(1) for v in (confidence, right))
+    error = float((number / len(y) * (claimed - reached).abs()).sum())
+    occurs = (number > 0).tolist()
+    centres = ((edges[1:] + edges[:-1]) / 2).tolist()
+
+    figure = _figure(5, 5.6)
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    _tidy(above), _tidy(below)
+    above.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, zorder=4)
+    for i in range(bins):
+        if occurs[i]:
+            over = float(claimed[i] - reached[i]) > 0
+            above.bar(centres[i], float(reached[i]), width=0.92 / bins, color=COLOURS[0], alpha=0.8, zorder=2)
+            ends = [float(reached[i]), float(claimed[i])]
+            above.plot([centres[i]] * 2, ends, color=WRONG if over else "black", linewidth=2.5, solid_capstyle="butt", zorder=3)
+    above.set(ylabel="accuracy", ylim=(0, 1.02), title=f"Reliability: calibration error {error:.3f}")
+    legend = [
+        Patch(color=COLOURS[0], alpha=0.8, label="accuracy"),
+        Patch(color=WRONG, label="claims too much by"),
+        Patch(color="black", label="claims too little by"),
+    ]
+    above.legend(handles=legend, frameon=False, loc="upper left", fontsize=8.5)
+    below.bar(centres, (100 * number / len(y)).tolist(), width=0.92 / bins, color="#999999")
+    below.set(xlabel="confidence", ylabel="examples, %", xlim=(0, 1))
+    return figure
+
+
+def kl_figure(kl: Tensor, at_random: Tensor, *, eps: float) -> Figure:
+    """How much the prediction changes, over the examples: at the r that is found, and at a random one of the same length.
+
+    Args:
+        kl: divergence at the r that is found (N,), in nats.
+        at_random: at a random r (N,).
+        eps: length of r.
+    """
+    smallest = 1e-8
+    kl, at_random = (v.double().clamp_min(smallest).log10() for v in (kl, at_random))
+    low, high = float(min(kl.min(), at_random.min())), float(max(kl.max(), at_random.max()))
+    edges = torch.linspace(math.floor(low), math.ceil(high + 1e-9), 41).tolist()
+    figure = _figure(6.2, 3.6)
+    axes = _tidy(figure.subplots())
+    for values, name, colour in ((at_random, "random r", COLOURS[1]), (kl, "r that is found", COLOURS[0])):
+        axes.hist(values.tolist(), bins=edges, color=colour, alpha=0.35)
+        axes.hist(
+            values.tolist(),
+            bins=edges,
+            histtype="step",
+            color=colour,
+            linewidth=1.6,
+            label=f"{name}: median {10 ** float(values.median()):.2g}",
+        )
+    axes.xaxis.set_major_formatter(lambda exponent, _: f"$10^{{{exponent:g}}}$" if exponent == round(exponent) else "")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set(xlabel=f"KL of the prediction at ‖r‖ = {eps:g}, nats", ylabel="examples", title="How far predictions move")
+    axes.legend(frameon=False, loc="upper left")
+    axes.margins(y=0.22)
+    return figure
+
+
+def class_error_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
+    """Error of each class with its 95 % interval (Wilson's), the worst above.
+
+    Args:
+        counts: confusion matrix, int64 (classes, classes).
+        class_names: of the classes.
+    """
+    total = counts.sum(1).double()
+    seen = torch.nonzero(total)[:, 0]
+    n, names = total[seen], [class_names[i] for i in seen.tolist()]
+    share = 1 - counts.diagonal().double()[seen] / n
+    z = 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)).sqrt()
+    order = share.argsort(descending=True).tolist()
+    overall = 100 * float(1 - counts.diagonal().sum() / counts.sum())
+    figure = _figure(6, max(2.4, 0.3 * len(order) + 1.3))
+    axes = _tidy(figure.subplots())
+    for place, i in enumerate(order):
+        value, low, high = (100 * float(v) for v in (share[i], middle[i] - half[i], middle[i] + half[i]))
+        axes.barh(place, value, color=COLOURS[0], alpha=0.85)
+        axes.plot([max(0.0, low), high], [place, place], color="black", linewidth=1.2)
+    axes.axvline(overall, color=WRONG, linewidth=1.4, linestyle="--", label=f"all: {overall:.2f} %")
+    axes.set_yticks(range(len(order)), [names[i] for i in order])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="error, % (bar: 95 % interval)", title="Error of each class")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """The run from its start: validation error, the terms of the loss, the regularizers' diagnostics; as far as they are there.
+
+    Args:
+        history: records by the names they are logged under, each with its `step`.
+    """
+    names = list({name: None for record in history for name in record})
+    terms = [name for name in names if name.startswith("train/") and name.count("/") == 1 and name not in ("train/lr", "train/loss")]
+    kl = [name for name in names if name.startswith("train/") and name.rsplit("/", 1)[-1] in ("lds", "kl_random")]
+    panels = {
+        "error, %": [("val/error", "validation")],
+        "cross entropy": [("val/cross_entropy", "validation"), ("train/cross_entropy", "training, labelled")],
+        "term of the loss": [(name, name.removeprefix("train/")) for name in terms if name != "train/cross_entropy"],
+        "KL, nats": [(name, name.removeprefix("train/").replace("/", ": ")) for name in kl],
+    }
+    panels = {label: found for label, lines in panels.items() if (found := [line for line in lines if line[0] in names])}
+    figure = _figure(6.4, 1.9 * len(panels) + 0.9)
+    for axes, (label, lines) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True):
+        _tidy(axes)
+        for (name, said), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):  # the cycles have no end
+            scale = 100 if label == "error, %" else 1
+            points = [(record["step"], scale * record[name]) for record in history if math.isfinite(record.get(name, math.nan))]
+            dots = marker if len(points) <= 40 else ""
+            axes.plot(*zip(*points, strict=True), color=colour, marker=dots, markersize=4, label=said)
+        axes.set_ylabel(label)
+        values = [record[name] for record in history for name, _ in lines if record.get(name, 0) > 0]
+        if label != "term of the loss" and values and max(values) > 30 * min(values):
+            axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=8.5)
+    axes.set_xlabel("optimizer step")
+    figure.suptitle("Course of the run", fontsize=11)
+    return figure
+
+
+def sweep_figure(settings: Sequence[Mapping[str, str]], errors: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Error against what was swept: mean over seeds, bars of one standard deviation, validation beside test.
+
+    Swept numbers have a row of panels each, those of one last name (`vat.eps`, `adversarial.eps`) one together; a setting without any is
+    a dashed line. Where nothing is a number, the settings stand below one another.
+
+    Args:
+        settings: values by key, one mapping a setting.
+        errors: validation and test errors of each setting's seeds, in %; the second empty where there was no test.
+    """
+    numbers = {key for key in {k for s in settings for k in s} if _is_number(s[key] for s in settings if key in s)}
+    axis = {key: key.rsplit(".", 1)[-1] for key in sorted(numbers)}
+    if any(len({axis[k] for k in s if k in axis}) < len([k for k in s if k in axis]) for s in settings):
+        axis = {key: key for key in axis}
+    rows = [name for name in sorted(set(axis.values())) if len({s[k] for s in settings for k in s if axis.get(k) == name}) > 1]
+    stages = ["validation", "test"] if any(test for _, test in errors) else ["validation"]
+    width = 4.3 * len(stages) + 1.7
+    if not rows:
+        figure = _figure(width, 0.34 * len(settings) + 1.3)
+        for number, panel in enumerate(figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]):
+            _tidy(panel)
+            for place, of_setting in enumerate(errors):
+                _point(panel, place, of_setting[number], COLOURS[0], "o", horizontal=True)
+            panel.set_yticks(range(len(settings)), [_named(s) or "all" for s in settings])
+            panel.set(xlabel="error, %", title=stages[number])
+        panel.invert_yaxis()
+        return figure
+
+    figure = _figure(width, 3.1 * len(rows) + 0.3)
+    grid = figure.subplots(len(rows), len(stages), sharey="row", squeeze=False)
+    for row, name in zip(grid, rows, strict=True):
+        lines: dict[str, list[tuple[float, int]]] = {}
+        constant = []
+        for i, setting in enumerate(settings):
+            key = next((k for k in setting if axis.get(k) == name), None)
+            if key is not None:
+                lines.setdefault(_named({k: v for k, v in setting.items() if k != key}), []).append((float(setting[key]), i))
+            elif not any(k in axis for k in setting):
+                constant.append(i)
+        ticks = sorted({value for points in lines.values() for value, _ in points})
+        labels = sorted(lines, key=_natural)
+        for number, (panel, stage) in enumerate(zip(row, stages, strict=True)):
+            _tidy(panel)
+            for label, colour, marker in zip(labels, cycle(COLOURS), cycle(MARKERS)):
+                points = [(value, errors[i][number]) for value, i in sorted(lines[label]) if errors[i][number]]
+                for value, found in points:
+                    _point(panel, value, found, colour, marker)
+                panel.plot(
+                    [value for value, _ in points], [_mean(found) for _, found in points], color=colour, marker=marker, label=label or None
+                )
+            for i, style in zip(constant, cycle(("--", ":", "-."))):
+                if errors[i][number]:
+                    panel.axhline(_mean(errors[i][number]), color="#555555", linestyle=style, linewidth=1.2, label=_named(settings[i]))
+            if ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
+                panel.set_xscale("log")
+            panel.set_xticks(ticks, [f"{value:g}" for value in ticks], fontsize=8.5)
+            panel.set_xticks([], minor=True)
+            panel.set(xlabel=next(iter(axis)) if len(axis) == 1 else name, title=stage)
+        row[0].set_ylabel("error, %")
+        if any(labels) or constant:
+            row[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _point(panel: Axes, place: float, found: Sequence[float], colour: str, marker: str, *, horizontal: bool = False) -> None:
+    """Mean and standard deviation of the seeds."""
+    if not found:
+        return
+    spread = (sum((v - _mean(found)) ** 2 for v in found) / (len(found) - 1)) ** 0.5 if len(found) > 1 else 0.0
+    at = (_mean(found), place) if horizontal else (place, _mean(found))
+    error = {"xerr" if horizontal else "yerr": spread or None}
+    panel.errorbar(*at, **error, color=colour, marker=marker if horizontal else "", capsize=2.5, linewidth=1.1, alpha=0.7)  # pyright: ignore[reportArgumentType]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _is_number(values: Iterable[str]) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _named(setting: Mapping[str, str]) -> str:
+    """A setting in words: what is chosen from a group needs no key."""
+    return ", ".join(value if "." not in key else f"{key.rsplit('.', 1)[-1]} = {value}" for key, value in setting.items())
+
+
+def _natural(label: str) -> list[tuple[int, float, str]]:
+    """Sorts 0.3, 1, 10 as numbers."""
+    return [(0, float(part), "") if _is_number([part]) else (1, 0.0, part) for part in label.split()]
+
+
+def _picture(image: Tensor) -> Tensor:
+    """(C, H, W) as matplotlib takes it: (H, W) of one channel, else (H, W, 3)."""
+    image = image.float().clamp(0, 1)
+    return image[0] if len(image) == 1 else image[:3].movedim(0, -1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _tidy(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5)
+    return axes
 
 
 def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, unit: str) -> Figure:

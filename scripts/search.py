@@ -1,0 +1,225 @@
+"""Search for the settings with the least validation error, by Optuna: TPE, with hopeless runs stopped by the median of the others.
+
+python scripts/search.py "vat.eps=tag(log,interval(0.1,10))" regularizer=vat,vat_entropy --trials 30
+
+What is searched is said as in a sweep: `a,b,c` or choice(…), range(…), interval(…), of which tag(log,…) takes the logarithm and
+int(interval(…)) the whole numbers. Every other override goes to every run. Each trial is a `python src/train.py` of its own, in a folder
+that follows from its settings. The study lies in `study.db` beside them: started again, also after a kill, the search goes on to as
+many trials in all, first with those that were interrupted. The test set is not looked at: the command that is printed at the end does.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import optuna
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from optuna.trial import Trial, TrialState
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DatabaseError
+
+import runs
+import schema
+import sweeps
+from checkpoints import newest_whole
+from vat.history import HISTORY, read
+
+LOOK_EVERY = 0.5  # seconds
+QUIET = {"test": "none", "figures": "null", "trainer.enable_progress_bar": "false"}
+console = Console(highlight=False)
+
+
+class JobFailedError(RuntimeError):
+    """A trial's run left no metrics."""
+
+
+def main() -> None:
+    """Search, then print the best trials."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="+", help="what is searched, and what all runs share")
+    parser.add_argument("--trials", type=int, default=30, help="trials in all, those of earlier calls included")
+    parser.add_argument("--folder", type=Path, help="for the study and its runs; follows from the overrides where it is not given")
+    arguments = parser.parse_args()
+    schema.register()
+    with runs.readable_errors():
+        space, shared = parsed(arguments.overrides)
+        folder = arguments.folder or Path("search") / _digest(arguments.overrides)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"another search is at work in {folder}: wait for it, or choose another --folder") from None
+            study = opened(folder, arguments.overrides)
+            search(study, space, shared, folder, arguments.trials)
+    show(study, shared, folder)
+
+
+def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """What is searched, and the overrides that all runs share.
+
+    Raises:
+        ValueError: nothing is searched.
+        HydraException: there is no such key, or it cannot have such a value.
+    """
+    found = OverridesParser.create().parse_overrides(list(overrides))
+    space = [override for override in found if override.is_sweep_override()]
+    if not space:
+        raise ValueError(f"nothing to search in {' '.join(overrides)}: give some key several values, as vat.eps=interval(0.1,10)")
+    shared = [override.input_line or "" for override in found if not override.is_sweep_override()]
+    given = {override.get_key_element() for override in found}
+    shared = [f"{key}={value}" for key, value in QUIET.items() if key not in given] + shared
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose("train", overrides=[*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
+    return space, shared
+
+
+def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
+    """The study in `folder`, made anew where there is none; trials that a kill left running come first in the queue.
+
+    Raises:
+        ValueError: it is a study of other settings, or no study at all.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    wanted = sorted(overrides)
+    try:
+        study = optuna.create_study(
+            study_name="vat",
+            storage=f"sqlite:///{folder / 'study.db'}",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            load_if_exists=True,
+        )
+    except (DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'study.db'} is no study that this version can read: choose another --folder") from error
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # another each time, or a search that goes on repeats itself
+    theirs = study.user_attrs.get("overrides", wanted)
+    if theirs != wanted:
+        raise ValueError(f"{folder} holds a study of other settings, {' '.join(theirs)}: choose another --folder")
+    study.set_user_attr("overrides", wanted)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str], folder: Path, trials: int) -> None:
+    """Run trials until so many have come to an end, or failed by themselves."""
+    os.environ[sweeps.NAME] = folder.name  # the W&B group
+
+    def objective(trial: Trial) -> float:
+        chosen = [f"{override.get_key_element()}={suggested(trial, override)}" for override in space]
+        try:
+            error = run(trial, [*shared, *chosen], folder / _digest([*shared, *chosen]))
+        except KeyboardInterrupt:  # Optuna takes it for a failure
+            study.enqueue_trial(trial.params)
+            raise
+        console.print(f"trial {trial.number}: validation error {100 * error:.2f} %  {' '.join(chosen)}")
+        return error
+
+    logging.getLogger("sqlalchemy").setLevel(logging.ERROR)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    interrupted = len(study.get_trials(states=(TrialState.WAITING,)))
+    remaining = trials - len(study.get_trials(states=ended)) + interrupted
+    if remaining > 0:
+        study.optimize(objective, n_trials=remaining, catch=(JobFailedError,))
+
+
+def suggested(trial: Trial, override: Override) -> Any:
+    """A value of what an override sweeps over."""
+    key, sweep = override.get_key_element(), override.value()
+    if override.is_interval_sweep():
+        low, high = sweep.start, sweep.end
+        if isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(key, low, high, log="log" in sweep.tags)
+        return trial.suggest_float(key, float(low), float(high), log="log" in sweep.tags)
+    return trial.suggest_categorical(key, list(override.sweep_string_iterator()))
+
+
+def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
+    """Train by `src/train.py`, and watch its validation error.
+
+    Returns:
+        The validation error at its end.
+
+    Raises:
+        optuna.TrialPruned: it was stopped, being worse than the median of the others at the same step.
+        JobFailedError: it left no metrics.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reported = -1
+    with (folder / "search.log").open("a") as log:
+        # A session of its own, so that all ranks of the run can be stopped together.
+        command = sweeps.command(overrides, folder, newest_whole(folder))
+        done = runs.finished(folder) is not None
+        process = None if done else subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while True:
+                running = process is not None and process.poll() is None
+                for record in read(folder / HISTORY):
+                    if (step := int(record["step"])) > reported:
+                        trial.report(record["val/error"], step)
+                        reported = step
+                        if running and trial.should_prune():
+                            console.print(
+                                f"trial {trial.number}: stopped at step {step}, validation error {100 * record['val/error']:.2f} %"
+                            )
+                            raise optuna.TrialPruned
+                if not running:
+                    break
+                time.sleep(LOOK_EVERY)
+        finally:
+            if process is not None and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    metrics = runs.finished(folder)
+    if metrics is None:
+        console.print(f"trial {trial.number}: failed, see {folder}/search.log", style="red")
+        raise JobFailedError(str(folder))
+    return 1 - metrics["val/accuracy"]
+
+
+def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
+    """Print the best trials, and the command that trains and tests the best."""
+    done = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: trial.value or 0.0)
+    count = {state.name.lower(): len(study.get_trials(states=(state,))) for state in (TrialState.PRUNED, TrialState.FAIL)}
+    if not done:
+        raise SystemExit(f"error: no trial came to its end ({count['fail']} failed): see {folder}/*/search.log")
+    keys = list(done[0].params)
+    table = Table(
+        "trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {count['pruned']} stopped, {count['fail']} failed"
+    )
+    for trial in done[:10]:
+        values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values())
+        table.add_row(str(trial.number), *values, f"{100 * (trial.value or 0.0):.2f}")
+    console.print(table)
+    wanted = [word for word in shared if word not in {f"{key}={value}" for key, value in QUIET.items()}]
+    best = [f"{key}={value}" for key, value in done[0].params.items()]
+    console.print("train and test the best:", " ".join(["python src/train.py", *wanted, *best]), soft_wrap=True)
+
+
+def _first(override: Override) -> Any:
+    """Some value of what an override sweeps over."""
+    return override.value().start if override.is_interval_sweep() else next(iter(override.sweep_string_iterator()))
+
+
+def _digest(overrides: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+
+
+if __name__ == "__main__":
+    main()

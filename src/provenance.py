@@ -1,0 +1,38 @@
+"""What a result came from: the state of the code, the versions of what it stands on, the machine."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb")
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """By name: the git commit (`+ changes` where files differ from it), versions, platform, devices, the command."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "git": _git_state(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "devices": ", ".join(devices) or f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "command": " ".join(sys.argv),
+    }
+
+
+def _git_state() -> str:
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+        return found.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" + changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
