@@ -143,7 +143,8 @@ def suggested(trial: Trial, override: Override) -> Any:
     key, sweep = override.get_key_element(), override.value()
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
-        assert low is not None and high is not None, "the grammar gives an interval both ends"
+        assert low is not None  # the grammar gives an interval both ends
+        assert high is not None
         if isinstance(low, int) and isinstance(high, int):
             return trial.suggest_int(key, low, high, log="log" in sweep.tags)
         return trial.suggest_float(key, float(low), float(high), log="log" in sweep.tags)
