@@ -7,6 +7,7 @@ Without an account, `wandb leet DIR` draws an offline run in the terminal, and e
 """
 
 import argparse
+from typing import Any
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
@@ -29,7 +30,7 @@ def main() -> None:
     try:
         if not wandb.login(prompt=False, verify=False):
             raise SystemExit("error: saving a dashboard needs a W&B account: `wandb login`, or --json to see what would be saved")
-        entity = arguments.entity or wandb.Api(timeout=10).default_entity
+        entity = arguments.entity or wandb.Api(timeout=10).default_entity or ""
         workspace(entity, arguments.project).save()
     except (wandb.Error, OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
@@ -70,12 +71,12 @@ def regularizers() -> list[wr.interface.Panel]:
 def radius() -> list[wr.interface.Panel]:
     """What a sweep over ε says."""
     eps = wr.Config("config.vat.eps")
-    columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in SETTINGS]
+    columns = [wr.interface.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in SETTINGS]
     return [
         wr.ScatterPlot(title="Validation error against ε", x=eps, y=ERROR, log_x=True),
         wr.ScatterPlot(title="Test accuracy against ε", x=eps, y=TEST, log_x=True),
         wr.ScatterPlot(title="Test LDS against ε", x=eps, y=wr.SummaryMetric("test/lds"), log_x=True, log_y=True),
-        wr.ParallelCoordinatesPlot(title="Settings and error", columns=[*columns, wr.ParallelCoordinatesPlotColumn(ERROR)]),
+        wr.ParallelCoordinatesPlot(title="Settings and error", columns=[*columns, wr.interface.ParallelCoordinatesPlotColumn(ERROR)]),
     ]
 
 
@@ -101,7 +102,7 @@ def line(title: str, *metrics: str, log_y: bool = False) -> wr.LinePlot:
     return wr.LinePlot(title=title, x="trainer/global_step", y=list(metrics), title_x="optimizer step", log_y=log_y)
 
 
-def section(name: str, panels: list[wr.interface.Panel]) -> ws.Section:
+def section(name: str, panels: list[Any]) -> ws.Section:
     """An open section, three panels wide."""
     return ws.Section(name=name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=2))
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 import optuna
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.trial import Trial, TrialState
 from rich.console import Console
 from rich.table import Table
@@ -142,8 +142,10 @@ def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str]
 def suggested(trial: Trial, override: Override) -> Any:
     """A value of what an override sweeps over."""
     key, sweep = override.get_key_element(), override.value()
-    if override.is_interval_sweep():
+    if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
+        assert low is not None  # the grammar gives an interval both ends
+        assert high is not None
         if isinstance(low, int) and isinstance(high, int):
             return trial.suggest_int(key, low, high, log="log" in sweep.tags)
         return trial.suggest_float(key, float(low), float(high), log="log" in sweep.tags)
@@ -214,7 +216,8 @@ def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
 
 def _first(override: Override) -> Any:
     """Some value of what an override sweeps over."""
-    return override.value().start if override.is_interval_sweep() else next(iter(override.sweep_string_iterator()))
+    sweep = override.value()
+    return sweep.start if isinstance(sweep, IntervalSweep) else next(iter(override.sweep_string_iterator()))
 
 
 def _digest(overrides: Sequence[str]) -> str:

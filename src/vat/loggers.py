@@ -21,7 +21,7 @@ SUMMARIES = {
     "val/calibration_error": "min,last",
     "train/loss": "min,last",
 }
-"""What W&B keeps of a metric's course, over optimizer steps; of all others the last value."""
+"""What W&B keeps of a metric over optimizer steps; of all others the last value, a plain number, as sweeps need of `val/error`."""
 
 ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
 

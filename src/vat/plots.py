@@ -210,7 +210,8 @@ def reliability_figure(chances: Tensor, y: Tensor, *, bins: int = 15) -> Figure:
 
     figure = _figure(5, 5.6)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    _tidy(above), _tidy(below)
+    for panel in (above, below):
+        _tidy(panel)
     above.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, zorder=4)
     for i in range(bins):
         if occurs[i]:
@@ -310,7 +311,8 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     }
     panels = {label: found for label, lines in panels.items() if (found := [line for line in lines if line[0] in names])}
     figure = _figure(6.4, 1.9 * len(panels) + 0.9)
-    for axes, (label, lines) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True):
+    column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (label, lines) in zip(column, panels.items(), strict=True):
         _tidy(axes)
         for (name, said), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS)):  # the cycles have no end
             scale = 100 if label == "error, %" else 1
@@ -322,7 +324,7 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         if label != "term of the loss" and values and max(values) > 30 * min(values):
             axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=8.5)
-    axes.set_xlabel("optimizer step")
+    column[-1].set_xlabel("optimizer step")
     figure.suptitle("Course of the run", fontsize=11)
     return figure
 
@@ -346,13 +348,14 @@ def sweep_figure(settings: Sequence[Mapping[str, str]], errors: Sequence[tuple[S
     width = 4.3 * len(stages) + 1.7
     if not rows:
         figure = _figure(width, 0.34 * len(settings) + 1.3)
-        for number, panel in enumerate(figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]):
+        row = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
+        for number, panel in enumerate(row):
             _tidy(panel)
             for place, of_setting in enumerate(errors):
                 _point(panel, place, of_setting[number], COLOURS[0], "o", horizontal=True)
             panel.set_yticks(range(len(settings)), [_named(s) or "all" for s in settings])
             panel.set(xlabel="error, %", title=stages[number])
-        panel.invert_yaxis()
+        row[0].invert_yaxis()
         return figure
 
     figure = _figure(width, 3.1 * len(rows) + 0.3)
