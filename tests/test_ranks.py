@@ -68,7 +68,7 @@ def work(rank, world, folder):
         for layer in (sharded[0], sharded[2], sharded):
             fully_shard(layer, mesh=mesh)
         if case in NOT_SHARDED:
-            with pytest.raises(ValueError, match="direction 'exact' .* FSDP2 .* use 'margin'"):
+            with pytest.raises(ValueError, match=r"direction 'exact' .* FSDP2 .* use 'margin'"):
                 backward(sharded, make(), rank, world)
             continue
         backward(sharded, make(), rank, world)
