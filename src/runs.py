@@ -140,7 +140,7 @@ def data_digest(data: Any) -> str:
     digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
     if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
-        digest.update(data.x.cpu().contiguous().numpy())
+        digest.update(memoryview(data.x.cpu().contiguous().numpy()))  # pyright: ignore[reportArgumentType]  # arrays are buffers
     return digest.hexdigest()[:8]
 
 
