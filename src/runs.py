@@ -81,7 +81,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def keep_logged(folder: Path) -> None:
-    """Set aside the metrics.csv of a run that goes on in its folder, which Lightning would delete: metrics.1.csv is the oldest."""
+    """Set aside the metrics.csv of a run that goes on, which Lightning's CSV logger would delete; metrics.1.csv is the oldest."""
     logged = folder / "metrics.csv"
     if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
         logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
@@ -142,7 +142,7 @@ def data_digest(data: Any) -> str:
     digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
     if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
-        digest.update(data.x.cpu().contiguous().numpy())
+        digest.update(memoryview(data.x.cpu().contiguous().numpy()))  # pyright: ignore[reportArgumentType]  # arrays are buffers
     return digest.hexdigest()[:8]
 
 
