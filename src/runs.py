@@ -127,7 +127,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
         raise ValueError(f"{path} cannot be read, it is truncated or no checkpoint: take an earlier one") from error
     if not isinstance(checkpoint, dict) or "record" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of this project: it has no record of its settings")
