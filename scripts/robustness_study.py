@@ -4,8 +4,8 @@ python scripts/robustness_study.py digits
 python scripts/robustness_study.py mnist_100 --jobs 2 limit=2000 eps.linf=[0.05,0.1,0.2]
 
 Evaluates the last checkpoint of every seed of every method, by `python src/evaluate.py`; one that is done is not done again and one that
-was interrupted goes on, by the same command. Overrides after the table's name go to every evaluation. Writes robustness.md and robustness.png
-beside the table.
+was interrupted goes on, by the same command. Overrides after the table's name go to every evaluation. Writes robustness.md and
+robustness.png beside the table.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of every evaluation, as attack=autoattack")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where reproduce.py kept jobs and tables")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="evaluations at a time, of one thread each")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = arguments.folder / arguments.table
     methods = checkpoints(folder / "test")
     every = [path for paths in methods.values() for path in paths]
