@@ -150,9 +150,9 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
         by_name("norm", NORMS, norm)
     grid = {norm: list(cfg.eps[norm]) if cfg.eps[norm] is not None else default_radii(norm, of.data) for norm in cfg.norms}
     attacks: list[Attack] = instantiate(cfg.attacks, _convert_="all")
-    settings = described(cfg, of, grid)
     if cfg.source is not None:
         attacks.append(Transfer(source(cfg, of)))
+    settings = described(cfg, of, grid)
     folder = of.run / "evaluation" / f"robustness-{digest(settings)}"
     with bar() as progress:
         task = progress.add_task("", total=1.0)

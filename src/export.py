@@ -73,6 +73,8 @@ def export(checkpoint: Path, to: str, output: Path | None = None) -> Path:
     network = runs.load_network(checkpoint).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     text = json.dumps(description(record), ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
+    if path.suffix != form.suffix:
+        raise ValueError(f"output={path}: its name must end in {form.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     x = examples(record)
     part = path.with_name(f".part-{path.name}")

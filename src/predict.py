@@ -1,6 +1,6 @@
 """Predict the class of images or rows of features, as CSV.
 
-python src/predict.py ckpt_path=outputs/.../checkpoints/last.ckpt data=photos output=predictions.csv
+python src/predict.py ckpt_path=outputs/.../checkpoints/last.ckpt input=photos output=predictions.csv
 """
 
 import os
@@ -33,7 +33,7 @@ schema.register()
 def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with runs.readable_errors():
-        number = predict(Path(cfg.ckpt_path), Path(cfg.data), Path(cfg.output), batch_size=cfg.batch_size, device=cfg.device)
+        number = predict(Path(cfg.ckpt_path), Path(cfg.input), Path(cfg.output), batch_size=cfg.batch_size, device=cfg.device)
         report.console.print(f"{cfg.output}: {number} predictions")
 
 
@@ -82,7 +82,7 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     """The examples at `data`: their names, and the values as they are in the files; images are read when their turn comes."""
     shape = tuple(record["input_shape"])
     if not data.exists():
-        raise FileNotFoundError(f"data={data}: there is no such file or folder")
+        raise FileNotFoundError(f"input={data}: there is no such file or folder")
     if data.is_file() and data.suffix.lower() not in SUFFIXES:
         preparation = record.get("preparation") or {}
         table = read_table(data, label=None, group=None, features=preparation.get("columns"))
@@ -90,11 +90,11 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     modes = {channels: mode for mode, channels in MODES.items()}
     if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2]:
         raise ValueError(
-            f"data={data}: the network takes inputs of shape {shape}, which image files do not give: name a .npz, CSV or Parquet file"
+            f"input={data}: the network takes inputs of shape {shape}, which image files do not give: name a .npz, CSV or Parquet file"
         )
     paths = [data] if data.is_file() else list(_images(data))
     if not paths:
-        raise ValueError(f"data={data} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"input={data} holds no image ({', '.join(SUFFIXES)})")
     return [str(path) for path in paths], ImageFiles(paths, size=shape[1], mode=modes[shape[0]], workers=2)
 
 
@@ -109,10 +109,10 @@ def _arranged(x: Tensor, shape: tuple[int, ...], data: Path) -> Tensor:
     """Images with their channels first, as the network takes them."""
     if x.ndim == 3 and len(shape) == 3 and shape[0] == 1:
         x = x.unsqueeze(1)
-    if x.ndim == 4 and x.shape[1:] != shape:
+    if x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape != x.shape[1:]:
         x = x.permute(0, 3, 1, 2)
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"data={data} holds inputs of shape {tuple(x.shape[1:])}; the network takes {shape}")
+        raise ValueError(f"input={data} holds inputs of shape {tuple(x.shape[1:])}; the network takes {shape}")
     return x
 
 
@@ -136,7 +136,7 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
     slack = 1e-4 * (high - low)
     if float(x.min()) < low - slack or float(x.max()) > high + slack:
         raise ValueError(
-            f"data={data}: inputs reach from {float(x.min()):g} to {float(x.max()):g}, out of the range of those trained on, "
+            f"input={data}: inputs reach from {float(x.min()):g} to {float(x.max()):g}, out of the range of those trained on, "
             f"[{low:g}, {high:g}]: give images as bytes, or as numbers in [0, 1]"
         )
     return x

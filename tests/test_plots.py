@@ -212,3 +212,37 @@ def test_a_sweep_without_numbers_is_a_list():
 
 def test_no_figure_of_the_module_touches_pyplot():
     assert not plt.get_fignums()
+
+
+ROBUST = {"l2": {"eps": [0.5, 1.0], "accuracy": {"fgm": [0.8, 0.4], "worst": [0.7, 0.2]}}}
+
+
+def test_the_curves_start_at_the_clean_accuracy():
+    (panel,) = plots.robustness_figure(ROBUST, 0.9, unit="pixels").axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines}
+    assert drawn["worst case"] == ([0, 0.5, 1.0], [90.0, 70.0, 20.0])
+    assert drawn["fgm"][1] == [90.0, 80.0, 40.0]
+
+
+def test_adversarial_examples_are_shown_with_what_was_added():
+    x = torch.full((2, 1, 4, 4), 0.5)
+    change = torch.zeros_like(x)
+    change[0, 0, 0, 0], change[1, 0, 3, 3] = 0.2, -0.1
+    figure = plots.adversarial_figure(x, x + change, [("3", "5"), ("cat", "dog")], bounds=(0.0, 1.0), title="t")
+    panels = [axes.images[0].get_array() for axes in figure.axes]
+    assert panels[0].tolist() == x[0, 0].tolist()
+    assert panels[2][0, 0] == pytest.approx(1.0)  # the largest change is white
+    assert panels[3][3, 3] == pytest.approx(0.25)
+    assert panels[5][3, 3] == pytest.approx(0.4)
+    assert [axes.get_title() for axes in figure.axes] == ["3", "cat", "", "", "5", "dog"]
+
+
+def test_a_study_shows_mean_and_spread_over_seeds():
+    def seed(clean, worst):
+        return {"clean": {"accuracy": clean}, "robust": {"l2": {"eps": [1.0], "accuracy": {"worst": [worst]}}}}
+
+    (panel,) = plots.study_figure({"VAT": [seed(0.9, 0.4), seed(0.8, 0.6)], "none": [seed(1.0, 0.0)] * 2}, title="t").axes
+    assert [line.get_label() for line in panel.lines] == ["VAT", "none"]
+    assert list(panel.lines[0].get_ydata()) == pytest.approx([85.0, 50.0])
+    band = panel.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(85 + 50**0.5, rel=1e-4)

@@ -492,10 +492,35 @@ def adversarial_figure(
     for row, images in enumerate(rows):
         for column, image in enumerate(images.clamp(0, 1)):
             panel = panels[row, column]
-            panel.imshow(image.permute(1, 2, 0).squeeze(2) if len(image) == 1 else image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            panel.imshow((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy(), cmap="gray", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[])
     for column, (true, taken) in enumerate(names):
         panels[0, column].set_title(true, fontsize=9)
         panels[2, column].set_title(taken, fontsize=9)
     figure.suptitle(f"{title}: image and class, perturbation (grey is none, full scale ±{largest:.2g}), result and prediction", fontsize=9)
+    return figure
+
+
+def study_figure(found: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str) -> Figure:
+    """Worst-case accuracy against ε for several methods, a panel for each norm: the mean over seeds, and a band of one standard deviation.
+
+    Args:
+        found: for each method what `vat.robustness.evaluate` returned for each seed, all at the same radii.
+        title: of the figure.
+    """
+    norms = list(next(iter(found.values()))[0]["robust"])
+    figure = Figure(figsize=(5.2 * len(norms), 4), layout="constrained")
+    panels = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
+    for panel, norm in zip(panels, norms, strict=True):
+        for method, seeds in found.items():
+            curves = torch.tensor([[one["clean"]["accuracy"], *one["robust"][norm]["accuracy"]["worst"]] for one in seeds]) * 100
+            mean, spread = curves.mean(0), curves.std(0, correction=min(1, len(seeds) - 1))
+            radii = [0, *seeds[0]["robust"][norm]["eps"]]
+            (line,) = panel.plot(radii, mean.tolist(), marker="o", markersize=3, label=method)
+            panel.fill_between(radii, (mean - spread).tolist(), (mean + spread).tolist(), alpha=0.15, color=line.get_color(), linewidth=0)
+        panel.set(title=norm, xlabel="ε", ylim=(0, 102))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy under the worst of all attacks, %")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=9)
     return figure

@@ -30,6 +30,7 @@ CALIBRATION_BINS = 15
 LIPSCHITZ_POINTS = 8  # random points of the ball, beside its centre
 PROBED = 200  # examples on which the sanity checks run attacks of their own
 SEVERITIES = (1, 2, 3, 4, 5)
+SURPRISE = 0.05  # of the examples; an honest network on digits had up to 0.02, at a radius where single starts miss some
 
 Result = dict[str, Any]
 """What one part of the evaluation found on one batch: plain values, for a line of JSON."""
@@ -353,9 +354,9 @@ def sanity_probe(
     Returns:
         `examples`; `noise`, the largest difference between two passes in standard deviations of the logits; `no_gradient`, the share of
         examples on which the gradient of the cross entropy is zero; `huge`, the largest ε there can be in L∞, and `standing_huge`, the
-        share that stands there; `half`, an L∞ ε at which one step fells about half of them, `standing_one` and `standing_many`, the shares
-        that stand after one step and after 40, and `alignment` of the gradients before and after that step, 1 where the network is linear;
-        the `spread` (largest minus least) and standard deviation `std` of the inputs, and their `size`.
+        share that stands there; `half`, an L∞ ε at which one step fells about half of them, and `standing_one` and `standing_many`, the
+        shares that stand there after one step and after 40; the `spread` (largest minus least) and standard deviation `std` of the inputs,
+        and their `size`.
     """
     if len(x) == 0:
         return {"examples": 0}
@@ -381,9 +382,6 @@ def sanity_probe(
         if len(after_one) <= len(x) / 2:
             break
     after_many = share_standing(PGD(steps=40), everyone, half)
-    threat = Threat(LInf(), half, bounds)
-    stepped = threat.step(x, x, gradient, half, generator)
-    before, after = (_gradient(network, point, y, logit_difference).flatten(1).double() for point in (x, stepped))
     return {
         "examples": len(x),
         "noise": float((one - other).abs().max() / one.std().clamp(min=1e-30)),
@@ -393,7 +391,6 @@ def sanity_probe(
         "half": half,
         "standing_one": len(after_one) / len(x),
         "standing_many": len(after_many) / len(x),
-        "alignment": float(F.cosine_similarity(before, after, dim=1).mean()),
         "spread": spread,
         "std": float(x.std(correction=0)),
         "size": x[0].numel(),
@@ -420,10 +417,10 @@ def warnings_of(probe: Mapping[str, Any], grid: Mapping[str, Sequence[float]]) -
             f"{probe['standing_huge']:.0%} of the examples stand at ε = {probe['huge']:g} in L∞, where any input can be made of any other: "
             "the attack fails, not the examples stand"
         )
-    if probe["standing_many"] >= max(probe["standing_one"], 0.01) and probe["alignment"] < 0.99:
+    if probe["standing_many"] > probe["standing_one"] + 0.02:
         found["more_steps"] = (
-            f"more steps do not help: at ε = {probe['half']:.3g} in L∞ {probe['standing_many']:.0%} stand after 40 steps and "
-            f"{probe['standing_one']:.0%} after one, though the network is not linear there: its gradient leads nowhere"
+            f"more steps do not help: at ε = {probe['half']:.3g} in L∞ {probe['standing_many']:.0%} stand after 40 steps along the "
+            f"gradient and {probe['standing_one']:.0%} after one: it does not lead to where the loss is high"
         )
     for norm, radii in grid.items():
         longest = 1.0 if norm == "linf" else probe["size"] ** 0.5
@@ -522,7 +519,7 @@ class Summary:
         found = {}
         for norm, radii in self.grid.items():
             for radius, count in zip(radii, self.surprises[norm].tolist(), strict=True):
-                if count > max(2, 0.01 * self.examples):
+                if count > max(2, SURPRISE * self.examples):
                     found[f"black_box_{norm}"] = (
                         f"black-box beats white-box: at ε = {radius:g} in {norm} attacks without gradients fell {count} of {self.examples} "
                         "examples that stand all attacks with gradients, which therefore fail: accuracies under them are not to be trusted"

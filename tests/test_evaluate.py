@@ -1,0 +1,293 @@
+"""The command line of evaluate, export and predict on one small run: what they leave, and how they refuse."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.utils import instantiate
+
+import evaluate
+import export
+import predict
+import report
+import runs
+import train
+from vat.attacks import Attack
+
+ROOT = Path(__file__).parents[1]
+ATTACKS = sorted(path.stem for path in (ROOT / "conf" / "attack").glob("*.yaml"))
+QUICK = ("limit=40", "batch_size=25", "attack=fgm", "eps.l2=[0.5,2]", "eps.linf=[0.25]")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 60 steps on the digits, and one of another network."""
+    folder = tmp_path_factory.mktemp("runs")
+    quiet = ("trainer.max_steps=60", "data.steps_per_epoch=60", "logger=none", "trainer.enable_progress_bar=false", "test=none")
+    report.console.quiet = True
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for name, overrides in (
+            ("cnn", ("model=cnn", "regularizer=none")),
+            ("mlp", ("model=mlp", "model.hidden=[32]", "regularizer=none")),
+        ):
+            train.train(hydra_compose("train", overrides=[*quiet, *overrides]), folder / name)
+    report.console.quiet = False
+    return SimpleNamespace(**{name: folder / name / "checkpoints" / "last.ckpt" for name in ("cnn", "mlp")})
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """An entry and its overrides, in this process and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.console, "quiet", True)
+
+    def run(entry, *overrides):
+        argv = [f"{entry.__name__}.py", "--config-path", str(ROOT / "conf"), *overrides]
+        monkeypatch.setattr(sys, "argv", [*argv, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"])
+        entry.main()
+
+    return run
+
+
+def refused(main, entry, *overrides):
+    with pytest.raises(SystemExit) as error:
+        main(entry, *overrides)
+    message = str(error.value.code)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def found(checkpoint):
+    (folder,) = (checkpoint.parents[1] / "evaluation").iterdir()
+    return folder, json.loads((folder / "robustness.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluate
+
+
+@pytest.mark.parametrize("choice", ATTACKS)
+def test_every_attack_configuration_makes_its_attacks(choice):
+    if choice == "autoattack":
+        pytest.importorskip("pyautoattack")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra_compose("evaluate", overrides=[f"attack={choice}", "ckpt_path=x"])
+    made = instantiate(cfg.attacks, _convert_="all")
+    assert all(isinstance(attack, Attack) for attack in made)
+    names = [attack.name for attack in made]
+    assert choice in (*names, "standard")
+    assert len(set(names)) == len(names)
+
+
+def test_an_evaluation_leaves_json_and_figures_and_goes_on(main, trained, monkeypatch):
+    checkpoint = trained.cnn
+    overrides = (f"ckpt_path={checkpoint}", f"source={trained.mlp}", *QUICK)
+    main(evaluate, *overrides)
+    folder, result = found(checkpoint)
+    assert {path.name for path in folder.iterdir()} == {"results.jsonl", "robustness.json", "curves.png", "examples.png"}
+    assert (result["examples"], result["of"]) == (40, 597)
+    assert result["robust"]["l2"]["eps"] == [0.5, 2.0]
+    assert set(result["robust"]["linf"]["accuracy"]) == {"fgm", "transfer", "worst"}
+    lines = (folder / "results.jsonl").read_text()
+    monkeypatch.setattr(evaluate.robustness, "clean_measures", None)  # nothing is measured again
+    main(evaluate, *overrides)
+    assert found(checkpoint) == (folder, result)
+    assert (folder / "results.jsonl").read_text() == lines
+
+
+def test_the_whole_test_part_gives_the_accuracy_of_the_runs_own_test(main, trained, tmp_path):
+    checkpoint = tmp_path / "copy" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(trained.mlp.read_bytes())
+    main(evaluate, f"ckpt_path={checkpoint}", "attack=fgm", "eps.l2=[1.0]", "norms=[l2]", "logger=csv")
+    (folder,) = (checkpoint.parent / "evaluation").iterdir()
+    result = json.loads((folder / "robustness.json").read_text())
+    data = instantiate({"_target_": "vat.data.digits.Digits"})
+    data.setup()
+    with torch.no_grad():
+        right = runs.load_network(checkpoint)(data.x[data.split.test]).argmax(1) == data.y[data.split.test]
+    assert result["examples"] == 597
+    assert result["clean"]["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert "evaluation/accuracy" in (checkpoint.parent / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["ckpt_path=missing"], ["ckpt_path=missing", "no such file"]),
+        ([], ["ckpt_path"]),
+        (["data=moons"], ["was trained on inputs of shape [1, 8, 8]", "Moons has [100]"]),
+        (["norms=[l3]"], ["unknown norm 'l3'", "l2, linf"]),
+        (["eps.l2=[-1]"], ["eps.l2", ">= 0", "-1"]),
+        (["report=opinion"], ["unknown report 'opinion'", "robustness"]),
+        (["limit=0"], ["limit=0", ">= 1"]),
+        (["batch_size=0"], ["batch_size=0", ">= 1"]),
+        (["source=missing"], ["source=missing", "no such file"]),
+        (["attack=pgd", "pgd.schedule=step"], ["unknown schedule 'step'"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(main, trained, overrides, words):
+    given = [] if any(o.startswith("ckpt_path") for o in overrides) or not overrides else [f"ckpt_path={trained.cnn}"]
+    message = refused(main, evaluate, *given, *overrides)
+    assert all(word in message for word in words), message
+
+
+def test_a_checkpoint_of_other_data_of_the_same_shape_is_refused(main, trained, tmp_path):
+    x, y = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32), np.arange(60) % 2
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    message = refused(main, evaluate, f"ckpt_path={trained.cnn}", "data=arrays", f"data.train={tmp_path / 'own.npz'}")
+    assert "was trained on the classes" in message
+    assert "['0', '1']" in message
+
+
+def test_a_truncated_checkpoint_is_refused(main, trained, tmp_path):
+    (tmp_path / "half.ckpt").write_bytes(trained.cnn.read_bytes()[:5000])
+    assert "truncated" in refused(main, evaluate, f"ckpt_path={tmp_path / 'half.ckpt'}")
+
+
+def test_a_checkpoint_cannot_choose_what_is_called_for_its_data(main, trained, tmp_path):
+    checkpoint = torch.load(trained.cnn, weights_only=True)
+    checkpoint["record"]["config"]["data"] = {"_target_": "os.mkdir", "path": str(tmp_path / "called")}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    assert "os.mkdir, which is no data set" in refused(main, evaluate, f"ckpt_path={tmp_path / 'evil.ckpt'}")
+    assert not (tmp_path / "called").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torch_export", pytest.param("onnx", marks=pytest.mark.long)])
+def test_an_export_predicts_what_the_checkpoint_does(trained, tmp_path, to):
+    for package in export.FORMATS[to].needs:
+        pytest.importorskip(package)
+    path = export.export(trained.cnn, to, tmp_path / f"exported{export.FORMATS[to].suffix}")
+    predicts, text = export.FORMATS[to].load(path)
+    x = torch.randn(7, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(predicts(x), runs.load_network(trained.cnn)(x), rtol=1e-3, atol=1e-4)
+    told = json.loads(text)
+    assert told["class_names"] == [str(digit) for digit in range(10)]
+    assert told["input"]["shape"] == ["batch", 1, 8, 8]
+    assert told["input"]["bounds"][0] < 0 < told["input"]["bounds"][1]
+
+
+def test_an_export_that_predicts_otherwise_is_refused(main, trained, tmp_path, monkeypatch):
+    def load(path):
+        predicts, text = export.load_torch_export(path)
+        return (lambda x: predicts(x) + 0.1), text
+
+    monkeypatch.setitem(export.FORMATS, "torch_export", export.FORMATS["torch_export"]._replace(load=load))
+    message = refused(main, export, f"ckpt_path={trained.mlp}", "format=torch_export", f"output={tmp_path / 'wrong.pt2'}")
+    assert "gives other predictions" in message
+    assert not (tmp_path / "wrong.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["output=out.txt"], ["output=out.txt", ".safetensors"]),
+        (["format=pickle"], ["unknown format 'pickle'", "safetensors, torch_export, onnx"]),
+        (["ckpt_path=missing"], ["no such file"]),
+    ],
+    ids=str,
+)
+def test_an_export_refuses_in_one_line(main, trained, overrides, words):
+    given = [] if overrides[0].startswith("ckpt_path") else [f"ckpt_path={trained.mlp}"]
+    message = refused(main, export, *given, *overrides)
+    assert all(word in message for word in words)
+
+
+def test_a_format_whose_package_is_absent_says_what_to_install(main, trained, monkeypatch):
+    monkeypatch.setitem(export.FORMATS, "onnx", export.FORMATS["onnx"]._replace(needs=("nonesuch_package",)))
+    assert "pip install nonesuch_package" in refused(main, export, f"ckpt_path={trained.mlp}", "format=onnx")
+
+
+# -------------------------------------------------------------------------------------------------------------- predict
+
+
+def lines(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """The digits' grey levels in [0, 1], and what the network is given for them."""
+    data = instantiate({"_target_": "vat.data.digits.Digits"})
+    data.setup()
+    mean, std = data.preparation["mean"], data.preparation["std"]
+    rows = data.split.test[:30]
+    return (data.x[rows] * std + mean).numpy(), data.x[rows]
+
+
+def test_arrays_are_predicted_as_the_network_does(main, trained, levels, tmp_path):
+    raw, x = levels
+    np.savez(tmp_path / "new.npz", x=raw)
+    main(predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'new.npz'}", "batch_size=7")
+    got = lines(tmp_path / "predictions.csv")
+    with torch.no_grad():
+        chance, chosen = runs.load_network(trained.mlp)(x).softmax(1).max(1)
+    assert [line["prediction"] for line in got] == [str(c) for c in chosen.tolist()]
+    assert [float(line["confidence"]) for line in got] == pytest.approx(chance.tolist(), abs=1e-5)
+    assert [line["example"] for line in got] == [str(row) for row in range(30)]
+
+
+def test_a_folder_of_images_is_predicted_by_name(main, trained, levels, tmp_path):
+    from PIL import Image
+
+    raw, _ = levels
+    for number in range(3):
+        Image.fromarray((raw[number, 0] * 255).round().astype(np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    main(predict, f"ckpt_path={trained.mlp}", f"input={tmp_path}", "output=out/images.csv")
+    got = lines(tmp_path / "out" / "images.csv")
+    assert [Path(line["example"]).name for line in got] == ["0.png", "1.png", "2.png"]
+    np.savez(tmp_path / "same.npz", x=(raw[:3] * 255).round().astype(np.uint8))
+    main(predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'same.npz'}")
+    assert [line["prediction"] for line in lines(tmp_path / "predictions.csv")] == [line["prediction"] for line in got]
+
+
+def test_rows_of_a_table_are_standardised_as_in_training(main, tmp_path, monkeypatch):
+    pd = pytest.importorskip("pandas")
+    generator = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    frame = pd.DataFrame(
+        {"a": 1000 + 50 * y + generator.normal(0, 5, 80), "b": generator.normal(0, 1e-3, 80), "y": np.where(y, "up", "down")}
+    )
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    quiet = ("trainer.max_steps=60", "data.steps_per_epoch=60", "logger=none", "trainer.enable_progress_bar=false", "test=none")
+    own = ("data=arrays", f"data.train={tmp_path / 'train.csv'}", "model=mlp", "model.hidden=[8]", "regularizer=none", "optimizer.lr=0.01")
+    monkeypatch.setattr(report.console, "quiet", True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train.train(hydra_compose("train", overrides=[*quiet, *own]), tmp_path / "run")
+    frame[["b", "y", "a"]].to_csv(tmp_path / "new.csv", index=False)  # another order, and the labels may stay
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(predict, f"ckpt_path={checkpoint}", f"input={tmp_path / 'new.csv'}")
+    got = [line["prediction"] for line in lines(tmp_path / "predictions.csv")]
+    assert np.mean(np.array(got) == frame["y"].to_numpy()) > 0.95
+    frame[["a"]].to_csv(tmp_path / "less.csv", index=False)
+    assert "no column 'b'" in refused(main, predict, f"ckpt_path={checkpoint}", f"input={tmp_path / 'less.csv'}")
+
+
+def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path):
+    def message(**arrays):
+        np.savez(tmp_path / "bad.npz", **arrays)
+        return refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}")
+
+    assert "of shape (1, 9, 9); the network takes (1, 8, 8)" in message(x=np.zeros((2, 1, 9, 9)))
+    assert "out of the range" in message(x=np.full((2, 1, 8, 8), 255.0))
+    assert "holds no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
+    assert "no such file or folder" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'empty'}")
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    assert "broken.png cannot be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'broken.png'}")
+    assert not list(tmp_path.glob("predictions.csv"))
