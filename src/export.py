@@ -158,7 +158,8 @@ def save_onnx(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         shapes = ({0: torch.export.Dim("batch")},)
         program = torch.onnx.export(
             network, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False, input_names=["input"], output_names=["logits"]
