@@ -104,7 +104,7 @@ def made(monkeypatch, folder, mode, **options):
         return SimpleNamespace(experiment=run)
 
     monkeypatch.setattr(loggers, "wandb_mode", lambda: (mode, "the test says so"))
-    monkeypatch.setattr(loggers, "WandbLogger", logger)
+    monkeypatch.setattr(loggers, "LenientWandbLogger", logger)
     loggers.wandb_logger(save_dir=str(folder), **options)
     return received
 
