@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 optuna = pytest.importorskip("optuna")
@@ -168,3 +171,26 @@ def test_every_setting_of_the_wandb_sweep_composes(compose):
     }
     for end in (0, -1):
         compose(*(f"{key}={values[end]}" for key, values in ends.items()))
+
+
+@pytest.mark.long
+def test_every_rank_of_a_sampled_trial_trains_the_trials_own_settings(tmp_path):
+    """Ranks at different settings would average gradients that no single process has."""
+    small = ["data=moons", "model=mlp", "model.hidden=[16]", "model.batch_norm=false", "vat.direction=exact", "logger=none", "figures=null"]
+    small += ["trainer.max_steps=4", "data.steps_per_epoch=4"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu"]
+
+    def run(script, *arguments):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+        subprocess.run([sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, env=environment, check=True, timeout=600)
+
+    run("scripts/search.py", "vat.eps=tag(log,interval(0.1,10))", *small, *two, "--trials", "2", "--folder", "s")
+    checkpoints = sorted(tmp_path.glob("s/**/last.ckpt"))
+    assert len(checkpoints) == 2
+    for number, path in enumerate(checkpoints):
+        ours = torch.load(path, weights_only=True)
+        eps = ours["record"]["config"]["vat"]["eps"]
+        run("src/train.py", *small, f"vat.eps={eps}", "test=none", f"hydra.run.dir=single-{number}")
+        single = torch.load(tmp_path / f"single-{number}" / "checkpoints" / "last.ckpt", weights_only=True)
+        for name, value in single["state_dict"].items():
+            torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-3, atol=2e-5)
