@@ -451,15 +451,14 @@ def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, 
         clean: accuracy at ε = 0.
         unit: of ε.
     """
-    figure = Figure(figsize=(5.2 * max(1, len(robust)), 4), layout="constrained")
+    figure = _figure(5.2 * max(1, len(robust)), 4)
     panels = figure.subplots(1, max(1, len(robust)), squeeze=False, sharey=True)[0]
     for panel, (norm, found) in zip(panels, robust.items(), strict=False):
-        for name, accuracies in found["accuracy"].items():
+        for (name, accuracies), colour, marker in zip(found["accuracy"].items(), cycle(COLOURS[:-1]), cycle(MARKERS)):
             worst = name == "worst"
-            style = {"color": "black", "linewidth": 2.2, "zorder": 3} if worst else {"linewidth": 1.2, "marker": "o", "markersize": 3}
+            style = {"color": "black", "linewidth": 2.2, "zorder": 3} if worst else {"color": colour, "marker": marker, "markersize": 4}
             panel.plot([0, *found["eps"]], [100 * a for a in (clean, *accuracies)], label="worst case" if worst else name, **style)
-        panel.set(title=norm, xlabel="ε", ylim=(0, 102))
-        panel.grid(alpha=0.3)
+        _tidy(panel).set(title=norm, xlabel="ε", ylim=(0, 102))
         panel.legend(fontsize=8)
     panels[0].set_ylabel("accuracy, %")
     figure.suptitle(f"ε in {unit}", fontsize=9)
