@@ -1,9 +1,10 @@
-"""Two processes train as one: gradients under DDP and FSDP2, and the order after a restart with more or fewer of them."""
+"""Two processes train as one: gradients under DDP and FSDP2, the order after a restart with more or fewer, and a rank that dies."""
 
 import copy
 import os
 import signal
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,3 +135,45 @@ def test_a_restart_with_other_processes_keeps_the_global_order(before, after):
     rest, _ = joined(after, copy.deepcopy(state), 4)
     for found, expected in zip(start + rest, whole, strict=True):
         assert all(map(torch.equal, found, expected))
+
+
+DYING = """
+import os, signal, sys
+import train
+from vat.classifier import Classifier
+
+whole = Classifier.training_step
+
+def training_step(self, batch, batch_idx):
+    if batch.micro_step == 7 and self.global_rank == int(os.environ["DIES"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, batch, batch_idx)
+
+Classifier.training_step = training_step
+train.main()
+"""
+
+
+@pytest.mark.long  # fresh processes, by the command line
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_goes_on(shell, tmp_path, dies):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    conf = Path(__file__).parents[1] / "conf"
+    quick = ["trainer.max_steps=10", "data.steps_per_epoch=5", "trainer.enable_progress_bar=false", "model=mlp", "model.hidden=[16]"]
+    quick += ["model.batch_norm=false", "vat.direction=exact", "logger=none", "figures=null", "test=none"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=outputs/today/job"]
+    done = shell(script, "--config-path", str(conf), *quick, *two, DIES=str(dies))  # which gives up after 180 seconds
+    assert done.returncode != 0
+    checkpoint = tmp_path / "outputs" / "today" / "job" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 5
+    gone_on = shell(script, "--config-path", str(conf), *quick, f"ckpt_path={checkpoint}", "hydra.run.dir=one", DIES="9")
+    assert gone_on.returncode == 0, gone_on.stderr
+    alone = shell(script, "--config-path", str(conf), *quick, "hydra.run.dir=alone", DIES="9")
+    assert alone.returncode == 0, alone.stderr
+    found, expected = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in ("one", "alone")
+    )
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)  # float32, ten updates of Adam
