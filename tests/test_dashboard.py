@@ -1,11 +1,11 @@
 """The dashboard's specification, offline."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import scripts
 
 pytest.importorskip("wandb_workspaces")
 ROOT = Path(__file__).parents[1]
@@ -13,10 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def dashboard():
-    spec = importlib.util.spec_from_file_location("dashboard", ROOT / "scripts" / "dashboard.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("dashboard")
 
 
 @pytest.fixture(scope="module")

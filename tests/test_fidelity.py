@@ -1,16 +1,13 @@
 """The script that measures directions: its pieces, on a network small enough to wait for."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
+import scripts
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import fidelity
+fidelity = scripts.load("fidelity")
 
 
 def networks():

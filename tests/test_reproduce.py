@@ -1,23 +1,18 @@
 """The tables: chosen on validation, gone on with where they were interrupted, summarised as said."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
 
 
 @pytest.fixture
-def reproduce(monkeypatch):
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reproduce", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def reproduce():
+    return scripts.load("reproduce")
 
 
 @pytest.fixture

@@ -1,22 +1,19 @@
 """The study: every seed of every method, summarised as said."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "robustness_study.py"
 
 
 @pytest.fixture
-def study(monkeypatch):
-    spec = importlib.util.spec_from_file_location("robustness_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def study():
+    return scripts.load("robustness_study")
 
 
 def leave(folder, method, seed):

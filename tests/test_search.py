@@ -1,6 +1,5 @@
 """Search: Optuna over runs of train.py, and the W&B sweep over the same."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
 import yaml
 
@@ -20,10 +20,7 @@ SPACE = ["vat.eps=tag(log,interval(0.1,10))", "data=moons"]
 def search():
     import train  # noqa: F401  # registers the schemas
 
-    spec = importlib.util.spec_from_file_location("search", ROOT / "scripts" / "search.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("search")
 
 
 @pytest.fixture
