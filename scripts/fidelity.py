@@ -34,6 +34,7 @@ from torch.nn.functional import cosine_similarity
 
 import runs
 from vat import VAT, Step
+from vat.data.loader import as_input
 from vat.data.mnist import MNIST
 from vat.diagnosis import maximum, root_of_hessian, top_eigenpair
 from vat.directions import gradient, margin
@@ -131,22 +132,22 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
     config = OmegaConf.load(place / "config.yaml")
     data = MNIST(data_dir=config.data.data_dir, num_labeled=config.data.num_labeled)
     data.setup()
-    x = data.x[data.split.test[: TRAINING[name][1]]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    x, network = (x if x.is_floating_point() else x / 255).to(device), network.to(device)
-    length = float(NORM.length(x).mean())
+    x, network = as_input(data.x[data.split.test[: TRAINING[name][1]]]).to(device), network.to(device)
+    tried = directions(float(NORM.length(x).mean()))
     networks = {torch.float32: network, torch.float64: copy.deepcopy(network).double()}
     for training in (False, True):
         for one in networks.values():
             one.train(training)
         whole = step_in("float64", networks, x)
         root = None if training else root_of_hessian(whole, KL)  # in training mode batch statistics couple the rows
+        hessian = None if root is None else (root, *top_eigenpair(root))
         for eps in EPS:
             found: dict[tuple[str, str], Tensor] = {}
             for precision in PRECISIONS:
                 if precision == "float16" and device == "cpu":
                     continue
-                for direction, (_, make) in directions(length).items():
+                for direction, (_, make) in tried.items():
                     step = step_in(precision, networks, x)
                     with torch.autocast(device, PRECISIONS[precision], enabled=precision in ("bfloat16", "float16")):
                         r = make(eps).virtual_adversarial_perturbation(step)
@@ -161,14 +162,14 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
                     "eps": eps,
                     "precision": precision,
                     "direction": direction,
-                    "cost": directions(length)[direction][0],
+                    "cost": tried[direction][0],
                     "n": len(x),
                     "kl_share": float(reached[direction, precision].sum() / most.sum()),
                     "kl_maximum": float(most.mean()),
                     "own_float64": float(cosine_similarity(d.flatten(1), found[direction, "float64"].flatten(1)).mean()),
                 }
-                if root is not None:
-                    eigenvalue, eigenvector = top_eigenpair(root)
+                if hessian is not None:
+                    root, eigenvalue, eigenvector = hessian
                     curvature = (root @ d.flatten(1)[..., None]).square().sum((1, 2))
                     row["rayleigh_share"] = float(curvature.sum() / eigenvalue.sum())
                     row["cosine"] = float((d.flatten(1) * eigenvector).sum(1).abs().mean())

@@ -10,7 +10,6 @@ many trials in all, first with those that were interrupted. The test set is not 
 
 import argparse
 import fcntl
-import hashlib
 import logging
 import os
 import signal
@@ -58,7 +57,7 @@ def main() -> None:
     schema.register()
     with runs.readable_errors():
         space, shared = parsed(arguments.overrides)
-        folder = arguments.folder or Path("search") / _digest(arguments.overrides)
+        folder = arguments.folder or Path("search") / sweeps.digest(arguments.overrides)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             try:
@@ -124,7 +123,7 @@ def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str]
     def objective(trial: Trial) -> float:
         chosen = [f"{override.get_key_element()}={suggested(trial, override)}" for override in space]
         try:
-            error = run(trial, [*shared, *chosen], folder / _digest([*shared, *chosen]))
+            error = run(trial, [*shared, *chosen], folder / sweeps.digest([*shared, *chosen]))
         except KeyboardInterrupt:  # Optuna takes it for a failure
             study.enqueue_trial(trial.params)
             raise
@@ -218,10 +217,6 @@ def _first(override: Override) -> Any:
     """Some value of what an override sweeps over."""
     sweep = override.value()
     return sweep.start if isinstance(sweep, IntervalSweep) else next(iter(override.sweep_string_iterator()))
-
-
-def _digest(overrides: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
 
 
 if __name__ == "__main__":

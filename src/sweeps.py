@@ -291,7 +291,7 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
     sweep = os.environ.get(NAME)
     if sweep is None:  # the callback was taken out
         return
-    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{_digest(overrides)}.json"
+    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(overrides)}.json"
     listed.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     settings = {key: value for key, value in settings.items() if key.split(".")[0] not in (*runs.BYSTANDERS, "sweep")}
@@ -324,12 +324,13 @@ def _name(config: DictConfig) -> str:
     swept = [o.get_key_element() for o in OverridesParser.create().parse_overrides(words) if o.is_sweep_override()]
     grids = OmegaConf.to_container(config.hydra.sweeper)
     label = "-".join([*filter(None, [config.hydra.runtime.choices.get("sweep")]), *swept]) or "sweep"
-    return f"{''.join(c if c.isalnum() or c in '-._' else '_' for c in label)[:60]}-{_digest([*words, json.dumps(grids)])}"
+    return f"{''.join(c if c.isalnum() or c in '-._' else '_' for c in label)[:60]}-{digest([*words, json.dumps(grids)])}"
 
 
 def _said(config: DictConfig) -> str:
     return shlex.join(["python", "src/train.py", "-m", *config.hydra.overrides.task])
 
 
-def _digest(words: Iterable[str]) -> str:
+def digest(words: Iterable[str]) -> str:
+    """Eight hexadecimal digits that follow from overrides, in whatever order they are given."""
     return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:8]
