@@ -88,10 +88,11 @@ def subject(cfg: DictConfig) -> Subject:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged, the data do not fit it, or there are none.
     """
-    path = existing(cfg.ckpt_path, "ckpt_path")
-    record = runs.read_checkpoint(path)["record"]
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
-    network = runs.load_network(path).to(device)
+    path = runs.existing(cfg.ckpt_path)
+    checkpoint = runs.read_checkpoint(path)
+    record = checkpoint["record"]
+    device = runs.device_named(cfg.device)
+    network = runs.network_of(checkpoint, path).to(device)
     node = cfg.get("data") or DictConfig(record["config"]["data"])
     if not str(node["_target_"]).startswith("vat.data."):  # a checkpoint may not choose what is called
         raise ValueError(f"{path} was trained on {node['_target_']}, which is no data set of this project: name one by data=...")
@@ -104,21 +105,14 @@ def subject(cfg: DictConfig) -> Subject:
     rows = data.split.test
     if len(rows) == 0:
         raise ValueError("the test part of the data is empty: there is nothing to evaluate")
-    if cfg.limit is not None and cfg.limit < len(rows):
-        rows = rows[torch.arange(cfg.limit) * len(rows) // cfg.limit]
+    rows = rows if cfg.limit is None else evenly(rows, cfg.limit)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return Subject(network, record, data, rows, run, device)
 
 
-def existing(path: str, key: str) -> Path:
-    """A checkpoint's path.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{key}={path}: there is no such file")
-    return Path(path)
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly spread: some sets are sorted by class."""
+    return rows if len(rows) <= most else rows[torch.arange(most) * len(rows) // most]
 
 
 def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
@@ -153,7 +147,7 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
     if cfg.source is not None:
         attacks.append(Transfer(source(cfg, of)))
     settings = described(cfg, of, grid)
-    folder = of.run / "evaluation" / f"robustness-{digest(settings)}"
+    folder = of.run / "evaluation" / f"robustness-{runs.digest(settings)}"
     with bar() as progress:
         task = progress.add_task("", total=1.0)
         number = len(of.batches(cfg.batch_size))
@@ -200,11 +194,6 @@ def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dic
     return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest}  # pyright: ignore[reportReturnType]
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that follow from the settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
 def source(cfg: DictConfig, of: Subject) -> nn.Module:
     """The network whose adversarial examples are tried on the subject.
 
@@ -212,9 +201,10 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it takes other inputs, or tells other classes apart.
     """
-    path = existing(cfg.source, "source")
-    refuse_other_data(runs.read_checkpoint(path)["record"], of.data, path)
-    return runs.load_network(path).to(of.device).requires_grad_(False)
+    path = runs.existing(cfg.source, "source")
+    checkpoint = runs.read_checkpoint(path)
+    refuse_other_data(checkpoint["record"], of.data, path)
+    return runs.network_of(checkpoint, path).to(of.device).requires_grad_(False)
 
 
 def bar() -> Progress:
@@ -304,9 +294,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
 
 def on_direction(cfg: DictConfig, of: Subject) -> None:
     """Judge the VAT that the checkpoint was trained with: a table, what is abnormal in words, and `evaluation/direction.json`."""
-    rows = of.rows
-    if cfg.limit is None and len(rows) > direction_report.EXAMPLES:
-        rows = rows[torch.arange(direction_report.EXAMPLES) * len(rows) // direction_report.EXAMPLES]
+    rows = evenly(of.rows, direction_report.EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
     vat = direction_report.judged(of.record["config"], of.data.lds_eps)
     found = direction_report.measure(of.network, batches, vat, seed=cfg.seed, device=of.device)

@@ -67,10 +67,9 @@ def export(checkpoint: Path, to: str, output: Path | None = None) -> Path:
     form = by_name("format", FORMATS, to)
     if absent := [name for name in form.needs if importlib.util.find_spec(name) is None]:
         raise ValueError(f"format={to} takes {' and '.join(absent)}, not installed here: pip install {' '.join(absent)}")
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"ckpt_path={checkpoint}: there is no such file")
-    record = runs.read_checkpoint(checkpoint)["record"]
-    network = runs.load_network(checkpoint).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    saved = runs.read_checkpoint(runs.existing(checkpoint))
+    record = saved["record"]
+    network = runs.network_of(saved, checkpoint).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     text = json.dumps(description(record), ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:

@@ -54,14 +54,14 @@ def predict(checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500
         FileNotFoundError: there is no such checkpoint, file or folder.
         ValueError: one of them cannot be read, or the examples are not what the network was trained on.
     """
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"ckpt_path={checkpoint}: there is no such file")
+    runs.existing(checkpoint)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
-    record = runs.read_checkpoint(checkpoint)["record"]
+    saved = runs.read_checkpoint(checkpoint)
+    record = saved["record"]
     names, inputs = read_inputs(data, record)
-    on = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    network = runs.load_network(checkpoint).to(on)
+    on = runs.device_named(device)
+    network = runs.network_of(saved, checkpoint).to(on)
     starts = range(0, len(names), batch_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".part-{output.name}")

@@ -50,7 +50,12 @@ def settings_digest(cfg: DictConfig) -> str:
     """Eight hexadecimal digits that follow from everything a job's result depends on."""
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS])
     plain = OmegaConf.to_container(settings, resolve=True)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return digest(plain)
+
+
+def digest(settings: Any) -> str:
+    """Eight hexadecimal digits that follow from settings in plain values."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def finished(folder: Path) -> dict[str, float] | None:
@@ -103,10 +108,18 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
                 f"{settings_digest(cfg)}): start one without ckpt_path, or name a file"
             )
         return newest
-    path = Path(cfg.ckpt_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path}: there is no such file")
-    return path
+    return existing(cfg.ckpt_path)
+
+
+def existing(path: str | Path, key: str = "ckpt_path") -> Path:
+    """The path of a file that the setting `key` names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{key}={path}: there is no such file")
+    return Path(path)
 
 
 def run_folder(fresh: str, cfg: DictConfig) -> str:
@@ -167,7 +180,11 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
     Raises:
         ValueError: the file is damaged, no checkpoint of this project, or names a network from elsewhere.
     """
-    checkpoint = read_checkpoint(path)
+    return network_of(read_checkpoint(path), path, allow_targets=allow_targets)
+
+
+def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """As `load_network`, of a checkpoint that was read from `path` already."""
     record = checkpoint["record"]
     try:
         model = record["config"]["model"]
@@ -177,6 +194,11 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
     except (KeyError, TypeError, AttributeError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({error})") from error
     return network.eval()
+
+
+def device_named(name: str) -> torch.device:
+    """The device of torch's `name`; "auto" is a GPU where there is one, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
