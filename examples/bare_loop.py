@@ -5,15 +5,15 @@ python examples/bare_loop.py
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 
 from vat import VAT
+from vat.data.shipped import read_digits
 
 torch.manual_seed(0)
-images, targets = load_digits(return_X_y=True)
-x = torch.tensor(images, dtype=torch.float32)
-x, y = (x - x.mean()) / x.std(), torch.tensor(targets)
+images, targets = read_digits()
+x, y = images.flatten(1).float(), targets.long()
+x = (x - x.mean()) / x.std()
 order = torch.randperm(len(x))
 labeled, unlabeled, test = order[:50], order[:1000], order[1000:]
 

@@ -6,12 +6,12 @@ python examples/your_lightning_module.py
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vat import VAT
 from vat.callback import RegularizerCallback
+from vat.data.shipped import read_digits
 
 
 class YourModule(pl.LightningModule):
@@ -39,9 +39,9 @@ class YourModule(pl.LightningModule):
 
 if __name__ == "__main__":
     pl.seed_everything(0)
-    images, targets = load_digits(return_X_y=True)
-    x = torch.tensor(images, dtype=torch.float32)
-    x, y = (x - x.mean()) / x.std(), torch.tensor(targets)
+    images, targets = read_digits()
+    x, y = images.flatten(1).float(), targets.long()
+    x = (x - x.mean()) / x.std()
     order = torch.randperm(len(x))
     few, test = order[:100], order[1000:]
     trainer = pl.Trainer(

@@ -110,7 +110,7 @@ def test_an_import_the_wrong_way_is_seen(module, source):
             "from vat.regularizers.base import mean\nfrom vat.step import Step\nimport torch, math",
         ),
         ("vat.callback", "import pytorch_lightning\nfrom vat.classifier import Classifier\nfrom vat import VAT"),
-        ("vat.data.digits", "import sklearn\nfrom vat.data.splits import Split"),
+        ("vat.data.digits", "import torch\nfrom vat.data.splits import Split"),
         ("train", "import hydra\nfrom vat.classifier import Classifier"),
     ],
 )

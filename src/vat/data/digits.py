@@ -1,12 +1,11 @@
-"""The 8×8 handwritten digits that come with scikit-learn: the smallest real images, no download."""
+"""The 8×8 handwritten digits that come with the package: the smallest real images, no download."""
 
 from typing import Any
 
-import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vat.data.datamodule import ResidentDataModule
+from vat.data.shipped import read_digits
 from vat.data.splits import Split, stratified_parts
 
 WHITE = 16  # of the grey levels
@@ -19,7 +18,7 @@ class Digits(ResidentDataModule):
     labels are not counted in `num_labeled`. Pixels are standardised by one mean and one standard deviation over the pool:
     pixel by pixel, those at the border, nearly always 0, would be blown up.
 
-    Source: Optical Recognition of Handwritten Digits, UCI repository, test part; `sklearn.datasets.load_digits`.
+    Source: see `vat.data.shipped`.
     Arguments and errors as in `ResidentDataModule`.
     """
 
@@ -46,9 +45,8 @@ class Digits(ResidentDataModule):
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Standardised images, labels and parts."""
         self.class_names = [str(digit) for digit in range(10)]
-        images, labels = load_digits(return_X_y=True)
-        x = torch.from_numpy(images).float().view(-1, 1, 8, 8)
-        y = torch.from_numpy(labels).long()
+        images, labels = read_digits()
+        x, y = images[:, None].float(), labels.long()
         test, validation, pool = stratified_parts(y, (597, 200, 1000), seed=0)
         mean, std = x[pool].mean(), x[pool].std(correction=0)
         x = (x - mean) / std
