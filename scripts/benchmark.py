@@ -13,10 +13,12 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from math import log
 from pathlib import Path
@@ -29,18 +31,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import report
 import train
 from vat import VAT
 from vat.classifier import Classifier
 from vat.data.loader import Chain, Flip, ResidentLoader, Translate
+from vat.data.splits import labeled_subset, stratified_parts
 from vat.models import MLP, ConvLarge, WideResNet
 from vat.step import Key, Step
 
@@ -298,42 +306,282 @@ def section_data(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- growth
+# ------------------------------------------------------------------------------------------------------------------------- memory
 
 
-def section_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a VAT step against its sizes, and the exponent between the two largest: 1 is linear."""
+class Peak(TorchDispatchMode):
+    """Most bytes of tensors alive at once within it; those of `held` count from the start. Buffers inside an operator are not seen."""
 
-    def step(*, batch: int = 64, classes: int = 10, side: int = 16, iterations: int = 1) -> float:
-        torch.manual_seed(0)
-        network = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes),
-        ).to(DEVICE)  # fmt: skip
-        x = torch.randn(batch, 3, side, side, device=DEVICE)
-        vat = VAT(1.0, num_power_iterations=iterations)
-        actions: dict[str, Action] = {"step": lambda: vat(network, x).backward()}
-        return in_turn(actions, reference="step", repeats=max(3, arguments.repeats // 3))["step"]["seconds"]
+    def __init__(self, held: Sequence[Tensor]):
+        super().__init__()
+        self.live = self.most = 0
+        self.storages: dict[int, weakref.ref[Any]] = {}
+        for tensor in held:
+            self.count(tensor)
 
-    sizes = {"batch": (32, 128, 512), "side": (8, 16, 32, 64), "classes": (10, 100, 1000), "iterations": (1, 2, 4, 8)}
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self.count(value)
+        return out
+
+    def count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage._cdata, storage.nbytes()
+        if place in self.storages:
+            return
+
+        def freed(_: Any) -> None:
+            del self.storages[place]
+            self.live -= size
+
+        self.storages[place] = weakref.ref(storage, freed)
+        self.live += size
+        self.most = max(self.most, self.live)
+
+
+def peak_memory(action: Action, held: Sequence[Tensor]) -> int:
+    """Bytes, with what is held: the allocator's on a GPU, those of the tensors alive elsewhere."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        action()
+        return torch.cuda.max_memory_allocated()
+    with Peak(held) as peak:
+        action()
+    return peak.most
+
+
+def section_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Peak memory of `vat(model, x).backward()` beside that of a supervised loss of the same batch; weights and gradients included."""
     rows = []
-    for name, values in sizes.items():
-        seconds = [step(**{name: value}) for value in values]
-        amount = [value**2 if name == "side" else value for value in values]
-        exponent = _slope(amount[-2:], seconds[-2:])
-        told = ", ".join(f"{value}: {1e3 * s:.1f} ms" for value, s in zip(values, seconds, strict=True))
-        console.print(f"{name}: {told}; exponent {exponent:.2f}{' in pixels' if name == 'side' else ''}")
-        rows.append({"against": name, "sizes": list(values), "seconds": seconds, "exponent": exponent})
+    for name in arguments.networks:
+        make, shape = NETWORKS[name]
+        network = make().to(DEVICE, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        x, y = torch.randn(arguments.batch, *shape, device=DEVICE), torch.randint(10, (arguments.batch,), device=DEVICE)
+        held = [*network.parameters(), *network.buffers(), x, y]
+
+        def smooth(network: nn.Module = network, x: Tensor = x, **options: Any) -> Action:
+            return lambda: VAT(1.0, **options)(network, x).backward()
+
+        actions: dict[str, Action] = {
+            "supervised": lambda network=network, x=x, y=y: cross_entropy(network(x), y).backward(),
+            **{direction: smooth(direction=direction) for direction in ("finite_difference", "margin", "random_margin", "exact")},
+        }
+        table = Table("step", "MiB", "of a supervised step", title=f"{name}, batch {arguments.batch}, peak memory")
+        base = 0
+        for action, run in actions.items():
+            network.zero_grad()
+            most = peak_memory(run, held)
+            base = base or most
+            table.add_row(action, f"{most / 2**20:.0f}", f"{most / base:.2f}")
+            rows.append({"network": name, "batch": arguments.batch, "step": action, "bytes": most, "ratio": most / base})
+        console.print(table)
     return rows
 
 
-def _slope(amounts: Sequence[float], seconds: Sequence[float]) -> float:
-    return log(seconds[1] / seconds[0]) / log(amounts[1] / amounts[0])
+# ------------------------------------------------------------------------------------------------------------------------- growth
+
+GROWTH = {"batch": (32, 128, 512), "side": (8, 16, 32, 64), "classes": (10, 100, 1000), "iterations": (1, 2, 4, 8)}
+EXAMPLES = (10**3, 10**4, 10**5, 10**6)
+
+
+def section_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds and memory of a VAT step against its sizes, and of a set of examples; the exponent between the two largest: 1 is linear."""
+    repeats = max(3, arguments.repeats // 3)
+    rows = []
+    for name, values in GROWTH.items():
+        found = [_small_step(repeats, **{name: value}) for value in values]
+        amount = [value**2 if name == "side" else value for value in values]
+        label = "pixels" if name == "side" else name
+        rows += [_grown(f"step: {quantity}", label, amount, [one[quantity] for one in found]) for quantity in ("seconds", "MiB")]
+    epochs = [_epoch(number) for number in EXAMPLES]
+    rows += [_grown(what, "examples", EXAMPLES, [one[what] for one in epochs]) for what in ("set-up: seconds", "epoch: seconds")]
+    for row in rows:
+        told = ", ".join(f"{amount}: {value:.3g}" for amount, value in zip(row["amounts"], row["values"], strict=True))
+        console.print(f"{row['what']} against {row['against']}: {told}; exponent {row['exponent']:.2f}")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    growth_figure(rows).savefig(arguments.folder / "growth.png", dpi=130)
+    console.print(f"figure: {arguments.folder / 'growth.png'}")
+    return rows
+
+
+def _small_step(repeats: int, *, batch: int = 64, classes: int = 10, side: int = 16, iterations: int = 1) -> dict[str, float]:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes),
+    ).to(DEVICE)  # fmt: skip
+    x = torch.randn(batch, 3, side, side, device=DEVICE)
+    vat = VAT(1.0, num_power_iterations=iterations)
+    actions: dict[str, Action] = {"step": lambda: vat(network, x).backward()}
+    most = peak_memory(actions["step"], [*network.parameters(), *network.buffers(), x])
+    return {"seconds": in_turn(actions, reference="step", repeats=repeats)["step"]["seconds"], "MiB": most / 2**20}
+
+
+def _epoch(number: int) -> dict[str, float]:
+    """Seconds to divide a synthetic set, 100 of it labelled, and make its loader; and to go once through it."""
+    x, y = torch.rand(number, 16, device=DEVICE), torch.randint(10, (number,), device=DEVICE)
+    loaders: list[ResidentLoader] = []
+
+    def set_up() -> None:
+        _, pool = stratified_parts(y.cpu(), (number // 10, number - number // 10), seed=0)
+        rows = pool[labeled_subset(y.cpu()[pool], 100, balanced=True, seed=0)]
+        sizes = {"batch_size_labeled": 32, "batch_size_unlabeled": 128, "steps_per_epoch": len(pool) // 128}
+        loaders.append(ResidentLoader(x, y, rows, pool, **sizes, seed=0))
+
+    seconds = timed(set_up)
+    batches = iter(loaders[0])
+    return {"set-up: seconds": seconds, "epoch: seconds": timed(lambda: [next(batches) for _ in range(len(loaders[0]))])}
+
+
+def _grown(what: str, against: str, amounts: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
+    exponent = log(values[-1] / values[-2]) / log(amounts[-1] / amounts[-2])
+    return {"what": what, "against": against, "amounts": list(amounts), "values": list(values), "exponent": exponent}
+
+
+def growth_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Each quantity against what grows, both logarithmic, beside a line of exponent 1."""
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    columns = -(-len(rows) // 2)
+    for place, row in enumerate(rows):
+        axes = figure.add_subplot(2, columns, place // 2 + 1 + columns * (place % 2))
+        amounts, values = row["amounts"], row["values"]
+        axes.loglog(amounts, [values[-1] * amount / amounts[-1] for amount in amounts], color="#999999", linestyle="--", label="linear")
+        axes.loglog(amounts, values, color="#0072B2", marker="o", label="measured")
+        axes.set_xlabel(row["against"])
+        axes.set_title(f"{row['what']}\nexponent {row['exponent']:.2f}", fontsize=9)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------------------- the defaults
+
+
+def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a default gains: the time of a VAT step without it, of the step as it is."""
+    rows = []
+    for name in arguments.networks:
+        make, shape = NETWORKS[name]
+        base = torch.randn(arguments.batch, *shape, device=DEVICE)
+
+        def step(
+            layout: torch.memory_format = torch.channels_last,
+            fused: bool = True,
+            dtype: torch.dtype = torch.float32,
+            compiled: bool = False,
+            direction: str = "margin",
+            make: Callable[[], nn.Module] = make,
+            base: Tensor = base,
+        ) -> Action:
+            torch.manual_seed(0)
+            network = make().to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
+            x = base.contiguous(memory_format=layout) if base.dim() == 4 else base
+            optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
+            forward = torch.compile(network) if compiled else network
+            vat = VAT(1.0, direction=direction)
+
+            def run() -> None:
+                optimizer.zero_grad()
+                with torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32):
+                    loss = vat.term(Step(forward, x, key=Key(0)))
+                loss.backward()
+                optimizer.step()
+
+            return run
+
+        actions = {"as it is": step(), "Adam not fused": step(fused=False), "bfloat16": step(dtype=torch.bfloat16)}
+        if len(shape) == 3 and name != "mlp":
+            actions["not channels_last"] = step(torch.contiguous_format)
+        if DEVICE.type == "cuda":
+            actions["compiled"] = step(compiled=True)
+        table = Table("step", "ms", "of the step as it is", title=f"{name}, batch {arguments.batch}, margin direction")
+        for action, value in in_turn(actions, reference="as it is", repeats=arguments.repeats).items():
+            table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}")
+            rows.append({"network": name, "batch": arguments.batch, "step": action, **value})
+        console.print(table)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- start and processes
+
+
+def section_start(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds until a job is composed, in a fresh process each time: imports, schemas, configuration."""
+    commands = {"import torch": ["-c", "import torch"], "train.py": [str(ROOT / "src" / "train.py"), "--cfg", "job"]}
+    seconds = {
+        name: median(timed(lambda words=words: subprocess.run([sys.executable, *words], check=True, capture_output=True)) for _ in range(5))
+        for name, words in commands.items()
+    }
+    console.print(
+        f"start-up: {seconds['train.py']:.1f} s from the command to the composed job, of which torch {seconds['import torch']:.1f} s"
+    )
+    return seconds
+
+
+def section_processes(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds a step of one global batch in one process and in two, from the difference of a short and a longer run."""
+    found: dict[str, float] = {}
+    gpus = torch.cuda.device_count() >= 2
+    setting = ["data=digits", "model=cnn", "data.batch_size_labeled=128", "data.batch_size_unlabeled=512", "test=none", "logger=none"]
+    for devices in (1, 2):
+        kind = ["trainer=gpu" if gpus else "trainer=cpu"] if devices == 1 else ["trainer=ddp", "trainer.devices=2"]
+        seconds = []
+        for count in (20, 120):
+            with tempfile.TemporaryDirectory() as folder:
+                words = [*setting, *kind, "figures=null", "trainer.enable_progress_bar=false", f"trainer.max_steps={count}"]
+                command = [sys.executable, str(ROOT / "src" / "train.py"), *words, f"hydra.run.dir={folder}"]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                began = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, env=environment)
+                seconds.append(time.perf_counter() - began)
+        found[f"{devices} process{'es' * (devices > 1)}"] = (seconds[1] - seconds[0]) / 100
+    told = ", ".join(f"{name}: {1e3 * value:.0f} ms a step" for name, value in found.items())
+    console.print(f"digits, CNN, 128 + 512 examples a step, one thread a process: {told}")
+    return found
+
+
+def section_scaling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The arithmetic of a step against the communication of its gradients: a ring's 2 (n - 1) / n of them, once a step."""
+    rows = []
+    table = Table("network", "parameters", "F, GFLOP", "devices", "step, ms", "gradients, ms", "hidden down to a batch of")
+    for name in arguments.networks:
+        make, shape = NETWORKS[name]
+        network = make().eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *shape))
+        flops, parameters = counter.get_total_flops(), sum(p.numel() for p in network.parameters())
+        for devices, bandwidth in ((8, arguments.link), (64, arguments.network)):
+            each = flops * (3 + 5) / (arguments.tflops * 1e12)  # one labelled and one unlabelled example, margin direction
+            sent = 2 * (devices - 1) / devices * 4 * parameters / (bandwidth * 1e9)
+            enough = sent / (flops * (1 + 2) * 2 / 3 / (arguments.tflops * 1e12))  # behind the backward pass alone
+            values = (flops / 1e9, devices, 1e3 * each * arguments.batch, 1e3 * sent, enough)
+            table.add_row(
+                name, f"{parameters / 1e6:.2f} M", f"{values[0]:.3f}", str(devices), *(f"{v:.2f}" for v in values[2:4]), f"{enough:.0f}"
+            )
+            rows.append(
+                {"network": name, "parameters": parameters, "flops": flops, "devices": devices, "step": values[2], "sent": values[3]}
+            )
+    console.print(table)
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- main
 
-SECTIONS = {"step": section_step, "trainer": section_trainer, "data": section_data, "growth": section_growth}
+SECTIONS = {
+    "start": section_start,
+    "step": section_step,
+    "memory": section_memory,
+    "defaults": section_defaults,
+    "trainer": section_trainer,
+    "data": section_data,
+    "processes": section_processes,
+    "growth": section_growth,
+    "scaling": section_scaling,
+}
 
 
 def main() -> None:
@@ -344,6 +592,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--tflops", type=float, default=100.0, help="of a device, as convolutions reach them; for the section scaling")
+    parser.add_argument("--link", type=float, default=200.0, help="GB/s between the devices of a machine; for scaling")
+    parser.add_argument("--network", type=float, default=20.0, help="GB/s between machines; for scaling")
     parser.add_argument("--folder", type=Path, default=Path("results/benchmark"))
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):

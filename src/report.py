@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
@@ -31,10 +32,14 @@ console = Console(width=None if os.environ.get("COLUMNS") or Console().is_termin
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps."""
+    """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps, in one line of a narrow terminal."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1:<{len(self.validation_description)}}"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """All but the logger's version, a digest as long as the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 def settings(cfg: DictConfig) -> None:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
+import allocator
 import provenance
 import report
 import runs
@@ -68,6 +69,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     began = time.perf_counter()
     quiet()
     check(cfg)
+    if cfg.keep_freed_memory:
+        allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
@@ -138,7 +141,7 @@ def check(cfg: DictConfig) -> None:
         "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
-        "reestimate_batch_norm": (lambda v: type(v) is bool, "true or false"),
+        **dict.fromkeys(("reestimate_batch_norm", "keep_freed_memory"), (lambda v: type(v) is bool, "true or false")),
     }
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
