@@ -26,7 +26,7 @@ from checkpoints import newest_whole, read_checkpoint
 from targets import refuse_foreign
 from vat.models import Normalize
 
-BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "allow_targets")
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "keep_freed_memory", "allow_targets")
 """Keys that do not change what a job computes."""
 
 OUTPUTS = Path("outputs")
