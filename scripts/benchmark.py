@@ -427,8 +427,8 @@ def _epoch(number: int) -> dict[str, float]:
     def set_up() -> None:
         _, pool = stratified_parts(y.cpu(), (number // 10, number - number // 10), seed=0)
         rows = pool[labeled_subset(y.cpu()[pool], 100, balanced=True, seed=0)]
-        sizes = {"batch_size_labeled": 32, "batch_size_unlabeled": 128, "steps_per_epoch": len(pool) // 128}
-        loaders.append(ResidentLoader(x, y, rows, pool, **sizes, seed=0))
+        steps = len(pool) // 128
+        loaders.append(ResidentLoader(x, y, rows, pool, batch_size_labeled=32, batch_size_unlabeled=128, steps_per_epoch=steps, seed=0))
 
     seconds = timed(set_up)
     batches = iter(loaders[0])
