@@ -119,9 +119,9 @@ STUDIES = {
                 }.items()
             ),
         ),
-        ("trainer.max_steps=600",),
+        ("model=mlp", "model.hidden=[256,256]", "trainer.max_steps=600"),
         tuning_seeds=range(100, 102),
-        seeds=range(8),
+        seeds=range(6),
     ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
