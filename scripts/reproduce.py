@@ -76,7 +76,7 @@ STUDIES = {
             Method("random perturbation", ("regularizer=random_perturbation",), "random_perturbation.eps", (1, 2, 4, 8, 16)),
             Method("adversarial", ("regularizer=adversarial",), "adversarial.eps", (0.25, 0.5, 1, 2, 4)),
             Method(
-                "adversarial in L∞", ("regularizer=adversarial", "adversarial.norm=linf"), "adversarial.eps", (0.03, 0.06, 0.12, 0.25, 0.5)
+                "adversarial Linf", ("regularizer=adversarial", "adversarial.norm=linf"), "adversarial.eps", (0.03, 0.06, 0.12, 0.25, 0.5)
             ),
             Method("entropy", ("regularizer=entropy",), "entropy.weight", (0.03, 0.1, 0.3, 1, 3)),
             Method("VAT", ("regularizer=vat",), "vat.eps", (0.25, 0.5, 1, 2, 4)),

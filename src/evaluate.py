@@ -157,20 +157,24 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
             share = done / total
             progress.update(task, completed=share, description=f"batch {min(number, int(share * number) + 1)}/{number} {part}")
 
-        found = robustness.evaluate(
-            of.network,
-            of.batches(cfg.batch_size),
-            attacks=attacks,
-            eps=grid,
-            bounds=of.data.bounds,
-            lds_eps=of.data.lds_eps,
-            seed=cfg.seed,
-            device=of.device,
-            cascade=cfg.cascade,
-            path=folder / "results.jsonl",
-            settings=settings,
-            progress=told,
-        )
+        try:
+            found = robustness.evaluate(
+                of.network,
+                of.batches(cfg.batch_size),
+                attacks=attacks,
+                eps=grid,
+                bounds=of.data.bounds,
+                lds_eps=of.data.lds_eps,
+                seed=cfg.seed,
+                device=of.device,
+                cascade=cfg.cascade,
+                path=folder / "results.jsonl",
+                settings=settings,
+                progress=told,
+            )
+        except KeyboardInterrupt:
+            progress.console.print("interrupted: the same command goes on from here")
+            raise
     found |= {"of": len(of.data.split.test), "unit": of.data.unit, "settings": settings}
     write(folder / "robustness.json", found)
     drawings = {"curves": plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)}

@@ -138,6 +138,18 @@ def test_metrics_curves_and_pictures_arrive_in_the_offline_wandb_run(main, train
     assert pictures == {"curves", "examples"}
 
 
+def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.robustness, "evaluate", interrupted)
+    monkeypatch.setattr(report.console, "quiet", False)
+    with pytest.raises(SystemExit) as end:
+        main(evaluate, f"ckpt_path={trained.mlp}", *QUICK)
+    assert end.value.code == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
+
+
 def test_the_logged_training_is_not_lost(main, trained, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)

@@ -247,5 +247,5 @@ def test_a_study_shows_every_seed_of_every_method():
     assert shown["clean", 0] == pytest.approx([90.0, 80.0])
     assert shown["ε = 1", 0] == pytest.approx([40.0, 60.0])
     assert [label.get_text() for label in above.get_yticklabels()] == ["VAT", "none"]
-    assert (above.get_title(), below.get_title()) == ("digits, l2", "mnist_100, l2")
+    assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("digits, l2", "mnist_100, l2")
     assert [text.get_text() for text in below.get_legend().get_texts()] == ["clean", "ε = 1"]

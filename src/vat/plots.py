@@ -520,8 +520,8 @@ def study_figure(tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
                     label = None if place else "clean" if at == 0 else f"ε = {radii[at - 1]:g}"
                     panel.plot(values, [place] * len(values), linestyle="none", marker=marker, markersize=5, color=colour, label=label)
             _tidy(panel).set(xlim=(-3, 103), ylim=(len(found) - 0.4, -0.6), yticks=range(len(found)), yticklabels=list(found))
-            panel.set_title(f"{name}, {norm}", fontsize=9)
-            panel.legend(fontsize=7.5, ncols=len(radii) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.02 if name != list(tables)[-1] else -0.22))
+            panel.set_title(f"{name}, {norm}", fontsize=9, loc="left")
+            panel.legend(fontsize=8, ncols=len(radii) + 1, loc="lower right", bbox_to_anchor=(1.03, 0.98), frameon=False, handletextpad=0.1)
     for panel in panels[-1]:
         panel.set_xlabel("accuracy, %", fontsize=9)
     return figure
