@@ -175,7 +175,8 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
         except KeyboardInterrupt:
             progress.console.print("interrupted: the same command goes on from here")
             raise
-    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "settings": settings}
+    spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
+    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
     write(folder / "robustness.json", found)
     drawings = {"curves": plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)}
     if (pictures := examples_figure(of, grid)) is not None:
@@ -288,8 +289,11 @@ def show(found: dict[str, Any], folder: Path) -> None:
             "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}", title_justify="left"
         )
         for name, accuracies in robust["accuracy"].items():
-            table.add_row(name, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
+            shown = f"{name} *" if name in found["spared"] else name
+            table.add_row(shown, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
+    if found["spared"]:
+        report.console.print("* given only what the white-box attacks above it left standing")
     heads = (f"severity {s}" for s in robustness.SEVERITIES)
     table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
     for kind, accuracies in found["corruptions"].items():

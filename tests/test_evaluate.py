@@ -150,6 +150,17 @@ def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch,
     assert "interrupted: the same command goes on from here" in capsys.readouterr().out
 
 
+def test_the_table_marks_what_is_given_only_the_rest(main, trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "last.ckpt").write_bytes(trained.mlp.read_bytes())
+    monkeypatch.setattr(report.console, "quiet", False)
+    main(evaluate, f"ckpt_path={tmp_path / 'last.ckpt'}", "limit=20", "attack=worst_case", "norms=[linf]", "eps.linf=[0.25,0.5]")
+    said = capsys.readouterr().out
+    assert "apgd_dlr_targeted *" in said
+    assert "apgd_dlr *" not in said
+    assert "* given only what" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_the_logged_training_is_not_lost(main, trained, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
