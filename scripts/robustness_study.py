@@ -71,12 +71,15 @@ def checkpoints(folder: Path) -> dict[str, list[Path]]:
         SystemExit: there are none, or a method has other seeds than the first.
     """
     methods = {
-        place.name.replace("_", " "): sorted(place.glob("*/checkpoints/last.ckpt"), key=lambda path: int(path.parents[1].name))
+        place.name.replace("_", " "): [
+            path.parent / "checkpoints" / "last.ckpt"
+            for path in sorted(place.glob("*/metrics.json"), key=lambda path: int(path.parent.name))  # of a job that came to its end
+        ]
         for place in sorted(folder.glob("*/"))
     }
     methods = {name: paths for name, paths in methods.items() if paths}
     if not methods:
-        raise SystemExit(f"error: no checkpoint under {folder}/*/*/checkpoints: make the table first, by scripts/reproduce.py")
+        raise SystemExit(f"error: no finished job under {folder}: make the table first, by scripts/reproduce.py")
     seeds = {name: [path.parents[1].name for path in paths] for name, paths in methods.items()}
     first = next(iter(seeds))
     for name, own in seeds.items():

@@ -20,6 +20,7 @@ def leave(folder, method, seed):
     path = folder / "digits" / "test" / method / str(seed) / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.touch()
+    (path.parents[1] / "metrics.json").touch()
     return path
 
 
@@ -84,6 +85,12 @@ def test_methods_with_other_seeds_are_refused(study, tmp_path):
         study.checkpoints(tmp_path / "digits" / "test")
 
 
+def test_a_job_that_was_interrupted_does_not_count(study, tmp_path):
+    done, cut = (leave(tmp_path, "none", seed) for seed in (0, 1))
+    (cut.parents[1] / "metrics.json").unlink()
+    assert study.checkpoints(tmp_path / "digits" / "test") == {"none": [done]}
+
+
 def test_no_checkpoint_is_one_line(study, tmp_path):
-    with pytest.raises(SystemExit, match="no checkpoint under"):
+    with pytest.raises(SystemExit, match="no finished job under"):
         study.checkpoints(tmp_path)
