@@ -75,10 +75,14 @@ STUDIES = {
             Method("none", ("regularizer=none",)),
             Method("random perturbation", ("regularizer=random_perturbation",), "random_perturbation.eps", (1, 2, 4, 8, 16)),
             Method("adversarial", ("regularizer=adversarial",), "adversarial.eps", (0.25, 0.5, 1, 2, 4)),
+            Method(
+                "adversarial Linf", ("regularizer=adversarial", "adversarial.norm=linf"), "adversarial.eps", (0.03, 0.06, 0.12, 0.25, 0.5)
+            ),
             Method("entropy", ("regularizer=entropy",), "entropy.weight", (0.03, 0.1, 0.3, 1, 3)),
             Method("VAT", ("regularizer=vat",), "vat.eps", (0.25, 0.5, 1, 2, 4)),
             Method("VAT + entropy", ("regularizer=vat_entropy",), "vat.eps", (0.25, 0.5, 1, 2, 4)),
             Method("VAT with margin direction", ("regularizer=vat", "vat.direction=margin"), "vat.eps", (0.25, 0.5, 1, 2, 4)),
+            Method("VAT with random margin", ("regularizer=vat", "vat.direction=random_margin"), "vat.eps", (0.25, 0.5, 1, 2, 4)),
             Method("mean teacher", ("regularizer=mean_teacher",), "mean_teacher.weight", (1, 3, 10, 30, 100)),
         ),
         (),

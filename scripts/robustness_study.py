@@ -1,11 +1,11 @@
-"""Clean against robust accuracy of the methods of a table that scripts/reproduce.py has made.
+"""Clean against robust accuracy of the methods of the tables that scripts/reproduce.py has made.
 
-python scripts/robustness_study.py digits
-python scripts/robustness_study.py mnist_100 --jobs 2 limit=2000 eps.linf=[0.05,0.1,0.2]
+python scripts/robustness_study.py digits mnist_100 mnist_supervised --figure docs/robustness.png
+python scripts/robustness_study.py digits --jobs 2 attack=standard eps.linf=[0.1,0.2]
 
 Evaluates the last checkpoint of every seed of every method, by `python src/evaluate.py`; one that is done is not done again and one that
-was interrupted goes on, by the same command. Overrides after the table's name go to every evaluation. Writes robustness.md and
-robustness.png beside the table.
+was interrupted goes on, by the same command. Overrides after the tables' names go to every evaluation. Writes robustness.md beside each
+table, and the figure of them all.
 """
 
 import argparse
@@ -28,25 +28,40 @@ from rich.table import Table
 
 from vat.plots import study_figure
 
+RADII = {"digits": ("eps.l2=[1,2]", "eps.linf=[0.125,0.25]"), "mnist": ("eps.l2=[2]", "eps.linf=[0.15]")}
+"""By how a table's name begins: at which the methods differ, on MNIST one of each norm for the time that it takes."""
+
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def main() -> None:
-    """Evaluate what is missing, then write table and figure."""
+    """Evaluate what is missing, then write tables and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="as scripts/reproduce.py was given it: digits, mnist_100, …")
-    parser.add_argument("overrides", nargs="*", help="of every evaluation, as attack=autoattack")
+    parser.add_argument("tables", nargs="+", help="as scripts/reproduce.py was given them: digits, mnist_100, …; then overrides")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where reproduce.py kept jobs and tables")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="evaluations at a time, of one thread each")
+    parser.add_argument("--figure", type=Path, help="the file of the figure; robustness.png beside the first table if not given")
     arguments = parser.parse_intermixed_args()
-    folder = arguments.folder / arguments.table
+    overrides = [word for word in arguments.tables if "=" in word]
+    folders = [arguments.folder / word for word in arguments.tables if "=" not in word]
+    if not folders:
+        raise SystemExit("error: name a table, as digits")
+    tables = {folder.name: evaluated(folder, overrides, arguments.jobs) for folder in folders}
+    for folder in folders:
+        show(tables[folder.name], folder)
+    path = arguments.figure or folders[0] / "robustness.png"
+    study_figure(tables).savefig(path, dpi=130)
+    print(path)
+
+
+def evaluated(folder: Path, overrides: Sequence[str], jobs: int) -> Found:
+    """What is known of each seed of each method of a table, evaluated where it is missing."""
     methods = checkpoints(folder / "test")
-    every = [path for paths in methods.values() for path in paths]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        work = pool.map(lambda path: evaluate(path, arguments.overrides), every)
-        results = dict(zip(every, track(work, total=len(every), description=str(folder)), strict=True))
-    found = {method: [results[path] for path in paths] for method, paths in methods.items()}
-    show(found, folder)
+    radii = next((radii for name, radii in RADII.items() if folder.name.startswith(name)), ())
+    settings = ["attack=worst_case", *radii, *overrides]  # of one key the last counts
+    with ThreadPoolExecutor(jobs) as pool:
+        work = pool.map(lambda paths: evaluate(paths, settings), methods.values())
+        return dict(zip(methods, track(work, total=len(methods), description=str(folder)), strict=True))
 
 
 def checkpoints(folder: Path) -> dict[str, list[Path]]:
@@ -56,12 +71,15 @@ def checkpoints(folder: Path) -> dict[str, list[Path]]:
         SystemExit: there are none, or a method has other seeds than the first.
     """
     methods = {
-        place.name.replace("_", " "): sorted(place.glob("*/checkpoints/last.ckpt"), key=lambda path: int(path.parents[1].name))
+        place.name.replace("_", " "): [
+            path.parent / "checkpoints" / "last.ckpt"
+            for path in sorted(place.glob("*/metrics.json"), key=lambda path: int(path.parent.name))  # of a job that came to its end
+        ]
         for place in sorted(folder.glob("*/"))
     }
     methods = {name: paths for name, paths in methods.items() if paths}
     if not methods:
-        raise SystemExit(f"error: no checkpoint under {folder}/*/*/checkpoints: make the table first, by scripts/reproduce.py")
+        raise SystemExit(f"error: no finished job under {folder}: make the table first, by scripts/reproduce.py")
     seeds = {name: [path.parents[1].name for path in paths] for name, paths in methods.items()}
     first = next(iter(seeds))
     for name, own in seeds.items():
@@ -70,22 +88,30 @@ def checkpoints(folder: Path) -> dict[str, list[Path]]:
     return methods
 
 
-def evaluate(checkpoint: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """What src/evaluate.py finds out about a checkpoint.
+def evaluate(paths: Sequence[Path], settings: Sequence[str]) -> list[dict[str, Any]]:
+    """What src/evaluate.py finds out about checkpoints, in one process.
 
     Raises:
         SystemExit: it failed.
     """
-    command = [sys.executable, str(ROOT / "src" / "evaluate.py"), f"ckpt_path='{checkpoint.resolve()}'", *overrides]
+    subjects = ",".join(f"'{path.resolve()}'" for path in paths)
+    log = paths[0].parents[2] / "evaluation"
+    command = [sys.executable, str(ROOT / "src" / "evaluate.py"), "-m", f"ckpt_path={subjects}", *settings]
+    command += [f"hydra.sweep.dir='{log.resolve()}'", "hydra.sweep.subdir=."]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"error: {checkpoint} could not be evaluated: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"error: {paths[0].parents[2]} could not be evaluated: {done.stderr.strip().splitlines()[-1]}")
+    return [found(path) for path in paths]
+
+
+def found(checkpoint: Path) -> dict[str, Any]:
+    """The report that was written last: a finished evaluation writes it anew."""
     written = (checkpoint.parents[1] / "evaluation").glob("robustness-*/robustness.json")
-    return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text())  # a finished one is written anew
+    return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text())
 
 
 def show(found: Found, folder: Path) -> None:
-    """Print the table, and write it as Markdown with the figure."""
+    """Print the table, and write it as Markdown."""
     one = next(iter(found.values()))[0]
     robust = {norm: values["eps"] for norm, values in one["robust"].items()}
     heads = ["method", "clean", *(f"{norm}, ε = {eps:g}" for norm, radii in robust.items() for eps in radii), "warnings"]
@@ -99,8 +125,7 @@ def show(found: Found, folder: Path) -> None:
     Console(width=200).print(table)
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
     (folder / "robustness.md").write_text(f"{title}\n\n" + "\n".join(lines) + "\n")
-    study_figure(found, title=title).savefig(folder / "robustness.png", dpi=130)
-    print(folder / "robustness.md", folder / "robustness.png")
+    print(folder / "robustness.md")
 
 
 def row(method: str, seeds: Sequence[Mapping[str, Any]], robust: Mapping[str, Sequence[float]]) -> list[str]:

@@ -20,11 +20,11 @@ from typing import Any
 
 import hydra
 import torch
-import wandb
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
 from vat.functional import NORMS, by_name
+from vat.loggers import finish_wandb
 
 BYSTANDERS = ("ckpt_path", "source", "logger", "device")
 """Keys that a result does not depend on, or that enter it by the content of the file they name."""
@@ -156,27 +157,33 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
             share = done / total
             progress.update(task, completed=share, description=f"batch {min(number, int(share * number) + 1)}/{number} {part}")
 
-        found = robustness.evaluate(
-            of.network,
-            of.batches(cfg.batch_size),
-            attacks=attacks,
-            eps=grid,
-            bounds=of.data.bounds,
-            lds_eps=of.data.lds_eps,
-            seed=cfg.seed,
-            device=of.device,
-            path=folder / "results.jsonl",
-            settings=settings,
-            progress=told,
-        )
-    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "settings": settings}
+        try:
+            found = robustness.evaluate(
+                of.network,
+                of.batches(cfg.batch_size),
+                attacks=attacks,
+                eps=grid,
+                bounds=of.data.bounds,
+                lds_eps=of.data.lds_eps,
+                seed=cfg.seed,
+                device=of.device,
+                cascade=cfg.cascade,
+                path=folder / "results.jsonl",
+                settings=settings,
+                progress=told,
+            )
+        except KeyboardInterrupt:
+            progress.console.print("interrupted: the same command goes on from here")
+            raise
+    spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
+    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
     write(folder / "robustness.json", found)
     drawings = {"curves": plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)}
     if (pictures := examples_figure(of, grid)) is not None:
         drawings["examples"] = pictures
     for name, figure in drawings.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
-    log(cfg, of, found, drawings)
+    log(cfg, of, found, [folder / f"{name}.png" for name in drawings])
     show(found, folder)
 
 
@@ -241,23 +248,28 @@ def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
     return plots.adversarial_figure(x[fell].cpu(), point[fell].cpu(), names, bounds=of.data.bounds, title=f"ε = {eps:g} in {norm}")
 
 
-def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: dict[str, Figure]) -> None:
+def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path]) -> None:
     """To the run's logger, where one is chosen; figures where it takes them."""
     if not cfg.logger._target_:
         return
+    runs.keep_logged(of.run)
     logger = instantiate(cfg.logger, save_dir=str(of.run))
     try:
         values = {f"evaluation/{name}": value for name, value in found["clean"].items() if value is not None}
         for norm, robust in found["robust"].items():
             for name, accuracies in robust["accuracy"].items():
                 values |= {f"evaluation/{norm}/{name}/{e:g}": a for e, a in zip(robust["eps"], accuracies, strict=True)}
+        for kind, accuracies in found["corruptions"].items():
+            values |= {f"evaluation/{kind}/{s}": a for s, a in zip(robustness.SEVERITIES, accuracies, strict=True)}
         logger.log_metrics(values)
-        if isinstance(logger, WandbLogger):
-            for name, figure in drawings.items():
-                logger.log_image(f"evaluation/{name}", [figure])
+        for path in drawings:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"evaluation/{path.stem}", [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"evaluation/{path.stem}", imread(path), dataformats="HWC")
         logger.finalize("success")
     finally:
-        wandb.finish()
+        finish_wandb()
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
@@ -277,8 +289,11 @@ def show(found: dict[str, Any], folder: Path) -> None:
             "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}", title_justify="left"
         )
         for name, accuracies in robust["accuracy"].items():
-            table.add_row(name, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
+            shown = f"{name} *" if name in found["spared"] else name
+            table.add_row(shown, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
+    if found["spared"]:
+        report.console.print("* given only what the white-box attacks above it left standing")
     heads = (f"severity {s}" for s in robustness.SEVERITIES)
     table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
     for kind, accuracies in found["corruptions"].items():

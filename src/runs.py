@@ -257,6 +257,8 @@ def readable_errors() -> Iterator[None]:
     except SIGTERMException:
         print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
             raise

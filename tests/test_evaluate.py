@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def test_every_attack_configuration_makes_its_attacks(choice):
     made = instantiate(cfg.attacks, _convert_="all")
     assert all(isinstance(attack, Attack) for attack in made)
     names = [attack.name for attack in made]
-    assert choice in (*names, "standard")
+    assert choice in (*names, "standard", "worst_case")
     assert len(set(names)) == len(names)
 
 
@@ -116,6 +117,58 @@ def test_the_whole_test_part_gives_the_accuracy_of_the_runs_own_test(main, train
     assert result["examples"] == 597
     assert result["clean"]["accuracy"] == pytest.approx(float(right.double().mean()))
     assert "evaluation/accuracy" in (checkpoint.parent / "metrics.csv").read_text()
+
+
+def test_metrics_curves_and_pictures_arrive_in_the_offline_wandb_run(main, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(trained.cnn.read_bytes())
+    main(evaluate, f"ckpt_path={checkpoint}", *QUICK, "logger=wandb")
+    _, result = found(checkpoint)
+    (run_file,) = checkpoint.parents[1].glob("wandb/offline-run-*/*.wandb")
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_file)]
+    printed = subprocess.run(reader, capture_output=True, text=True, timeout=60, check=True).stdout
+    records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    logged = {name: value for record in records if record["type"] == "history" for name, value in record["history"]["item"].items()}
+    assert logged["evaluation/accuracy"] == pytest.approx(result["clean"]["accuracy"])
+    assert logged["evaluation/linf/worst/0.25"] == pytest.approx(result["robust"]["linf"]["accuracy"]["worst"][0])
+    assert logged["evaluation/blur/5"] == pytest.approx(result["corruptions"]["blur"][4])
+    pictures = {path.stem.split("_")[0] for path in run_file.parent.glob("files/media/images/evaluation/*.png")}
+    assert pictures == {"curves", "examples"}
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.robustness, "evaluate", interrupted)
+    monkeypatch.setattr(report.console, "quiet", False)
+    with pytest.raises(SystemExit) as end:
+        main(evaluate, f"ckpt_path={trained.mlp}", *QUICK)
+    assert end.value.code == 130
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
+
+
+def test_the_table_marks_what_is_given_only_the_rest(main, trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "last.ckpt").write_bytes(trained.mlp.read_bytes())
+    monkeypatch.setattr(report.console, "quiet", False)
+    main(evaluate, f"ckpt_path={tmp_path / 'last.ckpt'}", "limit=20", "attack=worst_case", "norms=[linf]", "eps.linf=[0.25,0.5]")
+    said = capsys.readouterr().out
+    assert "apgd_dlr_targeted *" in said
+    assert "apgd_dlr *" not in said
+    assert "* given only what" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_logged_training_is_not_lost(main, trained, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(trained.mlp.read_bytes())
+    (tmp_path / "run" / "metrics.csv").write_text("train/loss\n0.5\n")  # Lightning's logger would delete it
+    main(evaluate, f"ckpt_path={checkpoint}", "limit=10", "attack=fgm", "norms=[]", "logger=csv")
+    assert (tmp_path / "run" / "metrics.1.csv").read_text() == "train/loss\n0.5\n"
+    assert "evaluation/accuracy" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize(

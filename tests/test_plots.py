@@ -237,12 +237,15 @@ def test_adversarial_examples_are_shown_with_what_was_added():
     assert [axes.get_title() for axes in figure.axes] == ["3", "cat", "", "", "5", "dog"]
 
 
-def test_a_study_shows_mean_and_spread_over_seeds():
+def test_a_study_shows_every_seed_of_every_method():
     def seed(clean, worst):
         return {"clean": {"accuracy": clean}, "robust": {"l2": {"eps": [1.0], "accuracy": {"worst": [worst]}}}}
 
-    (panel,) = plots.study_figure({"VAT": [seed(0.9, 0.4), seed(0.8, 0.6)], "none": [seed(1.0, 0.0)] * 2}, title="t").axes
-    assert [line.get_label() for line in panel.lines] == ["VAT", "none"]
-    assert list(panel.lines[0].get_ydata()) == pytest.approx([85.0, 50.0])
-    band = panel.collections[0].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx(85 + 50**0.5, rel=1e-4)
+    found = {"VAT": [seed(0.9, 0.4), seed(0.8, 0.6)], "none": [seed(1.0, 0.0)] * 2}
+    (above, below) = plots.study_figure({"digits": found, "mnist_100": {"none": found["none"]}}).axes
+    shown = {(line.get_label(), place): list(line.get_xdata()) for line in above.lines for place in set(line.get_ydata())}
+    assert shown["clean", 0] == pytest.approx([90.0, 80.0])
+    assert shown["ε = 1", 0] == pytest.approx([40.0, 60.0])
+    assert [label.get_text() for label in above.get_yticklabels()] == ["VAT", "none"]
+    assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("digits, l2", "mnist_100, l2")
+    assert [text.get_text() for text in below.get_legend().get_texts()] == ["clean", "ε = 1"]

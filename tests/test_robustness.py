@@ -55,7 +55,14 @@ class Noisy(Blobs):
         return self.logits(x) + torch.randn(len(x), 3)
 
 
-ATTACKS = (RandomNoise(), FGM(), PGD(steps=10), APGD(steps=10, loss="dlr"), Square(queries=40))
+ATTACKS = (
+    RandomNoise(),
+    FGM(),
+    PGD(steps=10),
+    APGD(steps=10, loss="dlr"),
+    APGD(steps=10, loss="dlr", targets=2),
+    Square(queries=40),
+)
 GRID = {"l2": (0.2, 0.5, 1.0), "linf": (0.2, 0.4)}
 
 
@@ -115,6 +122,46 @@ def test_accuracy_falls_with_eps_and_the_worst_case_is_the_lowest(honest):
         lowest = [min(a) for a in zip(*(a for name, a in found["accuracy"].items() if name != "worst"), strict=True)]
         assert all(worst <= low for worst, low in zip(found["accuracy"]["worst"], lowest, strict=True))
     assert honest["robust"]["l2"]["accuracy"]["worst"][2] < 0.8 * honest["clean"]["accuracy"]
+
+
+class Counted(Attack):
+    """Another attack, and how many examples it is given."""
+
+    def __init__(self, attack, *, spared=False):
+        self.attack, self.spared, self.white_box, self.given = attack, spared, attack.white_box, 0
+
+    @property
+    def name(self):
+        return f"counted_{self.attack.name}"
+
+    def __call__(self, network, x, y, threat, generator):
+        self.given += len(x)
+        return self.attack(network, x, y, threat, generator)
+
+
+@pytest.mark.parametrize(("spared", "cascade"), [(False, False), (True, False), (False, True)])
+def test_an_attack_is_spared_what_gradients_before_it_felled(spared, cascade):
+    radii = (0.5, 1.0)
+    later = Counted(APGD(steps=5), spared=spared)
+    found = measured(Blobs(), attacks=(RandomNoise(draws=5), PGD(steps=10), later), eps={"l2": radii}, cascade=cascade)
+    stands = {name: [round(120 * a) for a in accuracy] for name, accuracy in found["robust"]["l2"]["accuracy"].items()}
+    assert stands["pgd"][0] > stands["pgd"][1]
+    if spared or cascade:  # of what fell to random noise it is given all the same
+        assert later.given == sum(stands["pgd"])
+        assert stands["worst"] == stands["counted_apgd_ce"]
+    else:
+        assert later.given == round(120 * found["clean"]["accuracy"]) + stands["counted_apgd_ce"][0]
+
+
+def test_a_cascade_has_the_same_worst_case(honest):
+    found = measured(Blobs(), cascade=True)
+    for norm in GRID:
+        assert found["robust"][norm]["accuracy"]["worst"] == pytest.approx(honest["robust"][norm]["accuracy"]["worst"], abs=0.02)
+    assert found["warnings"] == {}
+
+
+def test_a_masked_network_is_flagged_in_a_cascade_too():
+    assert {"black_box_l2", "black_box_linf"} <= measured(Quantised(), cascade=True)["warnings"].keys()
 
 
 def test_an_eps_of_zero_leaves_the_clean_accuracy():

@@ -20,6 +20,7 @@ def leave(folder, method, seed):
     path = folder / "digits" / "test" / method / str(seed) / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.touch()
+    (path.parents[1] / "metrics.json").touch()
     return path
 
 
@@ -39,13 +40,14 @@ def test_the_table_holds_mean_and_spread_over_the_seeds(study, tmp_path, monkeyp
         leave(tmp_path, method, seed)
 
     def run(command, **_):
-        checkpoint = Path(next(word for word in command if word.startswith("ckpt_path=")).removeprefix("ckpt_path=").strip("'"))
-        assert "limit=5" in command
-        method, seed = checkpoint.parents[2].name, int(checkpoint.parents[1].name)
-        folder = checkpoint.parents[1] / "evaluation" / "robustness-01234567"
-        folder.mkdir(parents=True)
-        warned = {"huge_eps": "…"} if (method, seed) == ("none", 10) else {}
-        (folder / "robustness.json").write_text(json.dumps(report(*accuracy[method, seed], warned)))
+        assert command.index("attack=worst_case") < command.index("limit=5")  # what the user types comes last, and wins
+        subjects = next(word for word in command if word.startswith("ckpt_path=")).removeprefix("ckpt_path=")
+        for checkpoint in (Path(subject.strip("'")) for subject in subjects.split(",")):
+            method, seed = checkpoint.parents[2].name, int(checkpoint.parents[1].name)
+            folder = checkpoint.parents[1] / "evaluation" / "robustness-01234567"
+            folder.mkdir(parents=True)
+            warned = {"huge_eps": "…"} if (method, seed) == ("none", 10) else {}
+            (folder / "robustness.json").write_text(json.dumps(report(*accuracy[method, seed], warned)))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(study.subprocess, "run", run)
@@ -60,6 +62,22 @@ def test_the_table_holds_mean_and_spread_over_the_seeds(study, tmp_path, monkeyp
     assert (tmp_path / "digits" / "robustness.png").stat().st_size > 0
 
 
+def test_radii_follow_from_the_tables_name(study, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(study, "evaluate", lambda paths, settings: given.append(settings))
+    monkeypatch.setattr(study, "checkpoints", lambda folder: {"none": [folder]})
+    for name in ("mnist_100", "digits", "moons"):
+        study.evaluated(tmp_path / name, ["eps.l2=[9]"], 1)
+    assert given[0] == ["attack=worst_case", *study.RADII["mnist"], "eps.l2=[9]"]
+    assert given[1:] == [["attack=worst_case", *study.RADII["digits"], "eps.l2=[9]"], ["attack=worst_case", "eps.l2=[9]"]]
+
+
+def test_a_table_must_be_named(study, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["robustness_study.py", "eps.l2=[9]"])
+    with pytest.raises(SystemExit, match="name a table"):
+        study.main()
+
+
 def test_methods_with_other_seeds_are_refused(study, tmp_path):
     for method, seed in (("none", 0), ("none", 1), ("VAT", 0)):
         leave(tmp_path, method, seed)
@@ -67,6 +85,12 @@ def test_methods_with_other_seeds_are_refused(study, tmp_path):
         study.checkpoints(tmp_path / "digits" / "test")
 
 
+def test_a_job_that_was_interrupted_does_not_count(study, tmp_path):
+    done, cut = (leave(tmp_path, "none", seed) for seed in (0, 1))
+    (cut.parents[1] / "metrics.json").unlink()
+    assert study.checkpoints(tmp_path / "digits" / "test") == {"none": [done]}
+
+
 def test_no_checkpoint_is_one_line(study, tmp_path):
-    with pytest.raises(SystemExit, match="no checkpoint under"):
+    with pytest.raises(SystemExit, match="no finished job under"):
         study.checkpoints(tmp_path)

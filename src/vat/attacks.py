@@ -112,9 +112,11 @@ class Attack:
 
     Attributes:
         white_box: It uses gradients of the network that is attacked; None: in part.
+        spared: It is too dear to be given what the white-box attacks before it in a list have felled.
     """
 
     white_box: bool | None = True
+    spared: bool = False
 
     @property
     def name(self) -> str:
@@ -240,7 +242,8 @@ class APGD(Attack):
         steps: of each start.
         restarts: starts, all from random points.
         loss: that is raised: "cross_entropy" or "dlr", the scaled difference of logits.
-        targets: classes that are aimed at one after the other, from the runner-up on; 0 aims at none in particular.
+        targets: classes that are aimed at one after the other, from the runner-up on; 0 aims at none in particular. Such an attack is
+            spared what others have felled.
     """
 
     def __init__(self, *, steps: int = 100, restarts: int = 1, loss: str = "cross_entropy", targets: int = 0):
@@ -248,7 +251,7 @@ class APGD(Attack):
         self.loss, self._loss_name = by_name("loss", LOSSES, loss), loss
         if targets < 0:
             raise ValueError(f"targets must be >= 0, got {targets}")
-        self.targets = targets
+        self.targets, self.spared = targets, targets > 0
 
     @property
     def name(self) -> str:

@@ -500,26 +500,28 @@ def adversarial_figure(
     return figure
 
 
-def study_figure(found: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str) -> Figure:
-    """Worst-case accuracy against ε for several methods, a panel for each norm: the mean over seeds, and a band of one standard deviation.
+def study_figure(tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Clean and worst-case accuracy: a row of panels for each table, a panel for each norm, a line for each method, a point for each seed.
 
     Args:
-        found: for each method what `vat.robustness.evaluate` returned for each seed, all at the same radii.
-        title: of the figure.
+        tables: for each table and method what `vat.robustness.evaluate` returned for each seed; radii are those of the table's first.
     """
-    norms = list(next(iter(found.values()))[0]["robust"])
-    figure = Figure(figsize=(5.2 * len(norms), 4), layout="constrained")
-    panels = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
-    for panel, norm in zip(panels, norms, strict=True):
-        for method, seeds in found.items():
-            curves = torch.tensor([[one["clean"]["accuracy"], *one["robust"][norm]["accuracy"]["worst"]] for one in seeds]) * 100
-            mean, spread = curves.mean(0), curves.std(0, correction=min(1, len(seeds) - 1))
-            radii = [0, *seeds[0]["robust"][norm]["eps"]]
-            (line,) = panel.plot(radii, mean.tolist(), marker="o", markersize=3, label=method)
-            panel.fill_between(radii, (mean - spread).tolist(), (mean + spread).tolist(), alpha=0.15, color=line.get_color(), linewidth=0)
-        panel.set(title=norm, xlabel="ε", ylim=(0, 102))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy under the worst of all attacks, %")
-    panels[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    first = {name: next(iter(found.values()))[0] for name, found in tables.items()}
+    norms = list(next(iter(first.values()))["robust"])
+    heights = [1.0 + 0.24 * len(found) for found in tables.values()]
+    figure = _figure(1.2 + 3.6 * len(norms), sum(heights) + 0.3)
+    panels = figure.subplots(len(tables), len(norms), squeeze=False, sharex=True, sharey="row", height_ratios=heights)
+    for row, (name, found) in zip(panels, tables.items(), strict=True):
+        for panel, norm in zip(row, norms, strict=True):
+            radii = first[name]["robust"][norm]["eps"]
+            for at, (colour, marker) in zip(range(len(radii) + 1), cycle(zip(("#8c8c8c", *COLOURS), ("|", *MARKERS), strict=False))):
+                for place, seeds in enumerate(found.values()):
+                    values = [(one["clean"]["accuracy"], *one["robust"][norm]["accuracy"]["worst"])[at] * 100 for one in seeds]
+                    label = None if place else "clean" if at == 0 else f"ε = {radii[at - 1]:g}"
+                    panel.plot(values, [place] * len(values), linestyle="none", marker=marker, markersize=5, color=colour, label=label)
+            _tidy(panel).set(xlim=(-3, 103), ylim=(len(found) - 0.4, -0.6), yticks=range(len(found)), yticklabels=list(found))
+            panel.set_title(f"{name}, {norm}", fontsize=9, loc="left")
+            panel.legend(fontsize=8, ncols=len(radii) + 1, loc="lower right", bbox_to_anchor=(1.03, 0.98), frameon=False, handletextpad=0.1)
+    for panel in panels[-1]:
+        panel.set_xlabel("accuracy, %", fontsize=9)
     return figure
