@@ -32,7 +32,6 @@ import runs
 import schema
 import sweeps
 from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints
-from targets import refuse_foreign
 from vat.classifier import Classifier
 from vat.figures import Figures
 from vat.history import HISTORY, History
@@ -143,8 +142,7 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
+    runs.refuse_foreign_settings(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
