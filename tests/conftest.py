@@ -47,6 +47,21 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", line)
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """What the long tests counted (`record_property`), as a table for the README; the seconds are those of the tests, without setup."""
+    if config.option.markexpr != "long":
+        return
+    table = {}
+    for report in terminalreporter.getreports("passed"):
+        for what, number in report.user_properties:
+            before = table.get(what, (0, 0.0))
+            table[what] = (before[0] + number, before[1] + report.duration)
+    terminalreporter.section("counts")
+    terminalreporter.write_line("| what | number | seconds |\n| --- | --- | --- |")
+    for what, (number, seconds) in sorted(table.items()):
+        terminalreporter.write_line(f"| {what} | {number:,} | {seconds:,.0f} |")
+
+
 @pytest.fixture(scope="session")
 def compose():
     """Overrides -> the configuration that the command line would hand to `train`."""

@@ -69,7 +69,7 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
 
 @pytest.mark.parametrize("state", [STATE, STATE | {"state_dict": {}}], ids=["tensors", "no tensors"])
 def test_a_spoilt_checkpoint_is_read_or_refused(fuzz, tmp_path, state):
-    fuzz(read_checkpoint, saved(state), tmp_path / "a.ckpt")
+    fuzz(read_checkpoint, saved(state), tmp_path / "a.ckpt", "checkpoint")
 
 
 def repacked(entries, compression=zipfile.ZIP_STORED):
@@ -103,7 +103,7 @@ def test_a_spoilt_pickle_in_a_sound_zip_is_used_or_refused(fuzz, tmp_path):
         except ValueError as error:
             raise ValueError(str(error).replace(str(whole), str(path))) from error
 
-    fuzz(use, entries[name], pickled)
+    fuzz(use, entries[name], pickled, "checkpoint, sound but for its pickle")
 
 
 def test_each_bit_of_a_tensor_is_watched_over(tmp_path):

@@ -384,7 +384,7 @@ def test_data_that_changed_since_are_noticed(main, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch):
+def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch, record_property):
     draw, kills, finished = random.Random(0), 0, 0
     while kills < 50 or finished < 3:
         folder = tmp_path / str(finished)
@@ -399,4 +399,5 @@ def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch):
         else:
             assert status == -signal.SIGKILL
             kills += 1
-    print(f"{kills} kills in {finished} runs")
+    record_property("kills at random times", kills)
+    record_property("runs that came to their end between them", finished)

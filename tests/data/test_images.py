@@ -165,9 +165,9 @@ def test_a_strip_of_a_million_pixels_costs_no_memory(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"])
 def test_a_spoilt_file_is_read_or_refused_by_name(fuzz, tmp_path, kind):
-    fuzz(lambda path: read_image(path, 8, "RGB"), encoded(kind), tmp_path / "a.png")
+    fuzz(lambda path: read_image(path, 8, "RGB"), encoded(kind), tmp_path / "a.png", kind)
 
 
 # A folder
