@@ -30,6 +30,7 @@ import provenance
 import report
 import runs
 import schema
+import sharding
 import sweeps
 from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints
 from vat.classifier import Classifier
@@ -142,6 +143,8 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
+    if cfg.trainer.strategy == "fsdp2":
+        sharding.refuse_whole_weights(cfg)
     runs.refuse_foreign_settings(cfg)
 
 

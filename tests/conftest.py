@@ -53,7 +53,8 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     table = {}
     for report in terminalreporter.getreports("passed"):
-        for what, number in report.user_properties:
+        for what in dict(report.user_properties):
+            number = sum(n for name, n in report.user_properties if name == what)
             before = table.get(what, (0, 0.0))
             table[what] = (before[0] + number, before[1] + report.duration)
     terminalreporter.section("counts")
