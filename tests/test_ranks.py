@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 import report
@@ -53,10 +54,28 @@ def backward(forward, regularizers, rank, world):
     loss.backward()
 
 
+class GlobalNorm(nn.Module):
+    """Batch norm over the rows of all processes: torch's own has no CPU form."""
+
+    def forward(self, x):
+        sums = torch.stack([torch.ones_like(x), x, x * x]).sum(1)
+        if dist.is_initialized():
+            sums = all_reduce(sums)
+        number, total, squares = sums
+        mean = total / number
+        return (x - mean) / (squares / number - mean**2 + 1e-5).sqrt()
+
+
+def normalized():
+    return nn.Sequential(*network()[:1], GlobalNorm(), *network()[1:])
+
+
 CASES = {name: lambda name=name: [VAT(1.0, direction=name)] for name in DIRECTIONS}
 CASES |= {"with entropy": lambda: [VAT(1.0, direction="margin"), Entropy()]}
 CASES |= {"best sign": lambda: [VAT(1.0, direction="exact", choose_sign=True, gradient_through_target=True)]}
 NOT_SHARDED = ("exact", "best sign")
+# The others scale what they pull back by a maximum over the rank's own rows, which weighs those of other ranks in a common batch norm.
+NORMALIZED = ("margin", "random_margin", "random", "with entropy")
 
 
 def work(rank, world, folder):
@@ -69,6 +88,10 @@ def work(rank, world, folder):
         distributed = DistributedDataParallel(network())
         backward(distributed, make(), rank, world)
         found["DDP", case] = [p.grad for p in distributed.parameters()]
+        if case in NORMALIZED:
+            distributed = DistributedDataParallel(normalized())
+            backward(distributed, make(), rank, world)
+            found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
         sharded = network()
         for layer in (sharded[0], sharded[2], sharded):
             fully_shard(layer, mesh=mesh)
@@ -101,10 +124,13 @@ def gradients(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "case"), [("DDP", case) for case in CASES] + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED]
+    ("strategy", "case"),
+    [("DDP", case) for case in CASES]
+    + [("DDP, global batch norm", case) for case in NORMALIZED]
+    + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED],
 )
 def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
-    one = network()
+    one = normalized() if "norm" in strategy else network()
     backward(one, CASES[case](), 0, 1)
     # float64; the probe of finite differences is a share of the mean length of a rank's own rows, which turns d by as much.
     tolerance = {"rtol": 1e-2, "atol": 1e-4} if case == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
