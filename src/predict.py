@@ -33,7 +33,14 @@ schema.register()
 def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with runs.readable_errors():
-        number = predict(Path(cfg.ckpt_path), Path(cfg.input), Path(cfg.output), batch_size=cfg.batch_size, device=cfg.device, allow_targets=cfg.allow_targets)
+        number = predict(
+            Path(cfg.ckpt_path),
+            Path(cfg.input),
+            Path(cfg.output),
+            batch_size=cfg.batch_size,
+            device=cfg.device,
+            allow_targets=cfg.allow_targets,
+        )
         report.console.print(f"{cfg.output}: {number} predictions")
 
 

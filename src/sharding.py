@@ -41,4 +41,6 @@ def refuse_whole_weights(cfg: DictConfig) -> None:
     teachers = [node for node in cfg.regularizers if node["_target_"].endswith(".MeanTeacher")]
     asked = {"ema": cfg.ema is not None, "test=best": cfg.test == "best", "MeanTeacher": bool(teachers)}
     if named := [name for name, given in asked.items() if given]:
-        raise ValueError(f"trainer.strategy=fsdp2 divides the weights; {' and '.join(named)} cannot do with parts: leave it out, or take ddp")
+        raise ValueError(
+            f"trainer.strategy=fsdp2 divides the weights; {' and '.join(named)} cannot do with parts: leave it out, or take ddp"
+        )

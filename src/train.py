@@ -188,6 +188,7 @@ def quiet() -> None:
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
+        ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

@@ -39,6 +39,7 @@ NOISE = (
     "ignore:.*trainer already configured with model summary callbacks.*:",
     "ignore:.*not have a `[a-z]+_dataloader`.*:",
     "ignore:.*created with WeightAveraging.*:",
+    "ignore:.*overrides the configure_model callback.*:",
 )
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SEEDS = (*(f"tests/data/test_{name}.py" for name in ("content", "mnist", "cifar", "norb", "svhn", "arrays", "images")), "tests/test_checkpoints.py")
+SEEDS = (
+    *(f"tests/data/test_{name}.py" for name in ("content", "mnist", "cifar", "norb", "svhn", "arrays", "images")),
+    "tests/test_checkpoints.py",
+)
 ALL = None
 PARSERS = {
     "vat/data/content.py": ALL,

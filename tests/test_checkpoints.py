@@ -149,7 +149,15 @@ def test_nothing_is_executed(tmp_path, old):
 
 @pytest.mark.parametrize(
     "state",
-    [[], {}, {"record": {}}, {"record": [], "state_dict": {}}, {"record": {}, "state_dict": []}, {"record": {}, "state_dict": {1: 2}}, {"record": {}, "state_dict": {}}],
+    [
+        [],
+        {},
+        {"record": {}},
+        {"record": [], "state_dict": {}},
+        {"record": {}, "state_dict": []},
+        {"record": {}, "state_dict": {1: 2}},
+        {"record": {}, "state_dict": {}},
+    ],
 )
 def test_what_is_no_checkpoint_of_this_project_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "a.ckpt")

@@ -141,7 +141,7 @@ def test_a_silent_server_is_given_up(monkeypatch, tmp_path):
 
 def test_a_server_that_falls_silent_in_the_middle_is_given_up(mirror, monkeypatch, tmp_path):
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
-    with pytest.raises(DownloadError, match="stalled: .*timed out"):
+    with pytest.raises(DownloadError, match=r"stalled: .*timed out"):
         fetch(published(mirror, "stalled"), tmp_path)
     assert whole_or_absent(tmp_path) == []
 

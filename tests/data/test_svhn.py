@@ -66,7 +66,10 @@ def element(kind, data):
     return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
 
 
-def variable(*, flags=element(6, struct.pack("<II", 9, 0)), values=element(2, b"\1\1")):
+FLAGS, ONES = element(6, struct.pack("<II", 9, 0)), element(2, b"\1\1")
+
+
+def variable(*, flags=FLAGS, values=ONES):
     """A file with a variable y of shape (2, 1)."""
     return GOOD[:128] + element(14, flags + element(5, struct.pack("<ii", 2, 1)) + element(1, b"y") + values)
 
