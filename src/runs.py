@@ -33,10 +33,10 @@ BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "allow_targets")
 """Keys that do not change what a job computes."""
 
 DESCRIBED = {
-    "class_names": list,
-    "input_shape": list,
-    "mean": (list, NoneType),
-    "std": (list, NoneType),
+    "class_names": (list, tuple),
+    "input_shape": (list, tuple),
+    "mean": (list, tuple, NoneType),
+    "std": (list, tuple, NoneType),
     "unit": str,
 }
 """What the record of any checkpoint says of the inputs, and its type."""
