@@ -164,7 +164,7 @@ def leaves(value, path=()):
 
 def result(folder):
     """All that a run left: every value of its checkpoint but names of folders, metrics, confusion, the logged values and the order."""
-    (run,) = folder.glob("outputs/*/*")
+    (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # one killed before its first checkpoint left a folder
     saved = dict(leaves(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)))
     saved = {path: value for path, value in saved.items() if path[-1] != "ckpt_path" and not str(value).startswith("/")}
     saved = {path: value for path, value in saved.items() if "best_k_models" not in path}  # its key is a path
