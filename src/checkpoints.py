@@ -44,6 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path} is no checkpoint of this project: it has no weights by name")
+    if type(checkpoint.get("global_step")) is not int:
+        raise ValueError(f"{path} is no checkpoint of this project: it does not say at which step it was saved")
     return checkpoint
 
 

@@ -1,7 +1,7 @@
 """The report on the direction: whether VAT works on this network."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import report
+from targets import refuse_foreign
 from vat import VAT, RandomPerturbation
 from vat.diagnosis import diagnose, interpretation
 from vat.step import Key
@@ -31,9 +32,14 @@ WORDS = {
 }
 
 
-def judged(config: Mapping[str, Any], lds_eps: float) -> VAT:
-    """The `VAT` of a run, at its final radius; one with the defaults, at the radius where LDS is monitored, where it had none."""
-    nodes = [node for node in config["regularizers"] if node["_target_"] == f"{VAT.__module__}.VAT"]
+def judged(config: Mapping[str, Any], lds_eps: float, *, allow_targets: Sequence[str] = ()) -> VAT:
+    """The `VAT` of a run, at its final radius; one with the defaults, at the radius where LDS is monitored, where it had none.
+
+    Raises:
+        ValueError: its settings name something from elsewhere that is in no allowed package.
+    """
+    nodes = [node for node in config["regularizers"] if isinstance(node, dict) and node.get("_target_") == f"{VAT.__module__}.VAT"]
+    refuse_foreign(nodes, allowed=allow_targets)
     vat = instantiate(nodes[0], _convert_="all") if nodes else VAT(lds_eps)
     vat.num_updates = vat.eps_steps
     return vat

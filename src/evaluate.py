@@ -40,7 +40,7 @@ from vat.data.loader import EvalLoader
 from vat.functional import NORMS, by_name
 from vat.loggers import finish_wandb
 
-BYSTANDERS = ("ckpt_path", "source", "logger", "device")
+BYSTANDERS = ("ckpt_path", "source", "logger", "device", "allow_targets")
 """Keys that a result does not depend on, or that enter it by the content of the file they name."""
 
 SHARES_OF_LDS_EPS = (0.25, 0.5, 1.0, 2.0)
@@ -79,6 +79,7 @@ def main(cfg: DictConfig) -> None:
     """Evaluate one checkpoint."""
     with runs.readable_errors():
         make = by_name("report", REPORTS, cfg.report)
+        runs.refuse_foreign_settings(cfg)
         make(cfg, subject(cfg))
 
 
@@ -93,11 +94,8 @@ def subject(cfg: DictConfig) -> Subject:
     checkpoint = runs.read_checkpoint(path)
     record = checkpoint["record"]
     device = runs.device_named(cfg.device)
-    network = runs.network_of(checkpoint, path).to(device)
-    node = cfg.get("data") or DictConfig(record["config"]["data"])
-    if not str(node["_target_"]).startswith("vat.data."):  # a checkpoint may not choose what is called
-        raise ValueError(f"{path} was trained on {node['_target_']}, which is no data set of this project: name one by data=...")
-    data = instantiate(node, _convert_="all")
+    network = runs.network_of(checkpoint, path, allow_targets=cfg.allow_targets).to(device)
+    data = instantiate(cfg.get("data") or runs.data_of(checkpoint, path, allow_targets=cfg.allow_targets), _convert_="all")
     data.setup()
     refuse_other_data(record, data, path)
     for key in ("batch_size", "limit"):
@@ -210,8 +208,9 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
     """
     path = runs.existing(cfg.source, "source")
     checkpoint = runs.read_checkpoint(path)
+    network = runs.network_of(checkpoint, path, allow_targets=cfg.allow_targets)
     refuse_other_data(checkpoint["record"], of.data, path)
-    return runs.network_of(checkpoint, path).to(of.device).requires_grad_(False)
+    return network.to(of.device).requires_grad_(False)
 
 
 def bar() -> Progress:
@@ -311,7 +310,7 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     """Judge the VAT that the checkpoint was trained with: a table, what is abnormal in words, and `evaluation/direction.json`."""
     rows = evenly(of.rows, direction_report.EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
-    vat = direction_report.judged(of.record["config"], of.data.lds_eps)
+    vat = direction_report.judged(of.record["config"], of.data.lds_eps, allow_targets=cfg.allow_targets)
     found = direction_report.measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
     direction_report.show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")
 

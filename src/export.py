@@ -13,7 +13,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,12 +53,14 @@ class Format(NamedTuple):
 def main(cfg: DictConfig) -> None:
     """Export one checkpoint."""
     with runs.readable_errors():
-        path = export(Path(cfg.ckpt_path), cfg.format, None if cfg.output is None else Path(cfg.output))
+        path = export(Path(cfg.ckpt_path), cfg.format, None if cfg.output is None else Path(cfg.output), allow_targets=cfg.allow_targets)
         report.console.print(f"{report.shown(path.absolute())}: read again, its predictions are those of the checkpoint")
 
 
-def export(checkpoint: Path, to: str, output: Path | None = None) -> Path:
+def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targets: Sequence[str] = ()) -> Path:
     """Write a checkpoint's network as `output`, by default beside it, and check that what is read back predicts the same.
+
+    Networks from elsewhere are made where they are of a package in `allow_targets`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -69,7 +71,7 @@ def export(checkpoint: Path, to: str, output: Path | None = None) -> Path:
         raise ValueError(f"format={to} takes {' and '.join(absent)}, not installed here: pip install {' '.join(absent)}")
     saved = runs.read_checkpoint(runs.existing(checkpoint))
     record = saved["record"]
-    network = runs.network_of(saved, checkpoint).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    network = runs.network_of(saved, checkpoint, allow_targets=allow_targets).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     text = json.dumps(description(record), ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
@@ -125,7 +127,7 @@ def save_safetensors(network: nn.Module, x: Tensor, text: str, path: Path) -> No
 
 
 def load_safetensors(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The network, made by its class and given the weights."""
+    """The network, made by its class and given the weights: of a file that was just written, or of one that you trust."""
     from safetensors import safe_open  # pyright: ignore[reportMissingImports]
 
     with safe_open(path, framework="pt") as file:

@@ -33,11 +33,20 @@ schema.register()
 def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with runs.readable_errors():
-        number = predict(Path(cfg.ckpt_path), Path(cfg.input), Path(cfg.output), batch_size=cfg.batch_size, device=cfg.device)
+        number = predict(
+            Path(cfg.ckpt_path),
+            Path(cfg.input),
+            Path(cfg.output),
+            batch_size=cfg.batch_size,
+            device=cfg.device,
+            allow_targets=cfg.allow_targets,
+        )
         report.console.print(f"{cfg.output}: {number} predictions")
 
 
-def predict(checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500, device: str = "auto") -> int:
+def predict(
+    checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500, device: str = "auto", allow_targets: Sequence[str] = ()
+) -> int:
     """Write a line for each example: the file or the number of the row, the class, and its probability.
 
     Args:
@@ -46,6 +55,7 @@ def predict(checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500
         output: the CSV file.
         batch_size: examples at a time.
         device: "auto" for a GPU where there is one, or a name that torch knows.
+        allow_targets: packages of your own whose networks may be made.
 
     Returns:
         The number of examples.
@@ -59,9 +69,9 @@ def predict(checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = runs.read_checkpoint(checkpoint)
     record = saved["record"]
-    names, inputs = read_inputs(data, record)
     on = runs.device_named(device)
-    network = runs.network_of(saved, checkpoint).to(on)
+    network = runs.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
+    names, inputs = read_inputs(data, record)
     starts = range(0, len(names), batch_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".part-{output.name}")

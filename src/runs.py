@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import get_class, instantiate
@@ -24,10 +26,20 @@ from torch import nn
 
 from checkpoints import newest_whole, read_checkpoint
 from targets import refuse_foreign
+from vat.data.datamodule import ResidentDataModule
 from vat.models import Normalize
 
 BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "keep_freed_memory", "allow_targets")
 """Keys that do not change what a job computes."""
+
+DESCRIBED = {
+    "class_names": (list, tuple),
+    "input_shape": (list, tuple),
+    "mean": (list, tuple, NoneType),
+    "std": (list, tuple, NoneType),
+    "unit": str,
+}
+"""What the record of any checkpoint says of the inputs, and its type."""
 
 OUTPUTS = Path("outputs")
 METRICS = "metrics.json"
@@ -185,15 +197,74 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
 
 def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
     """As `load_network`, of a checkpoint that was read from `path` already."""
-    record = checkpoint["record"]
-    try:
-        model = record["config"]["model"]
-        refuse_foreign(model, allowed=allow_targets)
+    model = node_of(checkpoint, path, "model", allow_targets=allow_targets)
+    with _describing_its_weights(path):
+        record, state = checkpoint["record"], _network_state(checkpoint)
+        for key, kind in DESCRIBED.items():
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key} is {record[key]!r}")
+        with torch.device("meta"):  # first without memory, of which a record may name more than there is
+            make_network(DictConfig(model), record).load_state_dict(state, assign=True)
         network = make_network(DictConfig(model), record)
-        network.load_state_dict(_network_state(checkpoint))
-    except (KeyError, TypeError, AttributeError, RuntimeError, HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({error})") from error
+        network.load_state_dict(state)
     return network.eval()
+
+
+def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> DictConfig:
+    """The node of the data set that a checkpoint was trained on.
+
+    Raises:
+        ValueError: it names something else, or something from elsewhere.
+    """
+    node = node_of(checkpoint, path, "data", allow_targets=allow_targets)
+    target = node.get("_target_") if isinstance(node, dict) else None
+    try:
+        kind = get_class(str(target))
+    except Exception as error:  # an import, too, raises what it likes
+        raise ValueError(f"{path} was trained on {target}, which cannot be found: name a data set by data=...") from error
+    if not issubclass(kind, ResidentDataModule):
+        raise ValueError(f"{path} was trained on {target}, which is no data set of this project: name one by data=...")
+    return DictConfig(node)
+
+
+def node_of(checkpoint: dict[str, Any], path: Path, key: str, *, allow_targets: Sequence[str] = ()) -> Any:
+    """A node of the configuration that a checkpoint carries, in which every target may be made.
+
+    Args:
+        checkpoint: as read.
+        path: where from.
+        key: of the node.
+        allow_targets: packages of your own; a checkpoint must not choose what code is run.
+
+    Raises:
+        ValueError: there is no such node, or it names something from elsewhere.
+    """
+    with _describing_its_weights(path):
+        node = checkpoint["record"]["config"][key]
+    try:
+        refuse_foreign(node, allowed=allow_targets)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return node
+
+
+def refuse_foreign_settings(cfg: DictConfig) -> None:
+    """Refuse a configuration whose files name something from elsewhere; what is typed on the command line is the user's word.
+
+    Raises:
+        ValueError: names the first such target and the remedy.
+    """
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
+
+
+@contextmanager
+def _describing_its_weights(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a constructor trips over that is given nonsense
+        reason = " ".join(str(error).split())  # torch takes a line for each tensor
+        raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({reason})") from error
 
 
 def device_named(name: str) -> torch.device:
@@ -212,27 +283,28 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
     Raises:
         ValueError: names the first difference.
     """
-    saved = {name.removeprefix("network."): t for name, t in checkpoint["state_dict"].items() if name.startswith("network.")}
+    with _describing_its_weights(path):
+        saved, trained = _network_state(checkpoint), checkpoint["record"]
+        shapes = {name: tuple(t.shape) for name, t in saved.items()}
+        parts = {part: _targets(trained["config"][part]) for part in ("regularizers", "optimizer")}
+        model, split = json.dumps(trained["config"]["model"]), trained["split"]
     present = network.state_dict()
-    shapes = {name: tuple(t.shape) for name, t in saved.items()}
     for name in sorted(present.keys() | saved.keys()):
         ours = tuple(present[name].shape) if name in present else "absent"
         theirs = shapes.get(name, "absent")
         if ours != theirs:
             raise ValueError(
-                f"{path} holds another architecture: {name} is {theirs} there and {ours} here. It was trained with "
-                f"model={json.dumps(checkpoint['record']['config']['model'])}"
+                f"{path} holds another architecture: {name} is {theirs} there and {ours} here. It was trained with model={model}"
             )
-    for part in ("regularizers", "optimizer"):
-        theirs, ours = (_targets(of["config"][part]) for of in (checkpoint["record"], record))
+    for part, theirs in parts.items():
+        ours = _targets(record["config"][part])
         if theirs != ours:
             raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
-    if checkpoint["record"]["split"] != record["split"]:
+    if split != record["split"]:
         raise ValueError(
-            f"{path} was trained on another split ({checkpoint['record']['split']} there, {record['split']} here): "
-            "keep seed and data settings to go on from it"
+            f"{path} was trained on another split ({split} there, {record['split']} here): keep seed and data settings to go on from it"
         )
-    if checkpoint["record"].get("data", record["data"]) != record["data"]:
+    if trained.get("data", record["data"]) != record["data"]:
         raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
 
 

@@ -18,14 +18,19 @@ def refuse_foreign(node: Any, *, allowed: Sequence[str] = (), typed: Sequence[st
     """Refuse a target that is neither known, nor in an allowed package, nor typed by the user.
 
     Args:
-        node: a configuration in plain dictionaries and lists.
+        node: a configuration in plain dictionaries and lists, resolved: an interpolation could still become any target.
         allowed: packages of the user's own.
         typed: the overrides on the command line, whose targets are the user's word.
 
     Raises:
-        ValueError: names the first such target and the remedy.
+        ValueError: names the first such target and the remedy, or an interpolation.
     """
-    for target in _targets(node):
+    for key, value in _leaves(node):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"{value} is not resolved: it could stand for any _target_")
+        if key != "_target_" or value is None:
+            continue
+        target = str(value)
         if any(_within(target, package) for package in allowed) or any(target in override for override in typed):
             continue
         if not _known(target):
@@ -35,15 +40,16 @@ def refuse_foreign(node: Any, *, allowed: Sequence[str] = (), typed: Sequence[st
             )
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
+    """Every value that is no dictionary or list, with the key it stands under."""
     if isinstance(node, dict):
-        if node.get("_target_") is not None:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
+        for inner, value in node.items():
+            yield from _leaves(value, inner)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _targets(value)
+            yield from _leaves(value)
+    else:
+        yield key, node
 
 
 def _within(name: str, package: str) -> bool:

@@ -31,9 +31,9 @@ import provenance
 import report
 import runs
 import schema
+import sharding
 import sweeps
 from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints
-from targets import refuse_foreign
 from vat.classifier import Classifier
 from vat.figures import Figures
 from vat.history import HISTORY, History
@@ -146,8 +146,9 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
+    if cfg.trainer.strategy == "fsdp2":
+        sharding.refuse_whole_weights(cfg)
+    runs.refuse_foreign_settings(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
@@ -190,6 +191,7 @@ def quiet() -> None:
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
+        ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

@@ -39,12 +39,29 @@ NOISE = (
     "ignore:.*trainer already configured with model summary callbacks.*:",
     "ignore:.*not have a `[a-z]+_dataloader`.*:",
     "ignore:.*created with WeightAveraging.*:",
+    "ignore:.*overrides the configure_model callback.*:",
 )
 
 
 def pytest_configure(config):
     for line in NOISE:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the long tests counted (`record_property`), as a table for the README; the seconds are those of the tests, without setup."""
+    if config.option.markexpr != "long":
+        return
+    table = {}
+    for report in terminalreporter.getreports("passed"):
+        for what in dict(report.user_properties):
+            number = sum(n for name, n in report.user_properties if name == what)
+            before = table.get(what, (0, 0.0))
+            table[what] = (before[0] + number, before[1] + report.duration)
+    terminalreporter.section("counts")
+    terminalreporter.write_line("| what | number | seconds |\n| --- | --- | --- |")
+    for what, (number, seconds) in sorted(table.items()):
+        terminalreporter.write_line(f"| {what} | {number:,} | {seconds:,.0f} |")
 
 
 @pytest.fixture(scope="session")

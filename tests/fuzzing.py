@@ -30,8 +30,8 @@ def spoilt(draw, good):
 
 
 @pytest.fixture(params=[150, pytest.param(10_000, marks=pytest.mark.long)])
-def fuzz(request):
-    """A reader, a good file and its path -> hundreds of spoilt ones: each is read, or refused by an error that names the file.
+def fuzz(request, record_property):
+    """A reader, a good file, its path and kind -> hundreds of spoilt ones: each is read, or refused by an error that names the file.
 
     None may take longer than ten seconds, nor all of them together more than 512 MiB beyond what the process had.
     """
@@ -39,7 +39,9 @@ def fuzz(request):
     def hung(*_):
         pytest.fail("the reader hangs")
 
-    def run(read, good, path):
+    def run(read, good, path, kind):
+        outcomes = []
+
         @settings(max_examples=request.param, derandomize=True, database=None, deadline=2000, suppress_health_check=list(HealthCheck))
         @given(spoilt(good))
         def check(data):
@@ -47,9 +49,11 @@ def fuzz(request):
             signal.alarm(10)
             try:
                 read(path)
+                outcomes.append("read")
             except ValueError as error:
                 refusal = str(error)
                 assert str(path) in refusal
+                outcomes.append("refused")
             finally:
                 signal.alarm(0)
 
@@ -62,5 +66,8 @@ def fuzz(request):
         finally:
             signal.signal(signal.SIGALRM, handler)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
+        assert len(outcomes) >= request.param
+        assert "refused" in outcomes
+        record_property(f"spoilt files, {kind}", len(outcomes))
 
     return run

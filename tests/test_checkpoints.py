@@ -11,12 +11,42 @@ import pytest
 import torch
 
 import checkpoints
+import runs
 from checkpoints import WholeCheckpoints, newest_whole, read_checkpoint
 
 STATE = {
     "record": {"config": {"model": {"_target_": "vat.models.CNN"}}, "class_names": ["0", "1"]},
     "state_dict": {"network.weight": torch.arange(6.0).view(2, 3), "network.bias": torch.zeros(2, dtype=torch.bfloat16)},
     "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}],
+    "global_step": 3,
+}
+
+
+# With a network as small as can be, for it is made again and again.
+USABLE = {
+    "record": {
+        "config": {
+            "model": {"_target_": "vat.models.mlp.MLP", "hidden": [2], "batch_norm": False},
+            "data": {"_target_": "vat.data.digits.Digits"},
+            "regularizers": [{"_target_": "vat.regularizers.vat.VAT", "eps": 2.0}],
+            "optimizer": {"_target_": "torch.optim.adam.Adam", "_partial_": True},
+        },
+        "input_shape": [3],
+        "class_names": ["0", "1"],
+        "mean": [0.0, 0.5, 0.0],
+        "std": [1.0, 1.0, 2.0],
+        "unit": "pixels",
+        "split": "0a1b2c3d",
+        "data": "3d2c1b0a",
+    },
+    "state_dict": {
+        "network.0.mean": torch.tensor([0.0, 0.5, 0.0]),
+        "network.0.std": torch.tensor([1.0, 1.0, 2.0]),
+        "network.1.layers.1.weight": torch.arange(6.0).view(2, 3),
+        "network.1.layers.1.bias": torch.zeros(2),
+        "network.1.layers.3.weight": torch.ones(2, 2),
+        "network.1.layers.3.bias": torch.zeros(2),
+    },
     "global_step": 3,
 }
 
@@ -39,7 +69,7 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
 
 @pytest.mark.parametrize("state", [STATE, STATE | {"state_dict": {}}], ids=["tensors", "no tensors"])
 def test_a_spoilt_checkpoint_is_read_or_refused(fuzz, tmp_path, state):
-    fuzz(read_checkpoint, saved(state), tmp_path / "a.ckpt")
+    fuzz(read_checkpoint, saved(state), tmp_path / "a.ckpt", "checkpoint")
 
 
 def repacked(entries, compression=zipfile.ZIP_STORED):
@@ -57,19 +87,23 @@ def unpacked(data):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_spoilt_pickle_in_a_sound_zip_is_read_or_refused(fuzz, tmp_path):
-    entries = unpacked(saved(STATE))
+def test_a_spoilt_pickle_in_a_sound_zip_is_used_or_refused(fuzz, tmp_path):
+    """As evaluate, export, predict and a resumed run use it: the network is made, the data set looked up, the settings compared."""
+    entries = unpacked(saved(USABLE))
     (name,) = (name for name in entries if name.endswith("data.pkl"))
     whole, pickled = tmp_path / "whole.ckpt", tmp_path / "a.ckpt"
 
-    def read(path):
+    def use(path):
         whole.write_bytes(repacked(entries | {name: path.read_bytes()}))
         try:
-            read_checkpoint(whole)
+            checkpoint = read_checkpoint(whole)
+            network = runs.network_of(checkpoint, whole)
+            runs.data_of(checkpoint, whole)
+            runs.refuse_other_run(checkpoint, whole, network, USABLE["record"])
         except ValueError as error:
-            raise ValueError(str(path)) from error
+            raise ValueError(str(error).replace(str(whole), str(path))) from error
 
-    fuzz(read, entries[name], pickled)
+    fuzz(use, entries[name], pickled, "checkpoint, sound but for its pickle")
 
 
 def test_each_bit_of_a_tensor_is_watched_over(tmp_path):
@@ -115,7 +149,15 @@ def test_nothing_is_executed(tmp_path, old):
 
 @pytest.mark.parametrize(
     "state",
-    [[], {}, {"record": {}}, {"record": [], "state_dict": {}}, {"record": {}, "state_dict": []}, {"record": {}, "state_dict": {1: 2}}],
+    [
+        [],
+        {},
+        {"record": {}},
+        {"record": [], "state_dict": {}},
+        {"record": {}, "state_dict": []},
+        {"record": {}, "state_dict": {1: 2}},
+        {"record": {}, "state_dict": {}},
+    ],
 )
 def test_what_is_no_checkpoint_of_this_project_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "a.ckpt")
@@ -124,12 +166,20 @@ def test_what_is_no_checkpoint_of_this_project_is_refused(tmp_path, state):
 
 
 def test_a_record_that_does_not_describe_the_weights_is_refused(tmp_path):
-    import runs
-
     for record in ({}, {"config": 3}, {"config": {"model": []}}, {"config": {"model": {"_target_": "vat.models.MLP"}}}):
         torch.save(STATE | {"record": record}, tmp_path / "a.ckpt")
         with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of this project"):
             runs.load_network(tmp_path / "a.ckpt")
+
+
+def test_a_network_beyond_memory_is_refused_before_it_is_made(tmp_path):
+    model = USABLE["record"]["config"]["model"] | {"hidden": [200_000_000]}
+    config = USABLE["record"]["config"] | {"model": model}
+    torch.save(USABLE | {"record": USABLE["record"] | {"config": config}}, tmp_path / "a.ckpt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of this project: .* does not describe its weights .*size mismatch"):
+        runs.load_network(tmp_path / "a.ckpt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
 # Writing

@@ -206,11 +206,93 @@ def test_a_truncated_checkpoint_is_refused(main, trained, tmp_path):
     assert "truncated" in refused(main, evaluate, f"ckpt_path={tmp_path / 'half.ckpt'}")
 
 
-def test_a_checkpoint_cannot_choose_what_is_called_for_its_data(main, trained, tmp_path):
-    checkpoint = torch.load(trained.cnn, weights_only=True)
-    checkpoint["record"]["config"]["data"] = {"_target_": "os.mkdir", "path": str(tmp_path / "called")}
-    torch.save(checkpoint, tmp_path / "evil.ckpt")
-    assert "os.mkdir, which is no data set" in refused(main, evaluate, f"ckpt_path={tmp_path / 'evil.ckpt'}")
+def hostile(checkpoint, path, **nodes):
+    """A copy of a checkpoint whose configuration has other nodes."""
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["record"]["config"] |= nodes
+    torch.save(saved, path)
+    return f"ckpt_path={path}"
+
+
+DIGITS = {"_target_": "vat.data.digits.Digits"}
+MLP = {"_target_": "vat.models.mlp.MLP", "hidden": [32]}
+VAT = {"_target_": "vat.regularizers.vat.VAT", "eps": 1.0}
+
+
+@pytest.mark.parametrize(("name", "nested"), [("os.mkdir", False), ("vat.data.download.os.mkdir", True), ("interpolated", True)])
+def test_a_checkpoint_cannot_choose_what_is_called(main, trained, tmp_path, name, nested):
+    called, path = tmp_path / "called", tmp_path / "evil.ckpt"
+    evil = {"_target_": name, "path": str(called)}
+    if name == "interpolated":
+        evil = f"${{oc.create:{{_target_: os.mkdir, path: {called}}}}}"
+
+    def words(entry, *overrides, **nodes):
+        nodes = {key: node | {"extra": [{"inner": evil}]} if nested else evil for key, node in nodes.items()}
+        nodes = {key: [node] if key == "regularizers" else node for key, node in nodes.items()}
+        message = refused(main, entry, hostile(trained.mlp, path, **nodes), *overrides)
+        assert not called.exists()
+        return message
+
+    expected = "could stand for any _target_" if name == "interpolated" else f"_target_={name} is none of this project's"
+    assert expected in words(evaluate, model=MLP)
+    assert expected in words(evaluate, data=DIGITS)
+    assert expected in words(export, model=MLP)
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8)))
+    assert expected in words(predict, f"input={tmp_path / 'new.npz'}", model=MLP)
+    if nested:  # else it is no VAT, and is not looked at
+        assert expected in words(evaluate, "report=direction", regularizers=VAT)
+    source = hostile(trained.mlp, path, model=evil).replace("ckpt_path", "source")
+    assert expected in refused(main, evaluate, f"ckpt_path={trained.mlp}", source)
+    assert not called.exists()
+
+
+def test_what_is_no_data_set_is_not_made_as_one(main, trained, tmp_path):
+    for target in ("pytorch_lightning.loggers.CSVLogger", "vat.data.nowhere.Data"):
+        node = {"_target_": target, "save_dir": str(tmp_path / "made")}
+        assert f"was trained on {target}, which" in refused(main, evaluate, hostile(trained.mlp, tmp_path / "a.ckpt", data=node))
+    assert not (tmp_path / "made").exists()
+
+
+THEIRS = """
+from torch import nn
+
+from vat.data.digits import Digits
+from vat.directions import margin
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+
+class Numbers(Digits):
+    pass
+"""
+
+
+def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp_path, monkeypatch):
+    (tmp_path / "their_package.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    quiet = ("trainer.max_steps=2", "data.steps_per_epoch=2", "logger=none", "trainer.enable_progress_bar=false", "test=none")
+    own = ("model=custom", "model._target_=their_package.Net", "allow_targets=[their_package]")
+    monkeypatch.setattr(report.console, "quiet", True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train.train(hydra_compose("train", overrides=[*quiet, *own]), tmp_path / "run")
+    trained = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    regularizers = [VAT | {"direction": {"_target_": "their_package.margin", "_partial_": True}}]
+    checkpoint = hostile(trained, trained.with_name("own.ckpt"), data={"_target_": "their_package.Numbers"}, regularizers=regularizers)
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8)))
+    for entry, *overrides in ((evaluate, "report=direction", "limit=5"), (export,), (predict, f"input={tmp_path / 'new.npz'}")):
+        assert "allow_targets=[their_package]" in refused(main, entry, checkpoint, *overrides)
+        main(entry, checkpoint, *overrides, "allow_targets=[their_package]")
+    assert json.loads((tmp_path / "run" / "evaluation" / "direction.json").read_text())["examples"] == 5
+    assert trained.with_name("own.safetensors").exists()
+    assert len(lines(tmp_path / "predictions.csv")) == 2
+
+
+def test_a_configuration_file_cannot_choose_what_is_called_either(main, trained, tmp_path):
+    (tmp_path / "conf" / "attack").mkdir(parents=True)
+    (tmp_path / "conf" / "attack" / "evil.yaml").write_text("# @package _global_\nattacks: [{_target_: os.mkdir, path: called}]\n")
+    chosen = (f"ckpt_path={trained.mlp}", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "attack=evil")
+    assert "_target_=os.mkdir is none" in refused(main, evaluate, *chosen)
     assert not (tmp_path / "called").exists()
 
 

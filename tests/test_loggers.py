@@ -130,6 +130,18 @@ def test_checkpoints_are_uploaded_as_one_artifact_where_online(tmp_path, offline
         assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
 
 
+def test_a_network_that_has_failed_since_costs_the_upload_and_not_the_run(tmp_path):
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_text(name)
+
+    def log_artifact(artifact):
+        raise wandb.errors.AuthenticationError("no answer")
+
+    run = SimpleNamespace(id="abc", offline=False, disabled=False, log_artifact=log_artifact)
+    with pytest.warns(UserWarning, match=rf"did not take the checkpoints \(AuthenticationError\): they are in {tmp_path}"):
+        loggers.upload_checkpoints(run, tmp_path, {})
+
+
 def test_a_run_is_named_after_its_folder_and_a_restart_goes_on_in_it(monkeypatch, tmp_path):
     one = made(monkeypatch, tmp_path / "job", "online")
     again = made(monkeypatch, tmp_path / "job", "online")

@@ -49,7 +49,7 @@ def cases(draw):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.filterwarnings("ignore:finite differences are noise")
-def test_loss_and_gradients_are_finite_and_the_perturbation_has_its_length(direction, norm, examples):
+def test_loss_and_gradients_are_finite_and_the_perturbation_has_its_length(direction, norm, examples, record_property):
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(cases())
     def check(case):
@@ -72,3 +72,4 @@ def test_loss_and_gradients_are_finite_and_the_perturbation_has_its_length(direc
         assert ((lds >= 0) & lds.isfinite()).all()
 
     check()
+    record_property("examples of the properties", examples)

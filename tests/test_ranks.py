@@ -1,8 +1,10 @@
 """Two processes train as one: gradients under DDP and FSDP2, the order after a restart with more or fewer, and a rank that dies."""
 
 import copy
+import json
 import os
 import signal
+import socket
 import traceback
 from pathlib import Path
 
@@ -10,11 +12,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+import report
+import train
 from vat import VAT, Entropy
 from vat.data.loader import ResidentLoader, share
 from vat.directions import DIRECTIONS
@@ -48,10 +54,28 @@ def backward(forward, regularizers, rank, world):
     loss.backward()
 
 
+class GlobalNorm(nn.Module):
+    """Batch norm over the rows of all processes: torch's own has no CPU form."""
+
+    def forward(self, x):
+        sums = torch.stack([torch.ones_like(x), x, x * x]).sum(1)
+        if dist.is_initialized():
+            sums = all_reduce(sums)
+        number, total, squares = sums
+        mean = total / number
+        return (x - mean) / (squares / number - mean**2 + 1e-5).sqrt()
+
+
+def normalized():
+    return nn.Sequential(*network()[:1], GlobalNorm(), *network()[1:])
+
+
 CASES = {name: lambda name=name: [VAT(1.0, direction=name)] for name in DIRECTIONS}
 CASES |= {"with entropy": lambda: [VAT(1.0, direction="margin"), Entropy()]}
 CASES |= {"best sign": lambda: [VAT(1.0, direction="exact", choose_sign=True, gradient_through_target=True)]}
 NOT_SHARDED = ("exact", "best sign")
+# The others scale what they pull back by a maximum over the rank's own rows, which weighs those of other ranks in a common batch norm.
+NORMALIZED = ("margin", "random_margin", "random", "with entropy")
 
 
 def work(rank, world, folder):
@@ -64,6 +88,10 @@ def work(rank, world, folder):
         distributed = DistributedDataParallel(network())
         backward(distributed, make(), rank, world)
         found["DDP", case] = [p.grad for p in distributed.parameters()]
+        if case in NORMALIZED:
+            distributed = DistributedDataParallel(normalized())
+            backward(distributed, make(), rank, world)
+            found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
         sharded = network()
         for layer in (sharded[0], sharded[2], sharded):
             fully_shard(layer, mesh=mesh)
@@ -96,16 +124,104 @@ def gradients(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "case"), [("DDP", case) for case in CASES] + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED]
+    ("strategy", "case"),
+    [("DDP", case) for case in CASES]
+    + [("DDP, global batch norm", case) for case in NORMALIZED]
+    + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED],
 )
 def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
-    one = network()
+    one = normalized() if "norm" in strategy else network()
     backward(one, CASES[case](), 0, 1)
     # float64; the probe of finite differences is a share of the mean length of a rank's own rows, which turns d by as much.
     tolerance = {"rtol": 1e-2, "atol": 1e-4} if case == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
     for first, second, p in zip(*(found[strategy, case] for found in gradients), one.parameters(), strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, p.grad, **tolerance)
+
+
+# ------------------------------------------------------------------------------------------------- through the trainer
+
+TRAINED = ["model=mlp", "model.hidden=[16]", "model.batch_norm=false", "vat.direction=margin", "trainer.log_every_n_steps=1"]
+TRAINED += ["data.batch_size_labeled=7", "data.batch_size_unlabeled=11", "trainer.max_steps=4", "data.steps_per_epoch=2"]
+TRAINED += ["scheduler.T_max=4"]  # whatever the steps of a part of the run
+
+
+@pytest.fixture
+def settings(compose):
+    def composed(*overrides):
+        quiet = ["logger=none", "figures=null", "trainer.enable_progress_bar=false"]
+        return compose(*quiet, *TRAINED, *overrides)
+
+    return composed
+
+
+def in_two_processes(folder, jobs):
+    """Each job a configuration, its folder and a checkpoint to go on from; their metrics."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        if not (child := os.fork()):
+            try:
+                signal.alarm(120)
+                rank_zero_only.rank = rank
+                found = []
+                for job in jobs:
+                    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                    found.append(train.train(*job))
+                (folder / f"metrics-{rank}.json").write_text(json.dumps(found))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    ranks = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(2)]
+    for one, other in zip(*ranks, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    return ranks[0]
+
+
+def assert_same_run(found, expected):
+    (metrics, folder), (expected_metrics, expected_folder) = found, expected
+    # float32, and another order of adding; the random start of LDS is each rank's own.
+    for name in set(expected_metrics) - {"seconds", "test/lds"}:
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4), name
+    saved, known = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, expected_folder))
+    states = [(saved["state_dict"][name], value) for name, value in known["state_dict"].items() if isinstance(value, torch.Tensor)]
+    for number, state in known["optimizer_states"][0]["state"].items():
+        states += [(saved["optimizer_states"][0]["state"][number][name], value) for name, value in state.items()]
+    assert len(states) > 8
+    for value, expected_value in states:
+        torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp_path, monkeypatch, strategy):
+    monkeypatch.setattr(report.console, "quiet", True)
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", f"trainer.strategy={strategy}"]
+    whole = train.train(settings(), tmp_path / "whole"), tmp_path / "whole"
+    train.train(settings("trainer.max_steps=2"), tmp_path / "half")
+    half = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    first, second, _ = in_two_processes(
+        tmp_path,
+        [
+            (settings(*two), tmp_path / "two"),
+            (settings(*two), tmp_path / "one, then two", half),
+            (settings(*two, "trainer.max_steps=2", "test=none"), tmp_path / "two, then one"),
+        ],
+    )
+    assert_same_run((first, tmp_path / "two"), whole)
+    assert_same_run((second, tmp_path / "one, then two"), whole)
+    third = train.train(settings(), tmp_path / "last", tmp_path / "two, then one" / "checkpoints" / "last.ckpt")
+    assert_same_run((third, tmp_path / "last"), whole)
+
+
+@pytest.mark.parametrize("setting", ["ema=0.9", "test=best", "regularizers=[{_target_:vat.MeanTeacher}]"])
+def test_what_needs_whole_weights_is_refused_under_fsdp2(settings, tmp_path, setting):
+    with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp2 divides the weights; (ema|test=best|MeanTeacher) cannot do with parts"):
+        train.train(settings("trainer.strategy=fsdp2", setting), tmp_path / "job")
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (4, 2)])

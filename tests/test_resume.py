@@ -11,9 +11,12 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import official
 import pytest
@@ -22,6 +25,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 import checkpoints
 import train
+from vat import loggers
 from vat.classifier import Classifier
 
 SETTINGS = [
@@ -160,7 +164,7 @@ def leaves(value, path=()):
 
 def result(folder):
     """All that a run left: every value of its checkpoint but names of folders, metrics, confusion, the logged values and the order."""
-    (run,) = folder.glob("outputs/*/*")
+    (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # one killed before its first checkpoint left a folder
     saved = dict(leaves(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)))
     saved = {path: value for path, value in saved.items() if path[-1] != "ckpt_path" and not str(value).startswith("/")}
     saved = {path: value for path, value in saved.items() if "best_k_models" not in path}  # its key is a path
@@ -364,6 +368,61 @@ def test_a_run_goes_on_where_wandb_dies_and_in_the_same_wandb_run_where_it_dies_
     assert len(list(run.glob("wandb/offline-run-*-*"))) == 2
 
 
+class Server(BaseHTTPRequestHandler):
+    """As much of W&B's server as a run asks for, until the file `cut` is there: then every connection breaks."""
+
+    cut: ClassVar = Path("cut")
+    heard: ClassVar[list] = []
+    answers: ClassVar[dict] = {
+        "viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}},
+        "upsertBucket": {"bucket": {"id": "b", "name": "r", "project": {"id": "p", "name": "vat", "entity": {"id": "e", "name": "me"}}}},
+        "createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []},
+        "model": {"bucket": None},
+    }
+
+    def answer(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.cut.exists():
+            self.close_connection = True
+            return
+        self.heard.append((self.path, content))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": self.answers} if self.path.endswith("graphql") else {}).encode())
+
+    do_GET = do_POST = answer  # noqa: N815  # as http.server calls them
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.long
+def test_a_run_goes_on_where_the_network_of_an_online_wandb_run_fails(main, whole, monkeypatch):
+    monkeypatch.setattr(Server, "cut", Path.cwd() / "cut")
+    monkeypatch.setattr(loggers, "FINISH_WITHIN", 5)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {"WANDB_BASE_URL": address, "WANDB_API_KEY": "k" * 40, "no_proxy": "*"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_MODE")
+    online = [setting for setting in SETTINGS if not setting.startswith("logger=")] + ["logger=wandb"]
+
+    def job():
+        at_batch(7, Server.cut.touch)()
+        main(*online)
+
+    began = time.monotonic()
+    assert ended(forked(job)) == 0
+    assert time.monotonic() - began < 120
+    server.shutdown()
+    assert any(b"upsertBucket" in content for _, content in Server.heard)  # it was online
+    (run,) = Path().glob("outputs/*/*")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {name: value for name, value in metrics.items() if name != "seconds"} == whole[1]
+    assert list(run.glob("wandb/run-*/*.wandb"))  # what `wandb sync` sends later
+
+
 def test_data_that_changed_since_are_noticed(main, tmp_path, monkeypatch):
     official.write_cifar10(tmp_path)
     monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
@@ -384,7 +443,7 @@ def test_data_that_changed_since_are_noticed(main, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch):
+def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch, record_property):
     draw, kills, finished = random.Random(0), 0, 0
     while kills < 50 or finished < 3:
         folder = tmp_path / str(finished)
@@ -399,4 +458,5 @@ def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch):
         else:
             assert status == -signal.SIGKILL
             kills += 1
-    print(f"{kills} kills in {finished} runs")
+    record_property("kills at random times", kills)
+    record_property("runs that came to their end between them", finished)

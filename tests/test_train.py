@@ -343,7 +343,7 @@ def test_last_is_the_newest_checkpoint_of_the_same_settings(compose, tmp_path, m
     def left(day, settings, age):
         path = Path("outputs") / day / f"12-00-00-{runs.settings_digest(settings)}" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        torch.save({"record": {}, "state_dict": {}}, path)
+        torch.save({"record": {}, "state_dict": {}, "global_step": 1}, path)
         os.utime(path.parent, (1e9 - age, 1e9 - age))
         return path
 

@@ -129,6 +129,18 @@ class Classifier(pl.LightningModule):
     def _world_size(self) -> int:
         return self._trainer.world_size if self._trainer is not None else 1
 
+    def configure_model(self) -> None:
+        """Divide the network among the processes where the strategy does: each layer with weights of its own, and the whole."""
+        if self._device_mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard  # here, for it takes a second
+
+        if not isinstance(self.network, FSDPModule):
+            mesh = self._device_mesh["data_parallel"]
+            for module in [m for m in self.network.modules() if m is not self.network and any(True for _ in m.parameters(recurse=False))]:
+                fully_shard(module, mesh=mesh)
+            fully_shard(self.network, mesh=mesh)
+
     def on_fit_start(self) -> None:
         for regularizer in self._regularizers().values():
             regularizer.on_fit_start(self.network)

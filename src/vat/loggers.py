@@ -25,6 +25,8 @@ SUMMARIES = {
 
 ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
 
+FINISH_WITHIN = 600  # seconds for what is not yet sent at the end; without a network wandb itself would wait for ever
+
 
 def wandb_logger(
     *,
@@ -45,7 +47,9 @@ def wandb_logger(
         name: shown name of the run; the folder's if None.
         tags: W&B tags.
     """
-    quiet = wandb.Settings(console="off", silent=True)  # its banners and console capture would cut the progress bar to pieces
+    quiet = wandb.Settings(
+        console="off", silent=True, finish_timeout=FINISH_WITHIN
+    )  # its banners and console capture would cut the progress bar to pieces
     wandb.setup(quiet)
     mode, reason = wandb_mode()
     log.info("Weights & Biases: %s (%s)", mode, reason)
@@ -81,7 +85,10 @@ def upload_checkpoints(run: wandb.Run, folder: Path, metrics: dict[str, float]) 
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
     for name in ("best.ckpt", "last.ckpt"):
         artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
+    try:
+        run.log_artifact(artifact)
+    except Exception as error:  # of a network that has failed since, under several names
+        warnings.warn(f"W&B did not take the checkpoints ({type(error).__name__}): they are in {folder}", stacklevel=2)
 
 
 class LenientWandbLogger(WandbLogger):

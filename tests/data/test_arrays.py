@@ -310,6 +310,20 @@ def test_an_array_beyond_memory_is_refused(path, monkeypatch):
         ready(written(path, x=X, y=Y))
 
 
+def test_a_header_for_structured_types_is_refused(path):
+    array = io.BytesIO()
+    np.lib.format.write_array(array, X, version=(3, 0))
+    zipped(path, zipfile.ZIP_STORED, x=array.getvalue())
+    with pytest.raises(ValueError, match=r"x has the format \(3, 0\), which is for structured types"):
+        ready(path)
+
+
+def test_inputs_alone_are_read_where_no_label_is_asked_for(path):
+    table = read_table(written(path, x=X), label=None, group=None)
+    np.testing.assert_array_equal(table.x, X.astype(np.float32))
+    assert set(table.labels) == {""}
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compression_is_refused(path, method):
     zipped(path, method, x=header((1,)) + bytes(8))
@@ -321,7 +335,7 @@ def test_other_compression_is_refused(path, method):
 @pytest.mark.parametrize("y", [HALF, np.array(["a", "b", ""] * 20)], ids=["numbers", "names"])
 def test_a_spoilt_file_is_read_or_refused_by_name(fuzz, path, save, y):
     save(path, x=X[:6], y=y[:6])
-    fuzz(lambda path: read_table(path, label="y", group=None), path.read_bytes(), path)
+    fuzz(lambda path: read_table(path, label="y", group=None), path.read_bytes(), path, ".npz")
 
 
 # CSV and Parquet
@@ -408,12 +422,17 @@ def test_the_columns_of_a_test_file_come_in_their_own_order(tmp_path):
         ready(tmp_path / "train.csv", test=str(tmp_path / "test.csv"))
 
 
+def test_a_spoilt_csv_file_is_read_or_refused_by_name(fuzz, tmp_path):
+    pytest.importorskip("pandas")
+    fuzz(lambda path: read_table(path, label="species", group="owner"), CSV.encode(), tmp_path / "a.csv", "CSV")
+
+
 def test_a_spoilt_parquet_file_is_read_or_refused_by_name(fuzz, tmp_path):
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     pd.DataFrame({"a": [1, 2, 3], "y": ["p", "q", None]}).to_parquet(tmp_path / "a.parquet")
     good = (tmp_path / "a.parquet").read_bytes()
-    fuzz(lambda path: read_table(path, label="y", group=None), good, tmp_path / "a.parquet")
+    fuzz(lambda path: read_table(path, label="y", group=None), good, tmp_path / "a.parquet", "Parquet")
 
 
 # A run

@@ -116,9 +116,10 @@ def test_links_are_no_members(tmp_path):
 
 
 def test_spoilt_records_and_archives_are_read_or_refused(tmp_path, fuzz):
-    fuzz(read, GOOD, tmp_path / "a.bin")
+    fuzz(read, GOOD, tmp_path / "a.bin", "CIFAR binary")
+    members = {"one": None, "two": None}
     for data in (ARCHIVE, gzip.compress(ARCHIVE)):
-        fuzz(lambda path: read_archive(path, {"one": None, "two": None}, num_classes=(10,), most=4), data, tmp_path / "a.tar")
+        fuzz(lambda path: read_archive(path, members, num_classes=(10,), most=4), data, tmp_path / "a.tar", "CIFAR archive")
 
 
 # The data sets

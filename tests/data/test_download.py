@@ -36,11 +36,13 @@ class Mirror(BaseHTTPRequestHandler):
         if self.path != "/unsized":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.path in ("/broken", "/unsized"):
+        if self.path in ("/broken", "/unsized", "/stalled"):
             body = body[: len(body) // 2]
         if self.path == "/slow":
             time.sleep(0.5)
         self.wfile.write(body)
+        if self.path == "/stalled":
+            time.sleep(0.5)
 
     def log_message(self, *_):
         pass
@@ -135,6 +137,18 @@ def test_a_silent_server_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DownloadError, match="timed out"):
         fetch(published(f"http://127.0.0.1:{silent.getsockname()[1]}", "right"), tmp_path)
+
+
+def test_a_server_that_falls_silent_in_the_middle_is_given_up(mirror, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    with pytest.raises(DownloadError, match=r"stalled: .*timed out"):
+        fetch(published(mirror, "stalled"), tmp_path)
+    assert whole_or_absent(tmp_path) == []
+
+
+def test_a_network_that_fails_in_the_middle_is_told_from_other_contents(mirror, tmp_path):
+    with pytest.raises(DownloadError, match="unsized: sends a file of digest"):  # half a file, though the content is known
+        fetch(published(mirror, "unsized", content=md5(DATA)), tmp_path)
 
 
 def test_a_server_that_never_ends_does_not_fill_the_disk(mirror, monkeypatch, tmp_path):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from vat.classifier import Classifier
+from vat.data import image_files
 from vat.data.image_files import ImageFiles, check_header, read_image
 from vat.data.images import Images, find_images
 
@@ -165,9 +167,9 @@ def test_a_strip_of_a_million_pixels_costs_no_memory(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"])
 def test_a_spoilt_file_is_read_or_refused_by_name(fuzz, tmp_path, kind):
-    fuzz(lambda path: read_image(path, 8, "RGB"), encoded(kind), tmp_path / "a.png")
+    fuzz(lambda path: read_image(path, 8, "RGB"), encoded(kind), tmp_path / "a.png", kind)
 
 
 # A folder
@@ -376,6 +378,31 @@ def test_a_run_from_the_command_line_keeps_the_class_names(main, tmp_path, folde
     main("data=images", f"data.dir={folder}", f"data.resident_gib={gib}", "data.size=8", "trainer=debug", "hydra.run.dir=run")
     checkpoint = runs.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert checkpoint["record"]["class_names"] == ["cat", "dog"]
+
+
+def test_a_worker_that_dies_in_training_ends_the_run_with_one_line_and_it_goes_on(main, folder, monkeypatch):
+    settings = ("data=images", f"data.dir={folder}", "data.resident_gib=0", "data.size=8", "model=cnn", "model.channels=[4]")
+    settings += ("data.batch_size_labeled=2", "data.batch_size_unlabeled=4", "trainer.max_steps=6", "data.steps_per_epoch=3", "test=none")
+    whole_step, whole_read, seen = Classifier.training_step, image_files.read_image, []
+
+    def training_step(self, batch, batch_idx):
+        seen.append(batch.micro_step)
+        return whole_step(self, batch, batch_idx)
+
+    def dies(*arguments):
+        if len(seen) > 3:  # in the second epoch
+            raise MemoryError("a worker cannot decode")
+        return whole_read(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", training_step)
+        patch.setattr(image_files, "read_image", dies)
+        with pytest.raises(SystemExit, match=r"^error: out of memory: lower data\.batch_size_unlabeled .*a worker cannot decode"):
+            main(*settings)
+    assert 3 < len(seen) < 6
+    main(*settings, "ckpt_path=last")
+    (run,) = Path().glob("outputs/*/*")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.long  # a process of its own; the test above runs the same in this one

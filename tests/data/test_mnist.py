@@ -74,7 +74,8 @@ def test_an_odd_idx_file_is_refused(tmp_path, data, message):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_spoilt_idx_files_are_read_or_refused(tmp_path, fuzz, pack):
-    fuzz(lambda path: read_idx(path, (4, 5), most=50), pack(idx(torch.arange(200).view(10, 4, 5))), tmp_path / "images")
+    good = pack(idx(torch.arange(200).view(10, 4, 5)))
+    fuzz(lambda path: read_idx(path, (4, 5), most=50), good, tmp_path / "images", "idx")
 
 
 # The data set

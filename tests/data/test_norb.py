@@ -61,9 +61,10 @@ def test_an_odd_matrix_is_refused(tmp_path, data, message):
 
 
 def test_spoilt_matrices_are_read_or_refused(tmp_path, fuzz):
-    fuzz(lambda path: read_images(path, size=32, most=10), matrix(stereo_pairs(1)), tmp_path / "dat.mat")
-    fuzz(lambda path: read_integers(path, (4,), most=100), matrix(torch.arange(200, dtype=torch.int32).view(50, 4)), tmp_path / "info.mat")
-    fuzz(lambda path: read_integers(path, (), most=100), gzip.compress(CAT), tmp_path / "cat.mat")
+    fuzz(lambda path: read_images(path, size=32, most=10), matrix(stereo_pairs(1)), tmp_path / "dat.mat", "NORB")
+    information = matrix(torch.arange(200, dtype=torch.int32).view(50, 4))
+    fuzz(lambda path: read_integers(path, (4,), most=100), information, tmp_path / "info.mat", "NORB")
+    fuzz(lambda path: read_integers(path, (), most=100), gzip.compress(CAT), tmp_path / "cat.mat", "NORB")
 
 
 def test_the_parts_are_those_published(data_dir):

@@ -62,6 +62,18 @@ def with_(**changes):
 GOOD = mat(house_numbers(3), do_compression=False)
 
 
+def element(kind, data):
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+FLAGS, ONES = element(6, struct.pack("<II", 9, 0)), element(2, b"\1\1")
+
+
+def variable(*, flags=FLAGS, values=ONES):
+    """A file with a variable y of shape (2, 1)."""
+    return GOOD[:128] + element(14, flags + element(5, struct.pack("<ii", 2, 1)) + element(1, b"y") + values)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -75,6 +87,10 @@ GOOD = mat(house_numbers(3), do_compression=False)
         (GOOD[:128] + struct.pack("<II", 9, 8) + bytes(8), "holds an element of type 9 where variables should be"),
         (GOOD + GOOD[128:], "holds X twice"),
         (mat({"X": house_numbers(3)["X"]}), "lacks the variable y"),
+        (variable(), "lacks the variable X"),
+        (variable(values=element(2, b"\1")), r"holds 1 values under y, of shape \(2, 1\)"),
+        (variable(values=element(3, b"\1\1\1")), "holds an element of type 3 in 3 bytes"),
+        (variable(flags=element(7, bytes(8))), "holds an element of type 7 and 8 bytes out of place"),
         (with_(X=house_numbers(101)["X"]), r"should hold 1 to 307200 values under X; its header says \(32, 32, 3, 101\)"),
         (with_(X=house_numbers(3)["X"].astype(float)), r"bytes of shape \(32, 32, 3, N\) under X; got float64"),
         (with_(X=house_numbers(3)["X"].transpose(3, 2, 0, 1)), r"under X; got uint8 \(3, 3, 32, 32\)"),
@@ -98,7 +114,7 @@ def test_an_odd_file_is_refused(tmp_path, data, message):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_spoilt_files_are_read_or_refused(tmp_path, fuzz, compressed):
-    fuzz(lambda path: read_svhn(path, most=10), mat(house_numbers(2), do_compression=compressed), tmp_path / "train.mat")
+    fuzz(lambda path: read_svhn(path, most=10), mat(house_numbers(2), do_compression=compressed), tmp_path / "train.mat", ".mat")
 
 
 # The data set

@@ -1,0 +1,52 @@
+"""The seed inputs of the readers, good files and odd ones, reach every branch of every parser; no spoilt file counts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SEEDS = (
+    *(f"tests/data/test_{name}.py" for name in ("content", "mnist", "cifar", "norb", "svhn", "arrays", "images")),
+    "tests/test_checkpoints.py",
+)
+ALL = None
+PARSERS = {
+    "vat/data/content.py": ALL,
+    "vat/data/idx.py": ALL,
+    "vat/data/labels.py": ALL,
+    "vat/data/cifar.py": ("read_records", "read_archive", "_tar_entry"),
+    "vat/data/norb.py": ("read_images", "read_integers", "_count"),
+    "vat/data/matlab.py": ALL,
+    "vat/data/svhn.py": ("read_svhn",),
+    "vat/data/tables.py": ALL,
+    "vat/data/images.py": ("find_images", "_images_within", "_group"),
+    "vat/data/image_files.py": ("read_image", "check_header", "_read", "_converted", "_of_eight_bits"),
+    "checkpoints.py": ("read_checkpoint", "newest_whole"),
+}
+"""Files in `src/`, and what of them parses."""
+
+
+@pytest.mark.long  # the readers' tests once more, in a process of their own
+def test_every_branch_of_every_parser_is_reached(tmp_path, record_property):
+    source = ",".join(str(ROOT / "src" / name) for name in PARSERS)
+    coverage = [sys.executable, "-m", "coverage"]
+    data = os.environ | {"COVERAGE_FILE": str(tmp_path / "coverage")}
+    quick = ["-m", "pytest", "-k", "not spoilt", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'seeds'}", *SEEDS]
+    ran = subprocess.run([*coverage, "run", "--branch", f"--include={source}", *quick], cwd=ROOT, env=data, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+    subprocess.run([*coverage, "json", "-q", "-o", str(tmp_path / "report.json")], cwd=ROOT, env=data, check=True)
+    files = json.loads((tmp_path / "report.json").read_text())["files"]
+    missed, reached = {}, 0
+    for name, functions in PARSERS.items():
+        (parts,) = (file["functions"] for path, file in files.items() if path.endswith(f"src/{name}"))
+        for function in functions or parts:
+            found = parts[function]
+            reached += found["summary"]["covered_branches"]
+            if found["missing_branches"] or found["missing_lines"]:
+                missed[f"{name}: {function}"] = found["missing_branches"] or found["missing_lines"]
+    assert missed == {}
+    record_property("branches of parsers, all reached", reached)
