@@ -74,8 +74,6 @@ CASES = {name: lambda name=name: [VAT(1.0, direction=name)] for name in DIRECTIO
 CASES |= {"with entropy": lambda: [VAT(1.0, direction="margin"), Entropy()]}
 CASES |= {"best sign": lambda: [VAT(1.0, direction="exact", choose_sign=True, gradient_through_target=True)]}
 NOT_SHARDED = ("exact", "best sign")
-# The others scale what they pull back by a maximum over the rank's own rows, which weighs those of other ranks in a common batch norm.
-NORMALIZED = ("margin", "random_margin", "random", "with entropy")
 
 
 def work(rank, world, folder):
@@ -88,10 +86,9 @@ def work(rank, world, folder):
         distributed = DistributedDataParallel(network())
         backward(distributed, make(), rank, world)
         found["DDP", case] = [p.grad for p in distributed.parameters()]
-        if case in NORMALIZED:
-            distributed = DistributedDataParallel(normalized())
-            backward(distributed, make(), rank, world)
-            found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
+        distributed = DistributedDataParallel(normalized())
+        backward(distributed, make(), rank, world)
+        found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
         sharded = network()
         for layer in (sharded[0], sharded[2], sharded):
             fully_shard(layer, mesh=mesh)
@@ -126,7 +123,7 @@ def gradients(tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "case"),
     [("DDP", case) for case in CASES]
-    + [("DDP, global batch norm", case) for case in NORMALIZED]
+    + [("DDP, global batch norm", case) for case in CASES]
     + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED],
 )
 def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
