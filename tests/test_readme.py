@@ -68,7 +68,13 @@ def test_a_script_knows_the_arguments_the_readme_gives_it(command):
 
 
 @pytest.mark.parametrize(
-    "path", re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)h][^)]*)\)", README)
+    "path", re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)h#][^)]*)\)", README)
 )
 def test_a_path_named_in_the_readme_exists(path):
     assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("anchor", re.findall(r"\]\(#([^)]*)\)", README))
+def test_a_section_the_readme_points_to_is_there(anchor):
+    headings = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
