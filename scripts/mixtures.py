@@ -78,6 +78,15 @@ class WarmStart(Remembering):
         return self.current_eps * d
 
 
+class WarmStartEitherSign(WarmStart):
+    """The same, with the sign of r drawn afresh at each visit: an eigenvector that is kept keeps its sign."""
+
+    def virtual_adversarial_perturbation(self, step: Step) -> Tensor:
+        """See `VAT`."""
+        r = super().virtual_adversarial_perturbation(step)
+        return torch.where((step.uniform("sign") < 0.5).view(-1, *[1] * (r.dim() - 1)), r, -r)
+
+
 class FreeGradient(Remembering):
     """The gradient at r, which the loss's backward pass brings along, is the direction of the next visit. 4 F."""
 

@@ -105,6 +105,7 @@ STUDIES = {
                     "random margin, then ascent": ["vat._target_=mixtures.RandomMarginAscent"],
                     "margin for half": ["vat._target_=mixtures.HalfMargin"],
                     "warm start": ["vat._target_=mixtures.WarmStart"],
+                    "warm start, either sign": ["vat._target_=mixtures.WarmStartEitherSign"],
                     "free gradient": ["vat._target_=mixtures.FreeGradient"],
                     "gradient through r": ["vat.direction=finite_difference", "vat.gradient_through_r=true"],
                     "gradient through the target": ["vat.direction=finite_difference", "vat.gradient_through_target=true"],
