@@ -74,6 +74,8 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor |
         class_names: of its rows and columns.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # in a narrow terminal a path goes on in the next line
     for row in _results(metrics, lds):
         table.add_row(*row)
     if counts is not None:
