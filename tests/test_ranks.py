@@ -102,21 +102,26 @@ def work(rank, world, folder):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def gradients(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def forked(run):
+    """`run(rank)` in two processes, both of which must come to their end."""
     children = []
     for rank in range(2):
         if not (child := os.fork()):
             try:
                 signal.alarm(120)
-                work(rank, 2, folder)
+                run(rank)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    forked(lambda rank: work(rank, 2, folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -157,23 +162,16 @@ def in_two_processes(folder, jobs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        if not (child := os.fork()):
-            try:
-                signal.alarm(120)
-                rank_zero_only.rank = rank
-                found = []
-                for job in jobs:
-                    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-                    found.append(train.train(*job))
-                (folder / f"metrics-{rank}.json").write_text(json.dumps(found))
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+    def run(rank):
+        rank_zero_only.rank = rank
+        found = []
+        for job in jobs:
+            os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            found.append(train.train(*job))
+        (folder / f"metrics-{rank}.json").write_text(json.dumps(found))
+
+    forked(run)
     ranks = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(2)]
     for one, other in zip(*ranks, strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}
