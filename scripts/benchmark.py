@@ -20,6 +20,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import log
 from pathlib import Path
 from statistics import median
@@ -93,27 +94,29 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+def optimizer_step(optimizer: torch.optim.Optimizer, dtype: torch.dtype, loss: Callable[[], Tensor]) -> Action:
+    """One step of the optimizer on a loss, under autocast where `dtype` is not float32."""
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return run
+
+
 def steps(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, Action]:
     """One optimizer step each: of cross entropy alone, and of a smoothness term alone found in several ways, on the same batch."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
-    half = dtype is not torch.float32
-
-    def step(loss: Callable[[], Tensor]) -> Action:
-        def run() -> None:
-            optimizer.zero_grad()
-            with torch.autocast(x.device.type, dtype, enabled=half):
-                value = loss()
-            value.backward()
-            optimizer.step()
-
-        return run
+    step = partial(optimizer_step, torch.optim.Adam(network.parameters(), lr=1e-4, fused=True), dtype)
 
     def ours(**options: Any) -> Action:
         vat = VAT(1.0, **options)
         return step(lambda: vat.term(Step(network, x, key=Key(0))))
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=half):
+        with torch.no_grad(), torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32):
             network(x)
 
     return {
@@ -474,28 +477,19 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             fused: bool = True,
             dtype: torch.dtype = torch.float32,
             compiled: bool = False,
-            direction: str = "margin",
             make: Callable[[], nn.Module] = make,
             base: Tensor = base,
         ) -> Action:
             torch.manual_seed(0)
             network = make().to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
-            x = base.contiguous(memory_format=layout) if base.dim() == 4 else base
+            x = base.contiguous(memory_format=layout)
             optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
             forward = torch.compile(network) if compiled else network
-            vat = VAT(1.0, direction=direction)
-
-            def run() -> None:
-                optimizer.zero_grad()
-                with torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32):
-                    loss = vat.term(Step(forward, x, key=Key(0)))
-                loss.backward()
-                optimizer.step()
-
-            return run
+            vat = VAT(1.0, direction="margin")
+            return optimizer_step(optimizer, dtype, lambda: vat.term(Step(forward, x, key=Key(0))))
 
         actions = {"as it is": step(), "Adam not fused": step(fused=False), "bfloat16": step(dtype=torch.bfloat16)}
-        if len(shape) == 3 and name != "mlp":
+        if name != "mlp":
             actions["not channels_last"] = step(torch.contiguous_format)
         if DEVICE.type == "cuda":
             actions["compiled"] = step(compiled=True)
@@ -536,9 +530,8 @@ def section_processes(arguments: argparse.Namespace) -> dict[str, float]:
                 words = [*setting, *kind, "figures=null", "trainer.enable_progress_bar=false", f"trainer.max_steps={count}"]
                 command = [sys.executable, str(ROOT / "src" / "train.py"), *words, f"hydra.run.dir={folder}"]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                began = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True, env=environment)
-                seconds.append(time.perf_counter() - began)
+                job = partial(subprocess.run, command, check=True, capture_output=True, env=environment)
+                seconds.append(timed(job))
         found[f"{devices} process{'es' * (devices > 1)}"] = (seconds[1] - seconds[0]) / 100
     told = ", ".join(f"{name}: {1e3 * value:.0f} ms a step" for name, value in found.items())
     console.print(f"digits, CNN, 128 + 512 examples a step, one thread a process: {told}")

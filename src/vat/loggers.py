@@ -47,9 +47,8 @@ def wandb_logger(
         name: shown name of the run; the folder's if None.
         tags: W&B tags.
     """
-    quiet = wandb.Settings(
-        console="off", silent=True, finish_timeout=FINISH_WITHIN
-    )  # its banners and console capture would cut the progress bar to pieces
+    # Its banners and console capture would cut the progress bar to pieces.
+    quiet = wandb.Settings(console="off", silent=True, finish_timeout=FINISH_WITHIN)
     wandb.setup(quiet)
     mode, reason = wandb_mode()
     log.info("Weights & Biases: %s (%s)", mode, reason)

@@ -277,12 +277,13 @@ class ResidentLoader:
         wanted = here if self.augment is None else slice(None)
         # Streamed inputs take the rows on the CPU: to have them back from a GPU is to wait for the training step that runs there.
         x = self.x.index_select(0, index[wanted]) if isinstance(self.x, Tensor) else self.x[rows[wanted]]
+        x = as_input(x) if self.augment is None else x  # otherwise behind the augmentation, which is cheaper on bytes
         first, *more = [self._view(x, here, stream, micro_step, view) for view in range(self.num_views)]
         return Part(first, None, index[here], mine.start, total, more[0] if more else None)
 
     def _view(self, x: Tensor, here: slice, stream: str, micro_step: int, view: int) -> Tensor:
         if self.augment is None:
-            return as_input(x)
+            return x
         generator = torch.Generator(self.x.device)
         generator.manual_seed(stable_seed("augment", self.seed, micro_step, stream, view))
         return as_input(self.augment(x, generator)[here])
