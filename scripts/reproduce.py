@@ -15,11 +15,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -43,12 +44,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """A table: overrides that all rows share, seeds to choose on (none: values are given) and seeds to report."""
+    """A table: overrides that all rows share, seeds to choose on (none: values are given) and seeds to report, overrides for the choice."""
 
     methods: tuple[Method, ...]
     overrides: tuple[str, ...]
     tuning_seeds: range
     seeds: range
+    tuning_overrides: tuple[str, ...] = ()
 
 
 CONTROLS = (
@@ -66,6 +68,53 @@ def of_experiment(name: str, seeds: int, *methods: Method, papers: dict[str, str
     """A table of conf/experiment/`name`, the test errors that the papers report by the names of the methods."""
     rows = tuple(replace(method, paper=(papers or {}).get(method.name, "–")) for method in methods)
     return Study(rows, (f"experiment={name}",), tuning_seeds=range(0), seeds=range(seeds))
+
+
+DIRECTIONS = {
+    "finite differences": ("vat", "vat.direction=finite_difference"),  # the others are compared with the first
+    "exact": ("vat", "vat.direction=exact"),
+    "exact, 2 iterations": ("vat", "vat.direction=exact", "vat.num_power_iterations=2"),
+    "exact, 4 iterations": ("vat", "vat.direction=exact", "vat.num_power_iterations=4"),
+    "exact, better sign": ("vat", "vat.direction=exact", "vat.choose_sign=true"),
+    "ascent": ("vat", "vat.direction=ascent"),
+    "margin": ("vat", "vat.direction=margin"),
+    "random margin": ("vat", "vat.direction=random_margin"),
+    "random margin, then ascent": ("vat", "vat._target_=mixtures.RandomMarginAscent"),
+    "margin for half": ("vat", "vat._target_=mixtures.HalfMargin"),
+    "warm start": ("vat", "vat._target_=mixtures.WarmStart"),
+    "warm start, either sign": ("vat", "vat._target_=mixtures.WarmStartEitherSign"),
+    "free gradient": ("vat", "vat._target_=mixtures.FreeGradient"),
+    "gradient through r": ("vat", "vat.direction=finite_difference", "vat.gradient_through_r=true"),
+    "gradient through the target": ("vat", "vat.direction=finite_difference", "vat.gradient_through_target=true"),
+    "published": ("vat_published",),
+    "published, ξ = 10": ("vat_xi_10",),
+    "published, KL reversed": ("vat_reverse_kl",),
+    "published, moving statistics": ("vat_moving_statistics",),
+    "published, adversarial entropy": ("vat_adversarial_entropy",),
+}
+"""Regularizer and overrides by the name of a row."""
+
+MNIST_DIRECTIONS = (  # what the digits leave open; a row with more of the same is dropped
+    "finite differences",
+    "ascent",
+    "margin",
+    "random margin",
+    "free gradient",
+    "published",
+    "published, ξ = 10",
+    "gradient through the target",
+    "gradient through r",
+)
+
+
+def of_directions(
+    names: Iterable[str], overrides: tuple[str, ...], eps: tuple[float, ...], *, random: tuple[float, ...], **options: Any
+) -> Study:
+    """A table of directions with the candidates of their ε, beside the controls with those of the random one."""
+    ways = {name: (f"regularizer={DIRECTIONS[name][0]}", *DIRECTIONS[name][1:]) for name in names}
+    rows = [Method(name, words, "vat.eps", eps) for name, words in ways.items()]
+    controls = CONTROLS[0], replace(CONTROLS[1], name="random", candidates=random)
+    return Study((*rows, *controls), overrides, **options)
 
 
 QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
@@ -89,45 +138,32 @@ STUDIES = {
         tuning_seeds=range(100, 103),
         seeds=range(10),
     ),
-    "directions": Study(  # the first row is what the others are compared with
-        (
-            *(
-                Method(name, ("regularizer=vat", *overrides), "vat.eps", (0.5, 1, 2))
-                for name, overrides in {
-                    "finite differences": ["vat.direction=finite_difference"],
-                    "exact": ["vat.direction=exact"],
-                    "exact, 2 iterations": ["vat.direction=exact", "vat.num_power_iterations=2"],
-                    "exact, 4 iterations": ["vat.direction=exact", "vat.num_power_iterations=4"],
-                    "exact, better sign": ["vat.direction=exact", "vat.choose_sign=true"],
-                    "ascent": ["vat.direction=ascent"],
-                    "margin": ["vat.direction=margin"],
-                    "random margin": ["vat.direction=random_margin"],
-                    "random margin, then ascent": ["vat._target_=mixtures.RandomMarginAscent"],
-                    "margin for half": ["vat._target_=mixtures.HalfMargin"],
-                    "warm start": ["vat._target_=mixtures.WarmStart"],
-                    "warm start, either sign": ["vat._target_=mixtures.WarmStartEitherSign"],
-                    "free gradient": ["vat._target_=mixtures.FreeGradient"],
-                    "gradient through r": ["vat.direction=finite_difference", "vat.gradient_through_r=true"],
-                    "gradient through the target": ["vat.direction=finite_difference", "vat.gradient_through_target=true"],
-                }.items()
-            ),
-            Method("none", ("regularizer=none",)),
-            Method("random", ("regularizer=random_perturbation",), "random_perturbation.eps", (2, 4, 8)),
-            *(
-                Method(name, (f"regularizer={regularizer}",), "vat.eps", (0.5, 1, 2))
-                for name, regularizer in {
-                    "published": "vat_published",
-                    "published, ξ = 10": "vat_xi_10",
-                    "published, KL reversed": "vat_reverse_kl",
-                    "published, moving statistics": "vat_moving_statistics",
-                    "published, adversarial entropy": "vat_adversarial_entropy",
-                }.items()
-            ),
-        ),
+    "directions": of_directions(
+        DIRECTIONS,
         ("model=mlp", "model.hidden=[256,256]", "trainer.max_steps=600"),
+        (0.5, 1, 2),
+        random=(2, 4, 8),
         tuning_seeds=range(100, 102),
         seeds=range(6),
     ),
+    **{
+        f"directions_mnist_{labels}": of_directions(
+            MNIST_DIRECTIONS,
+            (
+                "experiment=mnist",
+                f"data.num_labeled={labels}",
+                "data.batch_size_labeled=50",
+                "data.batch_size_unlabeled=125",
+                "trainer.max_steps=2000",
+            ),
+            (0.8, 1.25, 2, 3.2),
+            random=(5, 8, 12.5, 20),
+            tuning_seeds=range(100, 101),
+            seeds=range(5),
+            tuning_overrides=("data.num_validation=10000",),
+        )
+        for labels in (100, 1000)
+    },
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
     "mnist_supervised": of_experiment(  # DSVAT, where adversarial in L2 has 0.71 and in L∞ 0.79
@@ -172,7 +208,7 @@ def main() -> None:
     folder = arguments.folder / re.sub(r"\W+", "_", "-".join([arguments.table, *arguments.overrides]))
 
     if study.tuning_seeds and not arguments.show:
-        pending = [(m, study.tuning_seeds, m.candidates, ("test=none",)) for m in study.methods if m.tuned]
+        pending = [(m, study.tuning_seeds, m.candidates, ("test=none", *study.tuning_overrides)) for m in study.methods if m.tuned]
         run(study, pending, folder / "tuning", arguments.jobs)
     chosen = {m.name: choose(m, folder / "tuning", study.tuning_seeds) for m in study.methods}
     if not arguments.show:

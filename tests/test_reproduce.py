@@ -103,7 +103,7 @@ def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, 
     assert (tmp_path / "table.md").read_text().splitlines()[3].startswith("| VAT | eps 0.6 | 50.00")
 
 
-@pytest.mark.parametrize("table", ["digits", "cifar10_4000"])  # the others are made as the second
+@pytest.mark.parametrize("table", ["digits", "directions", "directions_mnist_100", "cifar10_4000"])  # the others are made as the second
 def test_every_job_of_a_table_composes(reproduce, compose, table):
     study = reproduce.STUDIES[table]
     for method in study.methods:
@@ -113,7 +113,7 @@ def test_every_job_of_a_table_composes(reproduce, compose, table):
 def test_every_table_is_of_an_experiment_that_there_is(reproduce):
     experiments = {path.stem for path in (SCRIPT.parents[1] / "conf" / "experiment").glob("*.yaml")}
     for name, study in reproduce.STUDIES.items():
-        assert name in ("digits", "directions") or study.overrides[0].removeprefix("experiment=") in experiments
+        assert name in ("digits", "directions") or study.overrides[0].removeprefix("experiment=") in experiments, name
 
 
 def test_the_papers_errors_stand_beside_their_methods(reproduce):
