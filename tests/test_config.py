@@ -25,6 +25,7 @@ TERMS = {
     "vat": {"vat"},
     "vat_adversarial_entropy": {"published_vat"},
     "vat_class_balance": {"vat", "class_balance"},
+    "adversarial_linf": {"adversarial"},
     "vat_entropy": {"vat", "entropy"},
     "vat_moving_statistics": {"published_vat"},
     "vat_published": {"published_vat"},
