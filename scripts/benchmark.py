@@ -20,8 +20,10 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from math import log
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,7 +73,7 @@ def timed(action: Action) -> float:
 
 
 def in_turn(actions: dict[str, Action], *, reference: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each, and the median of its ratios to the reference, which is timed again before each of them."""
+    """Median seconds of each, and the median and range of its ratios to the reference, which is timed again before each of them."""
     for action in actions.values():  # once for what is made or chosen at the first call
         action()
         action()
@@ -82,7 +84,15 @@ def in_turn(actions: dict[str, Action], *, reference: str, repeats: int) -> dict
             base, own = timed(actions[reference]), timed(action)
             seconds[name].append(own)
             ratios[name].append(own / base)
-    return {name: {"seconds": median(seconds[name]), "ratio": median(ratios[name])} for name in actions}
+    return {name: _summary(seconds[name], ratios[name]) for name in actions}
+
+
+def _summary(seconds: Sequence[float], ratios: Sequence[float]) -> dict[str, float]:
+    return {"seconds": median(seconds), "ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def _range(value: dict[str, float]) -> str:
+    return f"{value['least']:.2f} to {value['most']:.2f}"
 
 
 # -------------------------------------------------------------------------------------------------------------------- the step
@@ -174,10 +184,10 @@ def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that finite differences are noise in half precision is not the matter here
                 found = in_turn(steps(network, x, y, getattr(torch, precision)), reference="supervised", repeats=arguments.repeats)
-            table = Table("step", "ms", "of a supervised step", "in F", title=f"{name}, batch {arguments.batch}, {precision}")
+            table = Table("step", "ms", "of a supervised step", "range", "in F", title=f"{name}, batch {arguments.batch}, {precision}")
             for action, value in found.items():
                 in_f = value["ratio"] / found["F"]["ratio"]
-                table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}", f"{in_f:.1f}")
+                table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}", _range(value), f"{in_f:.1f}")
                 rows.append({"network": name, "batch": arguments.batch, "precision": precision, "step": action, "in_f": in_f, **value})
             console.print(table)
     return rows
@@ -466,7 +476,7 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a default gains: the time of a VAT step without it, of the step as it is."""
+    """What a default gains: the time of a VAT step without it, by the override that switches it off, of the step as it is."""
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]
@@ -488,17 +498,45 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             vat = VAT(1.0, direction="margin")
             return optimizer_step(optimizer, dtype, lambda: vat.term(Step(forward, x, key=Key(0))))
 
-        actions = {"as it is": step(), "Adam not fused": step(fused=False), "bfloat16": step(dtype=torch.bfloat16)}
+        actions = {
+            "as it is": step(),
+            "optimizer.fused=false": step(fused=False),
+            "trainer.precision=bf16-mixed": step(dtype=torch.bfloat16),
+        }
         if name != "mlp":
-            actions["not channels_last"] = step(torch.contiguous_format)
+            actions["channels_last=false"] = step(torch.contiguous_format)
         if DEVICE.type == "cuda":
             actions["compiled"] = step(compiled=True)
-        table = Table("step", "ms", "of the step as it is", title=f"{name}, batch {arguments.batch}, margin direction")
-        for action, value in in_turn(actions, reference="as it is", repeats=arguments.repeats).items():
-            table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}")
+        found = in_turn(actions, reference="as it is", repeats=arguments.repeats)
+        if DEVICE.type == "cpu":
+            found["keep_freed_memory=false"] = without_kept_memory(name, arguments.batch)
+        table = Table("step", "ms", "of the step as it is", "range", title=f"{name}, batch {arguments.batch}, margin direction")
+        for action, value in found.items():
+            table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}", _range(value))
             rows.append({"network": name, "batch": arguments.batch, "step": action, **value})
         console.print(table)
     return rows
+
+
+def without_kept_memory(network: str, batch: int) -> dict[str, float]:
+    """As `in_turn`, of a step in processes that give freed memory back, beside others that keep it."""
+    pairs = [[_in_a_process_of_its_own(network, batch, keep) for keep in (True, False)] for _ in range(3)]
+    return _summary([without for _, without in pairs], [without / kept for kept, without in pairs])
+
+
+def _in_a_process_of_its_own(network: str, batch: int, keep: bool) -> float:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_margin_step_seconds, network, batch, keep).result()
+
+
+def _margin_step_seconds(name: str, batch: int, keep: bool) -> float:
+    if keep:
+        allocator.keep_freed_memory()
+    make, shape = NETWORKS[name]
+    network = make().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
+    action = steps(network, x, torch.zeros(batch, dtype=torch.long), torch.float32)["margin"]
+    return in_turn({"step": action}, reference="step", repeats=3)["step"]["seconds"]
 
 
 # ------------------------------------------------------------------------------------------------------------- start and processes

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -76,6 +77,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.setup()
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
     network = runs.make_network(cfg.model, record)
+    if cfg.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     if start is not None:
         saved = runs.read_checkpoint(start)
         runs.refuse_other_run(saved, start, network, record)
@@ -141,7 +144,7 @@ def check(cfg: DictConfig) -> None:
         "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
-        **dict.fromkeys(("reestimate_batch_norm", "keep_freed_memory"), (lambda v: type(v) is bool, "true or false")),
+        **dict.fromkeys(("reestimate_batch_norm", "keep_freed_memory", "channels_last"), (lambda v: type(v) is bool, "true or false")),
     }
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):

@@ -101,3 +101,18 @@ def test_clipping_shortens_the_steps_gradient_and_leaves_its_direction(job):
     assert plain.norm() > 0.2
     assert clipped.norm().item() == pytest.approx(0.1, rel=1e-4)
     torch.testing.assert_close(clipped / clipped.norm(), plain / plain.norm(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_convolutions_are_channels_last_unless_that_is_switched_off(job, monkeypatch, wanted):
+    found = []
+    whole = Classifier.optimizer_step
+
+    def step(self, *args, **kwargs):
+        found.extend(p for p in self.network.parameters() if p.dim() == 4 and p.shape[1] > 1)  # with one channel both are the same
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Classifier, "optimizer_step", step)
+    job("trainer.max_steps=1", "test=none", f"channels_last={wanted}")
+    assert found
+    assert all(p.is_contiguous(memory_format=torch.channels_last) == wanted for p in found)
