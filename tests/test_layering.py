@@ -13,6 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 RANKS = {
     "vat.seeds": 0,
     "vat.functional": 1,
+    "vat.forward_mode": 1,
     "vat.step": 1,
     "vat.models": 1,
     "vat.data": 1,
@@ -22,7 +23,7 @@ RANKS = {
     "vat": 4,  # its __init__ gathers the core
 }
 TOP = 5
-CORE = ("vat", "vat.seeds", "vat.functional", "vat.step", "vat.directions", "vat.regularizers")
+CORE = ("vat", "vat.seeds", "vat.functional", "vat.forward_mode", "vat.step", "vat.directions", "vat.regularizers")
 OUTSIDE = {"torch", "vat", *sys.stdlib_module_names}
 
 

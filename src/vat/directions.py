@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, Norm
 from vat.step import Step
 
@@ -65,11 +66,10 @@ def hessian_product(
 
 
 def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
-    """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 1 F once, and 2 F an iteration.
+    """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 3 F an iteration.
 
-    At r = 0 the Hessian of D(x, x + r) is the Hessian F of D in its second argument pulled back to the input, so both products are taken
-    on the one clean pass: there is no ξ and nothing cancels. J d is the derivative of Jᵀw, linear in w, along w: forward mode
-    would be cheaper where every layer has it, but fails under autocast with batch norm (torch 2.13).
+    At r = 0 the Hessian of D(x, x + r) is the Hessian F of D in its second argument pulled back to the input, so there is no ξ and
+    nothing cancels.
     """
     if create_graph and step.module is not None and any(map(_loses_third_derivative, step.module.modules())):
         raise ValueError(
@@ -81,14 +81,24 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
     x, logits = step.clean.x, step.clean.logits
     d = random(step, divergence, norm)
     with torch.enable_grad():
-        w = torch.zeros_like(logits, requires_grad=True)
-        (pulled_back,) = grad(logits, x, w, create_graph=True)
         for iteration in range(num_power_iterations):
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
-            (jd,) = grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph, materialize_grads=True)
-            u = divergence.hvp(logits if create_graph else logits.detach(), jd)
+            u = divergence.hvp(logits if create_graph else logits.detach(), _pushed_forward(step, d, create_graph=create_graph))
             d = norm.dual(_pulled_back(logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
     return d
+
+
+def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool) -> Tensor:
+    """J d with J = ∂logits/∂x. 2 F."""
+    if not create_graph:
+        jd = jacobian_vector_product(lambda x: step.network(x, constant=True), step.x, d)
+        if jd is not None:
+            return jd
+    # As the derivative along d of Jᵀw, which is linear in w: slower, and there for every layer.
+    x, logits = step.clean.x, step.clean.logits
+    w = torch.zeros_like(logits, requires_grad=True)
+    (pulled_back,) = grad(logits, x, w, create_graph=True)
+    return grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph, materialize_grads=True)[0]
 
 
 def _loses_third_derivative(layer: nn.Module) -> bool:
