@@ -175,14 +175,29 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
             raise
     spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
     found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
-    write(folder / "robustness.json", found)
-    drawings = {"curves": plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)}
-    if (pictures := examples_figure(of, grid)) is not None:
-        drawings["examples"] = pictures
-    for name, figure in drawings.items():
-        figure.savefig(folder / f"{name}.png", dpi=130)
-    log(cfg, of, found, [folder / f"{name}.png" for name in drawings])
+    keep(folder, found, lambda: drawings(of, found, grid))
+    log(cfg, of, found, sorted(folder.glob("*.png")))
     show(found, folder)
+
+
+def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
+    """Write robustness.json behind the figures; where it is there already and the same, only its time is new."""
+    path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    if path.exists() and path.read_text() == text:
+        path.touch()
+        return
+    for name, figure in draw().items():
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
+    """The figures of a report by name: accuracy against ε, and adversarial examples where there are some to be seen."""
+    curves = plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)
+    examples = examples_figure(of, grid)
+    return {"curves": curves} if examples is None else {"curves": curves, "examples": examples}
 
 
 def default_radii(norm: str, data: ResidentDataModule) -> list[float]:
@@ -217,13 +232,6 @@ def bar() -> Progress:
     """Which batch, how far, how long it takes yet."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
     return Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=report.console, transient=True)
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    """As JSON, in place of what was there only once it is whole."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    part.replace(path)
 
 
 def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:

@@ -98,7 +98,10 @@ def test_an_evaluation_leaves_json_and_figures_and_goes_on(main, trained, monkey
     assert set(result["robust"]["linf"]["accuracy"]) == {"fgm", "transfer", "worst"}
     lines = (folder / "results.jsonl").read_text()
     monkeypatch.setattr(evaluate.robustness, "clean_measures", None)  # nothing is measured again
+    monkeypatch.setattr(evaluate, "drawings", None)  # nor drawn
+    before = (folder / "robustness.json").stat().st_mtime_ns
     main(evaluate, *overrides)
+    assert (folder / "robustness.json").stat().st_mtime_ns > before  # a study takes the newest
     assert found(checkpoint) == (folder, result)
     assert (folder / "results.jsonl").read_text() == lines
 
