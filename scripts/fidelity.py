@@ -1,6 +1,6 @@
 """How true each direction is: to the Hessian's top eigenvector, to the largest KL there is, and to its own value in float64.
 
-python scripts/fidelity.py                                  # all networks; hours shrink to minutes with --networks mlp
+python scripts/fidelity.py --networks mlp                   # minutes; the others take many hours of a CPU, or a GPU
 python scripts/fidelity.py --figure docs/fidelity.png
 
 Three networks on MNIST with 1,000 labels, each at initialisation, after a short supervised training and after as many updates with
@@ -43,10 +43,11 @@ from vat.step import Key
 
 KL, NORM = Categorical(), L2()
 EPS = (0.3, 2.0)
+SHORT = ["trainer.max_steps=300", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32", "reestimate_batch_norm=true"]
 TRAINING = {  # overrides of the training, and how many examples are looked at
     "mlp": (["model=mlp", "model.hidden=[1200,1200]", "model.dropout=0.3", "trainer.max_steps=500"], 256),
-    "conv_large": (["model=conv_large", "trainer.max_steps=60", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 8),
-    "resnet": (["model=resnet", "trainer.max_steps=100", "data.batch_size_labeled=32", "data.batch_size_unlabeled=32"], 8),
+    "conv_large": (["model=conv_large", *SHORT], 32),
+    "resnet": (["model=resnet", *SHORT], 32),
 }
 SHARED = ["data=mnist", "data.num_labeled=1000", "data.steps_per_epoch=100000", "logger=none", "test=none"]
 STATES = {
@@ -116,7 +117,8 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
     kind = "supervised" if state == "initialisation" else state
     place = folder.resolve() / "runs" / f"{name}-{kind}"
     if not (place / runs.METRICS).exists():
-        command = [sys.executable, str(ROOT / "src" / "train.py"), *SHARED, *TRAINING[name][0], *(STATES[kind] or [])]
+        device = ["trainer=gpu"] if torch.cuda.is_available() else []
+        command = [sys.executable, str(ROOT / "src" / "train.py"), *SHARED, *device, *TRAINING[name][0], *(STATES[kind] or [])]
         subprocess.run([*command, f"hydra.run.dir={place}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     checkpoint = place / "checkpoints" / "last.ckpt"
     if state != "initialisation":
