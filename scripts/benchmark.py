@@ -556,21 +556,32 @@ def section_start(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def section_processes(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds a step of one global batch in one process and in two, from the difference of a short and a longer run."""
+    """Seconds a step of one global batch in one process and in two, DDP and FSDP2, from the difference of a short and a longer run."""
     found: dict[str, float] = {}
     gpus = torch.cuda.device_count() >= 2
     setting = ["data=digits", "model=cnn", "data.batch_size_labeled=128", "data.batch_size_unlabeled=512", "test=none", "logger=none"]
-    for devices in (1, 2):
-        kind = ["trainer=gpu" if gpus else "trainer=cpu"] if devices == 1 else ["trainer=ddp", "trainer.devices=2"]
+    kinds = {
+        "1 process": ["trainer=gpu" if gpus else "trainer=cpu"],
+        "2 processes": ["trainer=ddp", "trainer.devices=2"],
+        "2 processes, FSDP2": ["trainer=ddp", "trainer.devices=2", "trainer.strategy=fsdp2"],
+    }
+    for name, kind in kinds.items():
         seconds = []
         for count in (20, 120):
             with tempfile.TemporaryDirectory() as folder:
-                words = [*setting, *kind, "figures=null", "trainer.enable_progress_bar=false", f"trainer.max_steps={count}"]
+                words = [
+                    *setting,
+                    *kind,
+                    "vat.direction=margin",
+                    "figures=null",
+                    "trainer.enable_progress_bar=false",
+                    f"trainer.max_steps={count}",
+                ]
                 command = [sys.executable, str(ROOT / "src" / "train.py"), *words, f"hydra.run.dir={folder}"]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 job = partial(subprocess.run, command, check=True, capture_output=True, env=environment)
                 seconds.append(timed(job))
-        found[f"{devices} process{'es' * (devices > 1)}"] = (seconds[1] - seconds[0]) / 100
+        found[name] = (seconds[1] - seconds[0]) / 100
     told = ", ".join(f"{name}: {1e3 * value:.0f} ms a step" for name, value in found.items())
     console.print(f"digits, CNN, 128 + 512 examples a step, one thread a process: {told}")
     return found
