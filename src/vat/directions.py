@@ -78,12 +78,13 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
         )
     if any(kind.__name__ == "FSDPModule" for kind in type(step.module).__mro__):  # by name, for its import takes a second
         raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
-    x, logits = step.clean.x, step.clean.logits
     d = random(step, divergence, norm)
     with torch.enable_grad():
         for iteration in range(num_power_iterations):
+            jd = _pushed_forward(step, d, create_graph=create_graph)
+            x, logits = step.clean.x, step.clean.logits  # not before: the memory of its graph would come on top
+            u = divergence.hvp(logits if create_graph else logits.detach(), jd)
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
-            u = divergence.hvp(logits if create_graph else logits.detach(), _pushed_forward(step, d, create_graph=create_graph))
             d = norm.dual(_pulled_back(logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
     return d
 
