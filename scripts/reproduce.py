@@ -155,7 +155,7 @@ STUDIES = {
                 "data.batch_size_unlabeled=125",
                 "trainer.max_steps=2000",
             ),
-            (1.25, 2.2, 4, 7),
+            (0.7, 1.25, 2.2, 4, 7),
             random=(6, 10, 16, 25),
             tuning_seeds=range(100, 101),
             seeds=range(5),

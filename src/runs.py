@@ -178,7 +178,8 @@ def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     network = instantiate(model, **{name: value for name, value in facts.items() if name in takes}, _convert_="all")
     if described["mean"] is not None:
         network = nn.Sequential(Normalize(described["mean"], described["std"]), network)
-    return network
+    # Convolutions run 1.3 to 4 times faster so, on CPUs and GPUs alike; nothing else is affected.
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
 
 
 def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
@@ -206,8 +207,7 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
             make_network(DictConfig(model), record).load_state_dict(state, assign=True)
         network = make_network(DictConfig(model), record)
         network.load_state_dict(state)
-    # Convolutions run 1.3 to 4 times faster so, on CPUs and GPUs alike; nothing else is affected.
-    return network.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    return network.eval()
 
 
 def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> DictConfig:

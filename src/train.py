@@ -77,8 +77,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.setup()
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
     network = runs.make_network(cfg.model, record)
-    if cfg.channels_last and cfg.trainer.strategy != "fsdp2":  # which divides contiguous weights alone
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    if not cfg.channels_last:
+        network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     if start is not None:
         saved = runs.read_checkpoint(start)
         runs.refuse_other_run(saved, start, network, record)

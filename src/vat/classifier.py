@@ -137,6 +137,7 @@ class Classifier(pl.LightningModule):
 
         if not isinstance(self.network, FSDPModule):
             mesh = self._device_mesh["data_parallel"]
+            self.network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # other weights are not divided
             for module in [m for m in self.network.modules() if m is not self.network and any(True for _ in m.parameters(recurse=False))]:
                 fully_shard(module, mesh=mesh)
             fully_shard(self.network, mesh=mesh)
