@@ -145,3 +145,9 @@ def test_importing_the_core_brings_torch_alone():
         "matplotlib",
         "pandas",
     }
+
+
+def test_a_job_without_wandb_does_not_wait_for_its_import():
+    command = [sys.executable, "-c", "import sys, train; print('train' in sys.modules, 'wandb' in sys.modules)"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SRC)})
+    assert result.stdout.split() == ["True", "False"]

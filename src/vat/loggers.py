@@ -3,15 +3,19 @@
 import logging
 import os
 import secrets
+import sys
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import wandb
 from pytorch_lightning.loggers import WandbLogger
+
+if TYPE_CHECKING:
+    import wandb  # its import takes as long as half of torch's: elsewhere only where a run is W&B's
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ def wandb_logger(
         name: shown name of the run; the folder's if None.
         tags: W&B tags.
     """
+    import wandb
+
     # Its banners and console capture would cut the progress bar to pieces.
     quiet = wandb.Settings(console="off", silent=True, finish_timeout=FINISH_WITHIN)
     wandb.setup(quiet)
@@ -71,7 +77,7 @@ def wandb_logger(
     return logger
 
 
-def upload_checkpoints(run: wandb.Run, folder: Path, metrics: dict[str, float]) -> None:
+def upload_checkpoints(run: "wandb.Run", folder: Path, metrics: dict[str, float]) -> None:
     """Store the best and the last checkpoint as an artifact `model-ID` of an online run.
 
     Args:
@@ -81,6 +87,8 @@ def upload_checkpoints(run: wandb.Run, folder: Path, metrics: dict[str, float]) 
     """
     if run.offline or run.disabled:
         return
+    import wandb
+
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
     for name in ("best.ckpt", "last.ckpt"):
         artifact.add_file(str(folder / name))
@@ -100,6 +108,10 @@ class LenientWandbLogger(WandbLogger):
 
 def finish_wandb() -> None:
     """End the W&B run, if there is one, so that the next job of this process has one of its own."""
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
     with _warned():
         wandb.finish()
         return
@@ -121,6 +133,8 @@ def wandb_mode() -> tuple[str, str]:
     """The mode to run in, and why."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode, "WANDB_MODE says so"
+    import wandb
+
     server = wandb.setup().settings.base_url
     try:
         if not _key_is_set():
@@ -135,6 +149,8 @@ def wandb_mode() -> tuple[str, str]:
 def _key_is_set() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
+    import wandb
+
     return wandb.login(prompt=False, verify=False)
 
 
