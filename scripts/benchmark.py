@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
 import pytorch_lightning as pl
 import torch

@@ -8,7 +8,7 @@ What it finds goes to `evaluation/` in the run's folder. Started again with the 
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
 import hashlib
 import json

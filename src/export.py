@@ -7,7 +7,7 @@ The file is read again and its predictions are compared before anything is said 
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
 import importlib.util
 import json

@@ -5,7 +5,7 @@ python src/predict.py ckpt_path=outputs/.../checkpoints/last.ckpt input=photos o
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
 import csv
 from collections.abc import Iterator, Sequence

@@ -6,9 +6,10 @@ python src/train.py -m vat.eps=0.5,1,2,4 seed=0,1,2
 
 import os
 
-# Before torch is imported: its threads would spin while they wait, and two busy processes on two cores then stop each other (a step of
-# the main job took 730 ms beside another process, 38 ms so; alone it makes no difference).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: how often its threads look for work before they sleep, about as long as Python needs between two operations.
+# By default they look so long that busy processes stop each other (a step of MNIST's perceptron took up to 1,440 ms beside two others on
+# two cores, 68 to 87 ms so); to sleep at once costs an idle machine half of its speed (42 to 43 ms, 22 to 27 so).
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import json
 import logging

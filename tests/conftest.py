@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported, as in src/train.py: spinning threads stop one another on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: see src/train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 

@@ -357,7 +357,7 @@ def test_its_state_is_that_of_its_regularizers():
 
 TWO = """
 import json, os, sys, warnings
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 warnings.filterwarnings("ignore")
 import pytorch_lightning as pl
 import torch
