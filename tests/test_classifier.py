@@ -81,7 +81,7 @@ def vat_by_hand(net, x, key, eps):
 def test_the_loss_is_cross_entropy_plus_each_term_and_so_is_its_gradient():
     net = network()
     reference = copy.deepcopy(net)
-    model = classifier(net, VAT(eps=1.5), Entropy(weight=0.7))
+    model = classifier(net, VAT(eps=1.5, direction="finite_difference"), Entropy(weight=0.7))
     batch = loader().batch(3)
     terms = model.terms(batch)
     assert list(terms) == ["cross_entropy", "vat", "entropy"]
@@ -168,8 +168,10 @@ def test_running_statistics_move_as_one_clean_labelled_pass_moves_them(supervise
     ("supervised", "regularizer", "passes"),
     [
         (True, VAT(eps=1.0, direction="random"), 2),  # clean, perturbed
-        (True, VAT(eps=1.0), 3),  # and one probe
-        (False, VAT(eps=1.0), 4),  # and the target of the unlabelled rows
+        (True, VAT(eps=1.0), 2),
+        (False, VAT(eps=1.0), 3),  # and the clean pass of the unlabelled rows
+        (True, VAT(eps=1.0, direction="finite_difference"), 3),  # and one probe
+        (False, VAT(eps=1.0, direction="finite_difference"), 4),
         (True, Adversarial(eps=1.0), 2),
         (False, Adversarial(eps=1.0), 2),
         (True, Entropy(), 1),

@@ -72,7 +72,12 @@ class Figures(pl.Callback):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         vat = next((r for r in pl_module.regularizers.values() if isinstance(r, VAT) and r.current_eps > 0), None)
-        figures = draw(pl_module.network, data, part, vat or VAT(pl_module.lds_eps, num_power_iterations=5, choose_sign=True))
+        figures = draw(
+            pl_module.network,
+            data,
+            part,
+            vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True),
+        )
         if records := history.read(self.folder / history.HISTORY):
             figures["curves"] = plots.curves_figure(records)
         folder = self.folder / "figures" / place

@@ -40,6 +40,11 @@ class Divergence:
             (product,) = torch.autograd.grad(gradient, zero, wide(v), create_graph=logits.requires_grad)
         return product
 
+    @property
+    def decides(self) -> bool:
+        """Whether there is a `margin`: the output decides something."""
+        return type(self).margin is not Divergence.margin
+
     def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
         """How far each example's decision is from changing, in logits: shape (N,), >= 0.
 

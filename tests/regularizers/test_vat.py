@@ -217,6 +217,10 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
         ({"direction": "newton"}, "unknown direction 'newton': choose one of finite_difference, exact, margin, random_margin, ascent"),
         ({"norm": "l3"}, "unknown norm 'l3': choose one of l2, linf"),
         ({"divergence": "mse"}, "unknown divergence 'mse': choose one of categorical, bernoulli, gaussian"),
+        (
+            {"num_power_iterations": 2},
+            "random_margin takes no num_power_iterations, got 2: .*choose one of finite_difference, exact, ascent",
+        ),
         ({"direction": "margin", "num_power_iterations": 2}, "margin takes no num_power_iterations, got 2"),
         ({"direction": "random", "num_power_iterations": 2}, "random takes no num_power_iterations, got 2"),
         ({"direction": "margin", "xi": 0.1}, "margin takes no xi, got 0.1"),
@@ -230,6 +234,15 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
 def test_an_option_that_makes_no_sense_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         VAT(1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "direction"), [("categorical", "random_margin"), ("bernoulli", "random_margin"), ("gaussian", "finite_difference")]
+)
+def test_r_goes_towards_a_random_class_by_default_where_there_are_any(divergence, direction):
+    penalties = [VAT(0.5, divergence=divergence, **chosen) for chosen in ({}, {"direction": direction})]
+    found, wanted = (vat.penalty(Step(smooth_network(), rows(), key=KEY)) for vat in penalties)
+    assert found == wanted > 0
 
 
 @pytest.mark.parametrize("direction", list(DIRECTIONS))

@@ -22,7 +22,8 @@ class VAT(Regularizer):
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
-        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature.
+        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature. If None, "random_margin"
+            where the output decides something, otherwise "finite_difference".
         num_power_iterations: iterations of the direction's search, or steps of its ascent.
         xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
@@ -41,7 +42,7 @@ class VAT(Regularizer):
         self,
         eps: float,
         *,
-        direction: str | Direction = "finite_difference",
+        direction: str | Direction | None = None,
         num_power_iterations: int = 1,
         xi: float | None = None,
         choose_sign: bool = False,
@@ -72,12 +73,15 @@ class VAT(Regularizer):
         self.differentiates_clean_pass = gradient_through_r or gradient_through_target
         self.num_power_iterations = num_power_iterations
         self.xi = xi
+        if direction is None:
+            direction = "random_margin" if self.divergence.decides else "finite_difference"
         self.direction = by_name("direction", DIRECTIONS, direction)
         taken = inspect.signature(self.direction).parameters
         for name, value, unset in (("num_power_iterations", num_power_iterations, 1), ("xi", xi, None)):
             if name not in taken and value != unset:
                 chosen = getattr(self.direction, "__name__", self.direction)
-                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}")
+                others = ", ".join(n for n, function in DIRECTIONS.items() if name in inspect.signature(function).parameters)
+                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}, or choose one of {others}")
         self._options = [name for name in ("eps", "num_power_iterations", "xi") if name in taken]
 
     @property
