@@ -103,10 +103,30 @@ def of_directions(
     names: Iterable[str], overrides: tuple[str, ...], eps: tuple[float, ...], *, random: tuple[float, ...], **options: Any
 ) -> Study:
     """A table of directions with the candidates of their ε, beside the controls with those of the random one."""
-    ways = {name: (f"regularizer={DIRECTIONS[name][0]}", *DIRECTIONS[name][1:]) for name in names}
-    rows = [Method(name, words, "vat.eps", eps) for name, words in ways.items()]
+    rows = [Method(name, way(name), "vat.eps", eps) for name in names]
     controls = CONTROLS[0], replace(CONTROLS[1], name="random", candidates=random)
     return Study((*rows, *controls), overrides, **options)
+
+
+def way(name: str) -> tuple[str, ...]:
+    """The overrides of a direction, or of the random control."""
+    if name == "random":
+        return "regularizer=vat", "vat.direction=random"
+    return (f"regularizer={DIRECTIONS[name][0]}", *DIRECTIONS[name][1:])
+
+
+def at_equal_compute(passes: int, costs: Iterable[tuple[str, int, float]], overrides: tuple[str, ...], **options: Any) -> Study:
+    """A table of (direction, its cost in F, ε), each with as many updates as `passes` of F pay for."""
+    rows = [
+        Method(f"{name}, {passes // cost} updates", (*way(name), f"trainer.max_steps={passes // cost}"), "vat.eps", (eps,))
+        for name, cost, eps in costs
+    ]
+    return Study(tuple(rows), overrides, tuning_seeds=range(0), **options)
+
+
+def short_mnist(labels: int) -> tuple[str, ...]:
+    """What the MNIST jobs of the study of directions share."""
+    return ("experiment=mnist", f"data.num_labeled={labels}", "data.batch_size_labeled=50", "data.batch_size_unlabeled=125")
 
 
 QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
@@ -141,13 +161,7 @@ STUDIES = {
     **{
         f"directions_mnist_{labels}": of_directions(
             names,
-            (
-                "experiment=mnist",
-                f"data.num_labeled={labels}",
-                "data.batch_size_labeled=50",
-                "data.batch_size_unlabeled=125",
-                "trainer.max_steps=2000",
-            ),
+            (*short_mnist(labels), "trainer.max_steps=2000"),
             (0.7, 1.25, 2.2, 4, 7),
             random=(4, 6, 10, 16, 25),
             tuning_seeds=range(100, 101),
@@ -156,6 +170,12 @@ STUDIES = {
         )
         for labels, names in ((100, (*MNIST_DIRECTIONS, *BEHIND)), (1000, MNIST_DIRECTIONS))
     },
+    "directions_mnist_100_compute": at_equal_compute(  # the ε that directions_mnist_100 chose
+        10_000,
+        (("finite differences", 6, 7), ("ascent", 6, 4), ("random margin", 5, 1.25), ("free gradient", 4, 7), ("random", 4, 10)),
+        short_mnist(100),
+        seeds=range(5),
+    ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
     "mnist_supervised": of_experiment(  # DSVAT
@@ -258,9 +278,11 @@ def run(
 
 
 def choose(method: Method, folder: Path, seeds: range) -> float | None:
-    """The candidate with the best mean validation accuracy; ties go to the lower cross entropy."""
+    """The candidate with the best mean validation accuracy, ties to the lower cross entropy; None without any, or while one is not run."""
     if len(method.candidates) < 2:
         return method.candidates[0] if method.candidates else None
+    if not all((_place(folder, method, value) / str(seed) / METRICS).exists() for value in method.candidates for seed in seeds):
+        return None
 
     def score(value: float) -> tuple[float, float]:
         found = [_metrics(folder, method, value, seed) for seed in seeds]
