@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -509,7 +510,8 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             actions["compiled"] = step(compiled=True)
         found = in_turn(actions, reference="as it is", repeats=arguments.repeats)
         if DEVICE.type == "cpu":
-            found["keep_freed_memory=false"] = without_kept_memory(name, arguments.batch)
+            found["keep_freed_memory=false"] = without(name, arguments.batch, keep=False)
+            found["GOMP_SPINCOUNT=0"] = without(name, arguments.batch, spin="0")
         table = Table("step", "ms", "of the step as it is", "range", title=f"{name}, batch {arguments.batch}, margin direction")
         for action, value in found.items():
             table.add_row(action, f"{1e3 * value['seconds']:.1f}", f"{value['ratio']:.2f}", _range(value))
@@ -518,14 +520,16 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def without_kept_memory(network: str, batch: int) -> dict[str, float]:
-    """As `in_turn`, of a step in processes that give freed memory back, beside others that keep it."""
-    pairs = [[_in_a_process_of_its_own(network, batch, keep) for keep in (True, False)] for _ in range(3)]
-    return _summary([without for _, without in pairs], [without / kept for kept, without in pairs])
+def without(network: str, batch: int, *, keep: bool = True, spin: str = os.environ["GOMP_SPINCOUNT"]) -> dict[str, float]:
+    """As `in_turn`, of a step in processes without what a process is given when it starts, beside others with it."""
+    pairs = [
+        [_in_a_process_of_its_own(network, batch, *how) for how in ((True, os.environ["GOMP_SPINCOUNT"]), (keep, spin))] for _ in range(3)
+    ]
+    return _summary([bare for _, bare in pairs], [bare / usual for usual, bare in pairs])
 
 
-def _in_a_process_of_its_own(network: str, batch: int, keep: bool) -> float:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def _in_a_process_of_its_own(network: str, batch: int, keep: bool, spin: str) -> float:
+    with patch.dict(os.environ, GOMP_SPINCOUNT=spin), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_margin_step_seconds, network, batch, keep).result()
 
 
@@ -536,7 +540,7 @@ def _margin_step_seconds(name: str, batch: int, keep: bool) -> float:
     network = make().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     x = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
     action = steps(network, x, torch.zeros(batch, dtype=torch.long), torch.float32)["margin"]
-    return in_turn({"step": action}, reference="step", repeats=3)["step"]["seconds"]
+    return in_turn({"step": action}, reference="step", repeats=5)["step"]["seconds"]
 
 
 # ------------------------------------------------------------------------------------------------------------- start and processes
