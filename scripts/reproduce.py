@@ -135,6 +135,19 @@ def short_mnist(labels: int) -> tuple[str, ...]:
     return ("experiment=mnist", f"data.num_labeled={labels}", "data.batch_size_labeled=50", "data.batch_size_unlabeled=125")
 
 
+def on_short_mnist(labels: int, names: Iterable[str]) -> Study:
+    """A table of directions on MNIST with so many labels."""
+    return of_directions(
+        names,
+        (*short_mnist(labels), "trainer.max_steps=2000"),
+        (0.7, 1.25, 2.2, 4, 7),
+        random=(4, 6, 10, 16, 25),
+        tuning_seeds=range(100, 101),
+        seeds=range(5),
+        tuning_overrides=("data.num_validation=10000",),
+    )
+
+
 QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
 STUDIES = {
     "digits": Study(
@@ -164,18 +177,8 @@ STUDIES = {
         tuning_seeds=range(100, 102),
         seeds=range(6),
     ),
-    **{
-        f"directions_mnist_{labels}": of_directions(
-            names,
-            (*short_mnist(labels), "trainer.max_steps=2000"),
-            (0.7, 1.25, 2.2, 4, 7),
-            random=(4, 6, 10, 16, 25),
-            tuning_seeds=range(100, 101),
-            seeds=range(5),
-            tuning_overrides=("data.num_validation=10000",),
-        )
-        for labels, names in ((100, (*MNIST_DIRECTIONS, *NO_BETTER)), (1000, MNIST_DIRECTIONS))
-    },
+    "directions_mnist_100": on_short_mnist(100, (*MNIST_DIRECTIONS, *NO_BETTER)),
+    "directions_mnist_1000": on_short_mnist(1000, MNIST_DIRECTIONS),
     "directions_mnist_100_compute": at_equal_compute(  # the ε that directions_mnist_100 chose
         10_000,
         (("finite differences", 6, 7), ("random margin", 5, 1.25), ("free gradient", 4, 7), ("random", 4, 10)),
