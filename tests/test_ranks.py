@@ -213,13 +213,14 @@ def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp
     assert_same_run((third, tmp_path / "last"), whole)
 
 
-def test_convolutions_are_divided_too(compose, tmp_path, monkeypatch):
-    """FSDP2 takes no weights that are channels last."""
+def test_convolutions_are_divided_too_and_drawn_by_all(compose, tmp_path, monkeypatch):
+    """FSDP2 takes no weights that are channels last, and a process that draws alone would wait for the others for ever."""
     monkeypatch.setattr(report.console, "quiet", True)
-    quick = ["logger=none", "figures=null", "trainer.enable_progress_bar=false", "trainer.max_steps=1", "test=none", "vat.direction=margin"]
+    quick = ["logger=none", "trainer.enable_progress_bar=false", "trainer.max_steps=1"]
     two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=fsdp2"]
     (found,) = in_two_processes(tmp_path, [(compose("model=cnn", *quick, *two), tmp_path / "two")])
     assert 0 <= found["val/accuracy"] <= 1
+    assert (tmp_path / "two" / "figures" / "perturbations.png").exists()
 
 
 @pytest.mark.parametrize("setting", ["ema=0.9", "test=best", "regularizers=[{_target_:vat.MeanTeacher}]"])

@@ -103,7 +103,9 @@ def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, 
     assert (tmp_path / "table.md").read_text().splitlines()[3].startswith("| VAT | eps 0.6 | 50.00")
 
 
-@pytest.mark.parametrize("table", ["digits", "directions", "directions_mnist_100", "directions_mnist_100_compute", "cifar10_4000"])  # the others are made as the second
+@pytest.mark.parametrize(
+    "table", ["digits", "directions", "directions_mnist_100", "directions_mnist_100_compute", "cifar10_4000"]
+)  # the others are made as the second
 def test_every_job_of_a_table_composes(reproduce, compose, table):
     study = reproduce.STUDIES[table]
     for method in study.methods:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, Norm
-from vat.step import Step
+from vat.step import Step, is_divided
 
 Direction = Callable[..., Tensor]
 
@@ -48,7 +48,7 @@ def finite_difference(
         create_graph: let d depend on the parameters.
     """
     if torch.is_autocast_enabled(step.x.device.type):
-        warnings.warn("finite differences are noise in half precision: take direction 'margin' or 'exact'", stacklevel=2)
+        warnings.warn("finite differences are noise in half precision: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
         d = norm.dual(hessian_product(step, divergence, norm, d, xi=xi, create_graph=create_graph), otherwise=d)
@@ -76,7 +76,7 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
             "torch drops part of the third derivative of LayerNorm, and of batch norm in training mode, so the gradient through r "
             "would be wrong with direction 'exact': use 'finite_difference'"
         )
-    if any(kind.__name__ == "FSDPModule" for kind in type(step.module).__mro__):  # by name, for its import takes a second
+    if is_divided(step.module):
         raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
     d = random(step, divergence, norm)
     with torch.enable_grad():

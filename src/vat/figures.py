@@ -16,7 +16,7 @@ from vat import VAT, history, plots
 from vat.data.datamodule import EVALUATION_BATCH_SIZE
 from vat.data.loader import EvalLoader, as_input
 from vat.functional import probabilities
-from vat.step import Key, Step
+from vat.step import Key, Step, is_divided
 
 MOST_EXAMPLES = 10_000
 MOST_PERTURBED = 500
@@ -68,16 +68,14 @@ class Figures(pl.Callback):
             self._draw(trainer, pl_module, "test", Path())
 
     def _draw(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or is_divided(pl_module.network)):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         vat = next((r for r in pl_module.regularizers.values() if isinstance(r, VAT) and r.current_eps > 0), None)
-        figures = draw(
-            pl_module.network,
-            data,
-            part,
-            vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True),
-        )
+        vat = vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True)
+        figures = draw(pl_module.network, data, part, vat)
+        if not trainer.is_global_zero:
+            return
         if records := history.read(self.folder / history.HISTORY):
             figures["curves"] = plots.curves_figure(records)
         folder = self.folder / "figures" / place

@@ -116,6 +116,11 @@ class Network:
             return functional_call(self._callable, {self._prefix + name: t for name, t in state.items()}, (x,))
 
 
+def is_divided(module: nn.Module | None) -> bool:
+    """Whether FSDP2 has divided its weights among the processes, which must then call it together."""
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)  # by name, for its import takes a second
+
+
 class _Bound(nn.Module):
     """A bare function with the module it calls, so that `functional_call` reaches that module's state."""
 
