@@ -102,7 +102,7 @@ NO_BETTER = (
     "published, ξ = 10",
     "gradient through the target",
     "gradient through r",
-)  # with 100: not tried with more
+)  # than those, with 100 labels, and not tried with more
 
 
 def of_directions(
