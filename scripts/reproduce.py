@@ -185,6 +185,9 @@ STUDIES = {
         short_mnist(100),
         seeds=range(5),
     ),
+    "directions_mnist_1000_compute": at_equal_compute(  # and directions_mnist_1000
+        10_000, (("finite differences", 6, 1.25), ("random margin", 5, 1.25), ("random", 4, 10)), short_mnist(1000), seeds=range(5)
+    ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
     "mnist_supervised": of_experiment(  # DSVAT
