@@ -10,6 +10,7 @@ there is a GPU. Training is that of `python src/train.py`; what is done is kept 
 
 import argparse
 import copy
+import inspect
 import json
 import os
 import subprocess
@@ -55,7 +56,6 @@ STATES = {
     "supervised": ["regularizer=none"],
     "VAT": ["vat.eps=2", "vat.direction=random_margin"],
 }
-DEPEND_ON_EPS = ("exact, better sign", "ascent", "margin, then ascent")
 COLOURS = ("#5e3c99", "#e66101")  # of the two ε; told apart by the colour-blind
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -154,11 +154,13 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
                 if precision == "float16" and device == "cpu":
                     continue
                 for direction, (_, make) in tried.items():
-                    if (direction, precision) in found and direction not in DEPEND_ON_EPS:
+                    vat = make(eps)
+                    depends_on_eps = vat.choose_sign or "eps" in inspect.signature(vat.direction).parameters
+                    if (direction, precision) in found and not depends_on_eps:
                         continue
                     step = step_in(precision, networks, x)
                     with torch.autocast(device, PRECISIONS[precision], enabled=precision in ("bfloat16", "float16")):
-                        r = make(eps).virtual_adversarial_perturbation(step)
+                        r = vat.virtual_adversarial_perturbation(step)
                     found[direction, precision] = r.double() / eps
             reached = {k: KL(whole.target, whole.network(whole.x + eps * d, constant=True)).detach() for k, d in found.items()}
             stacked = torch.stack(list(reached.values()))

@@ -262,7 +262,7 @@ def run(
     def sweep(block: tuple[Method, range, float | None, tuple[str, ...]]) -> None:
         method, seeds, value, extra = block
         where = _place(folder, method, value)
-        missing = [seed for seed in seeds if not (where / str(seed) / METRICS).exists()]
+        missing = [seed for seed in seeds if not _record(folder, method, value, seed).exists()]
         if not missing:
             return
         command = [
@@ -284,7 +284,7 @@ def run(
     with ThreadPoolExecutor(jobs) as pool:
         for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
             pass
-    missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _place(folder, m, value) / str(s) / METRICS).exists()]
+    missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _record(folder, m, value, s)).exists()]
     if missing:
         raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")
 
@@ -293,11 +293,11 @@ def choose(method: Method, folder: Path, seeds: range) -> float | None:
     """The candidate with the best mean validation accuracy, ties to the lower cross entropy; None without any, or while one is not run."""
     if len(method.candidates) < 2:
         return method.candidates[0] if method.candidates else None
-    if not all((_place(folder, method, value) / str(seed) / METRICS).exists() for value in method.candidates for seed in seeds):
+    if not all(_record(folder, method, value, seed).exists() for value in method.candidates for seed in seeds):
         return None
 
     def score(value: float) -> tuple[float, float]:
-        found = [_metrics(folder, method, value, seed) for seed in seeds]
+        found = [json.loads(_record(folder, method, value, seed).read_text()) for seed in seeds]
         return mean(m["val/accuracy"] for m in found), -mean(m["val/cross_entropy"] for m in found)
 
     return max(method.candidates, key=score)
@@ -340,8 +340,9 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     console.print(f"as Markdown: {folder / 'table.md'}")
 
 
-def _metrics(folder: Path, method: Method, value: float | None, seed: int) -> dict[str, float]:
-    return json.loads((_place(folder, method, value) / str(seed) / METRICS).read_text())
+def _record(folder: Path, method: Method, value: float | None, seed: int) -> Path:
+    """The metrics of a job, which are there once it is done."""
+    return _place(folder, method, value) / str(seed) / METRICS
 
 
 def _place(folder: Path, method: Method, value: float | None) -> Path:

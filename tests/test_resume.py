@@ -34,6 +34,7 @@ SETTINGS = [
     "trainer.accumulate_grad_batches=2",
     "trainer.gradient_clip_val=1.0",
     "regularizers=[${vat},{_target_:vat.MeanTeacher,weight:3.0,ramp_up:7}]",  # one with a schedule, one with a state
+    "vat.direction=finite_difference",  # with which the validation that finds the disk full is a new best
     "vat.eps_start=1.0",
     "vat.eps_steps=5",
     "ema=0.9",
@@ -302,7 +303,7 @@ def spoil_batch():
 
 
 FAULTS = {
-    "disk full": (limit_files, [".ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
+    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
     "disk full for the logs": (fail_to_log, ["No space left on device"]),
     "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
     "NaN": (spoil_batch, ["the loss is not finite at optimizer step 3", "cross_entropy = nan", "last.ckpt (ckpt_path"]),
