@@ -130,6 +130,10 @@ def at_equal_compute(passes: int, costs: Iterable[tuple[str, int, float]], overr
     return Study(tuple(rows), overrides, tuning_seeds=range(0), **options)
 
 
+SMALL_MLP = ("model=mlp", "model.hidden=[256,256]")
+"""The network of the directions on digits."""
+
+
 def short_mnist(labels: int) -> tuple[str, ...]:
     """What the MNIST jobs of the study of directions share."""
     return ("experiment=mnist", f"data.num_labeled={labels}", "data.batch_size_labeled=50", "data.batch_size_unlabeled=125")
@@ -171,7 +175,7 @@ STUDIES = {
     ),
     "directions": of_directions(
         DIRECTIONS,
-        ("model=mlp", "model.hidden=[256,256]", "trainer.max_steps=600"),
+        (*SMALL_MLP, "trainer.max_steps=600"),
         (0.5, 1, 2),
         random=(2, 4, 8),
         tuning_seeds=range(100, 102),
@@ -179,13 +183,19 @@ STUDIES = {
     ),
     "directions_mnist_100": on_short_mnist(100, (*MNIST_DIRECTIONS, *NO_BETTER)),
     "directions_mnist_1000": on_short_mnist(1000, MNIST_DIRECTIONS),
-    "directions_mnist_100_compute": at_equal_compute(  # the ε that directions_mnist_100 chose
+    "directions_compute": at_equal_compute(  # the ε that directions chose
+        3_600,
+        (("finite differences", 6, 1), ("margin", 5, 1), ("random margin", 5, 2), ("free gradient", 4, 2), ("random", 4, 4)),
+        SMALL_MLP,
+        seeds=range(20),
+    ),
+    "directions_mnist_100_compute": at_equal_compute(  # those of directions_mnist_100
         10_000,
         (("finite differences", 6, 7), ("random margin", 5, 1.25), ("free gradient", 4, 7), ("random", 4, 10)),
         short_mnist(100),
         seeds=range(5),
     ),
-    "directions_mnist_1000_compute": at_equal_compute(  # and directions_mnist_1000
+    "directions_mnist_1000_compute": at_equal_compute(  # those of directions_mnist_1000
         10_000, (("finite differences", 6, 1.25), ("random margin", 5, 1.25), ("random", 4, 10)), short_mnist(1000), seeds=range(5)
     ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
