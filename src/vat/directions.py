@@ -179,3 +179,6 @@ DIRECTIONS: dict[str, Direction] = {
     "ascent": ascent,
     "random": random,
 }
+
+ACROSS_A_BOUNDARY: tuple[Direction, ...] = (margin, random_margin)
+"""Those that need an output which decides something: see `Divergence.decides`."""

@@ -52,7 +52,7 @@ class Divergence:
             logits: (N, …).
             choice: (N,) in [0, 1), which of the other decisions to measure the way to, all of them equally wide; the nearest if None.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no decision to change: choose another direction than 'margin'")
+        raise NotImplementedError(f"{type(self).__name__} outputs have no decision to change")
 
     def decision(self, logits: Tensor) -> Tensor | None:
         """What is decided for each example (N, …), to count how often it flips; None where nothing is."""

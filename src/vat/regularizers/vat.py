@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from vat.directions import DIRECTIONS, Direction, gradient, hessian_product
+from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product
 from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
@@ -76,6 +76,9 @@ class VAT(Regularizer):
         if direction is None:
             direction = "random_margin" if self.divergence.decides else "finite_difference"
         self.direction = by_name("direction", DIRECTIONS, direction)
+        if self.direction in ACROSS_A_BOUNDARY and not self.divergence.decides:
+            others = ", ".join(name for name, function in DIRECTIONS.items() if function not in ACROSS_A_BOUNDARY)
+            raise ValueError(f"{type(self.divergence).__name__} outputs have no decision to change: choose one of the directions {others}")
         taken = inspect.signature(self.direction).parameters
         for name, value, unset in (("num_power_iterations", num_power_iterations, 1), ("xi", xi, None)):
             if name not in taken and value != unset:
