@@ -1,6 +1,6 @@
 """How true each direction is: to the Hessian's top eigenvector, to the largest KL there is, and to its own value in float64.
 
-python scripts/fidelity.py --networks mlp                   # minutes; the others take two hours of a CPU, or a GPU
+python scripts/fidelity.py --networks mlp                   # minutes; the others take three hours of a core, or a GPU
 python scripts/fidelity.py --figure docs/fidelity.png
 
 Three networks on MNIST with 1,000 labels, each at initialisation, after a short supervised training and after as many updates with
@@ -92,6 +92,11 @@ def directions(length: float) -> dict[str, tuple[float, Callable[[float], VAT]]]
     }
 
 
+def costs() -> dict[str, float]:
+    """Of a VAT step with each direction, in F."""
+    return {name: cost for name, (cost, _) in directions(1.0).items()}
+
+
 def main() -> None:
     """Train what is missing, measure what is missing, print the table and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,7 +179,6 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
                     "eps": eps,
                     "precision": precision,
                     "direction": direction,
-                    "cost": tried[direction][0],
                     "n": len(x),
                     "kl_share": float(reached[direction, precision].sum() / most.sum()),
                     "kl_maximum": float(most.mean()),
@@ -196,7 +200,7 @@ def step_in(precision: str, networks: dict[torch.dtype, nn.Module], x: Tensor) -
 
 def show(rows: list[dict[str, Any]], folder: Path) -> None:
     """Print and write the table: what each direction reaches in float32, and how like its own float64 value it is."""
-    names = list(dict.fromkeys(row["direction"] for row in rows))
+    cost, names = costs(), list(dict.fromkeys(row["direction"] for row in rows))
     precisions = [p for p in PRECISIONS if p != "float64" and any(row["precision"] == p for row in rows)]
     heads = ["direction", "cost, F", *(f"KL, ε {eps:g}" for eps in EPS), "KL, training mode", "Rayleigh", "cosine"]
     heads += [f"{p} to float64" for p in precisions]
@@ -205,7 +209,7 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
         of = [row for row in rows if row["direction"] == name]
         evaluated = [row for row in of if row["mode"] == "evaluation" and row["precision"] == "float32"]
         in_training = [row["kl_share"] for row in of if row["mode"] == "training" and row["precision"] == "float32"]
-        cells = [name, f"{of[0]['cost']}", *(spread(row["kl_share"] for row in evaluated if row["eps"] == eps) for eps in EPS)]
+        cells = [name, f"{cost[name]}", *(spread(row["kl_share"] for row in evaluated if row["eps"] == eps) for eps in EPS)]
         cells += [spread(in_training), *(spread(row[key] for row in evaluated) for key in ("rayleigh_share", "cosine"))]
         lines.append(cells + [spread(row["own_float64"] for row in of if row["precision"] == p) for p in precisions])
     found = {(row["network"], row["state"]): row["n"] for row in rows}
@@ -229,8 +233,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     networks, states = list(dict.fromkeys(row["network"] for row in rows)), list(STATES)
     drawn = Figure(figsize=(3.4 * len(states) + 2.6, 2.7 * len(networks) + 0.6), layout="constrained")
     axes = drawn.subplots(len(networks), len(states), squeeze=False, sharex=True, sharey=True)
-    cost = {row["direction"]: row["cost"] for row in rows}
-    names = list(cost)
+    cost, names = costs(), list(dict.fromkeys(row["direction"] for row in rows))
     for i, network in enumerate(networks):
         for j, state in enumerate(states):
             panel = axes[i, j]

@@ -46,7 +46,7 @@ def test_every_direction_of_the_table_gives_unit_directions_of_its_cost(name):
 
 
 def test_the_figure_has_a_panel_for_each_network_and_state_and_a_mark_for_each_value():
-    shared = {"mode": "evaluation", "precision": "float32", "cost": 5}
+    shared = {"mode": "evaluation", "precision": "float32"}
     rows = [
         {"network": network, "state": state, "direction": direction, "eps": eps, "kl_share": 0.5, **shared}
         for network in ("mlp", "resnet")
@@ -60,7 +60,7 @@ def test_the_figure_has_a_panel_for_each_network_and_state_and_a_mark_for_each_v
 
 
 def test_the_table_gives_the_mean_and_the_extremes_over_networks(tmp_path, capsys):
-    shared = {"network": "mlp", "cost": 5, "n": 8, "direction": "margin", "own_float64": 1.0, "rayleigh_share": 0.9, "cosine": 0.8}
+    shared = {"network": "mlp", "n": 8, "direction": "margin", "own_float64": 1.0, "rayleigh_share": 0.9, "cosine": 0.8}
     rows = [
         {**shared, "state": state, "mode": mode, "precision": "float32", "eps": eps, "kl_share": share}
         for state, share in (("supervised", 0.2), ("VAT", 0.6))
