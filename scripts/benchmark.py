@@ -495,19 +495,19 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             network = make().to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
             x = base.contiguous(memory_format=layout)
             optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
-            forward = torch.compile(network) if compiled else network
+            if compiled:
+                network.compile()
             vat = VAT(1.0, direction="margin")
-            return optimizer_step(optimizer, dtype, lambda: vat.term(Step(forward, x, key=Key(0))))
+            return optimizer_step(optimizer, dtype, lambda: vat.term(Step(network, x, key=Key(0))))
 
         actions = {
             "as it is": step(),
             "optimizer.fused=false": step(fused=False),
             "trainer.precision=bf16-mixed": step(dtype=torch.bfloat16),
+            "compile=true": step(compiled=True),
         }
         if name != "mlp":
             actions["channels_last=false"] = step(torch.contiguous_format)
-        if DEVICE.type == "cuda":
-            actions["compiled"] = step(compiled=True)
         found = in_turn(actions, reference="as it is", repeats=arguments.repeats)
         if DEVICE.type == "cpu":
             found["keep_freed_memory=false"] = without(name, arguments.batch, keep=False)

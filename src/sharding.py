@@ -33,13 +33,13 @@ StrategyRegistry.register("fsdp2", FSDP2)
 
 
 def refuse_whole_weights(cfg: DictConfig) -> None:
-    """Refuse settings that copy or load the weights of all layers at once, which torch does not for those of FSDP2.
+    """Refuse settings that copy, load or compile the weights of all layers at once, which torch does not for those of FSDP2.
 
     Raises:
         ValueError: names them.
     """
     teachers = [node for node in cfg.regularizers if node["_target_"].endswith(".MeanTeacher")]
-    asked = {"ema": cfg.ema is not None, "test=best": cfg.test == "best", "MeanTeacher": bool(teachers)}
+    asked = {"ema": cfg.ema is not None, "test=best": cfg.test == "best", "MeanTeacher": bool(teachers), "compile=true": cfg.compile}
     if named := [name for name, given in asked.items() if given]:
         raise ValueError(
             f"trainer.strategy=fsdp2 divides the weights; {' and '.join(named)} cannot do with parts: leave it out, or take ddp"

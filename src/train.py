@@ -21,6 +21,7 @@ from pathlib import Path
 import hydra
 import pytorch_lightning as pl
 import torch
+import torch._functorch.config
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -80,6 +81,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     network = runs.make_network(cfg.model, record)
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    if cfg.compile:
+        torch._functorch.config.donated_buffer = False  # memory of a pass that is thrown away in its first backward pass; some have two
+        network.compile()  # in place: the names of its weights stay
     if start is not None:
         saved = runs.read_checkpoint(start)
         runs.refuse_other_run(saved, start, network, record)
@@ -145,11 +149,18 @@ def check(cfg: DictConfig) -> None:
         "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
-        **dict.fromkeys(("reestimate_batch_norm", "keep_freed_memory", "channels_last"), (lambda v: type(v) is bool, "true or false")),
+        **dict.fromkeys(
+            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
+        ),
     }
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
+    if cfg.compile and any(r.get("direction") == "exact" or r.get("gradient_through_r") for r in cfg.regularizers):
+        raise ValueError(
+            "compile=true: vat.direction=exact and vat.gradient_through_r differentiate twice, which torch.compile cannot; take another "
+            "direction, vat.direction=random_margin for one, or leave compile out"
+        )
     if cfg.trainer.strategy == "fsdp2":
         sharding.refuse_whole_weights(cfg)
     runs.refuse_foreign_settings(cfg)

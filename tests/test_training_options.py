@@ -8,6 +8,7 @@ from torch import nn
 from vat import VAT
 from vat.classifier import Classifier
 from vat.directions import DIRECTIONS
+from vat.models import MLP
 from vat.step import Key, Step
 
 KEY = Key(1, 2)
@@ -116,3 +117,32 @@ def test_convolutions_are_channels_last_unless_that_is_switched_off(job, monkeyp
     job("trainer.max_steps=1", "test=none", f"channels_last={wanted}")
     assert found
     assert all(p.is_contiguous(memory_format=torch.channels_last) == wanted for p in found)
+
+
+@pytest.mark.long  # the compiler takes its time
+def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(job):
+    # Batch norm re-estimated, an average of the weights, gradients of a live clean pass, figures: whatever else calls the network.
+    options = ("model=mlp", "model.hidden=[16]", "regularizer=vat_entropy", "ema=0.5", "reestimate_batch_norm=true", "figures=0")
+    plain, compiled = (job(*options, f"compile={wanted}", name=str(wanted)).checkpoint for wanted in (False, True))
+    plain, compiled = (torch.load(path, weights_only=True)["state_dict"] for path in (plain, compiled))
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
+def test_noise_is_the_same_in_all_passes_of_a_compiled_step():
+    network = MLP((6,), 3, hidden=(16,), noise=0.3, dropout=0.2)
+    network.compile()
+    x, _ = batch(torch.float32)
+    step = Step(network, x, key=KEY, live=True)
+    with torch.no_grad():
+        constant, other = step.network(x, constant=True), step.network(x, noise="other")
+    torch.testing.assert_close(constant, step.clean.logits.detach())
+    assert (other - constant).norm() > 0.1 * constant.norm()
+
+
+@pytest.mark.parametrize("override", ["vat.direction=exact", "vat.gradient_through_r=true"])
+def test_what_cannot_be_compiled_is_refused_before_the_run(job, override):
+    with pytest.raises(ValueError, match=r"compile=true.*differentiate twice"):
+        job("compile=true", override)
