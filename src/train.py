@@ -21,7 +21,6 @@ from pathlib import Path
 import hydra
 import pytorch_lightning as pl
 import torch
-import torch._functorch.config
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -30,6 +29,7 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from pytorch_lightning.loggers import WandbLogger
 
 import allocator
+import compilation
 import provenance
 import report
 import runs
@@ -82,8 +82,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     if cfg.compile:
-        torch._functorch.config.donated_buffer = False  # memory of a pass that is thrown away in its first backward pass; some have two
-        network.compile()  # in place: the names of its weights stay
+        compilation.compile_in_place(network)
     if start is not None:
         saved = runs.read_checkpoint(start)
         runs.refuse_other_run(saved, start, network, record)
@@ -156,10 +155,12 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
-    if cfg.compile and any(r.get("direction") == "exact" or r.get("gradient_through_r") for r in cfg.regularizers):
+    if cfg.compile:
+        compilation.refuse_second_derivatives(cfg)
+    if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
-            "compile=true: vat.direction=exact and vat.gradient_through_r differentiate twice, which torch.compile cannot; take another "
-            "direction, vat.direction=random_margin for one, or leave compile out"
+            f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
+            "add optimizer.fused=false"
         )
     if cfg.trainer.strategy == "fsdp2":
         sharding.refuse_whole_weights(cfg)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compilation import compile_in_place
 from vat import VAT
 from vat.classifier import Classifier
 from vat.directions import DIRECTIONS
@@ -122,7 +123,9 @@ def test_convolutions_are_channels_last_unless_that_is_switched_off(job, monkeyp
 @pytest.mark.long  # the compiler takes its time
 def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(job):
     # Batch norm re-estimated, an average of the weights, gradients of a live clean pass, figures: whatever else calls the network.
-    options = ("model=mlp", "model.hidden=[16]", "regularizer=vat_entropy", "ema=0.5", "reestimate_batch_norm=true", "figures=0")
+    # A validation in mid-run: re-estimation keeps some passes from being compiled, and their noise must be that of the others.
+    options = ("model=mlp", "model.hidden=[16]", "model.noise=0.3", "regularizer=vat_entropy", "ema=0.5", "reestimate_batch_norm=true")
+    options = (*options, "figures=0", "data.steps_per_epoch=2")
     plain, compiled = (job(*options, f"compile={wanted}", name=str(wanted)).checkpoint for wanted in (False, True))
     plain, compiled = (torch.load(path, weights_only=True)["state_dict"] for path in (plain, compiled))
     assert plain.keys() == compiled.keys()
@@ -133,7 +136,7 @@ def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(job):
 @pytest.mark.long
 def test_noise_is_the_same_in_all_passes_of_a_compiled_step():
     network = MLP((6,), 3, hidden=(16,), noise=0.3, dropout=0.2)
-    network.compile()
+    compile_in_place(network)
     x, _ = batch(torch.float32)
     step = Step(network, x, key=KEY, live=True)
     with torch.no_grad():
@@ -146,3 +149,10 @@ def test_noise_is_the_same_in_all_passes_of_a_compiled_step():
 def test_what_cannot_be_compiled_is_refused_before_the_run(job, override):
     with pytest.raises(ValueError, match=r"compile=true.*differentiate twice"):
         job("compile=true", override)
+
+
+def test_clipping_that_lightning_cannot_do_is_refused_before_the_run(job):
+    clipped = ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0")
+    with pytest.raises(ValueError, match=r"optimizer\.fused=false"):
+        job(*clipped)
+    job(*clipped, "optimizer.fused=false", "trainer.max_steps=1", "test=none")

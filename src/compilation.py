@@ -1,0 +1,31 @@
+"""`compile=true`: the network through torch.compile."""
+
+from omegaconf import DictConfig
+from torch import nn
+
+
+def compile_in_place(network: nn.Module) -> None:
+    """Compile the network at its first call, under the names that its weights have."""
+    import torch._dynamo
+    import torch._functorch.config
+    import torch._inductor.config  # here, for it takes a second
+
+    torch._dynamo.reset()  # a job of a sweep owes nothing to those before it
+    torch._dynamo.config.recompile_limit = 64  # a step calls it in several ways: with and without gradients, parameters as constants
+    # Noise as torch draws it: where a pass is not compiled, its masks are to be those of the others.
+    torch._inductor.config.fallback_random = True
+    torch._functorch.config.donated_buffer = False  # else the memory of a pass is gone after one backward pass; some have two
+    network.compile()
+
+
+def refuse_second_derivatives(cfg: DictConfig) -> None:
+    """Refuse what torch.compile cannot.
+
+    Raises:
+        ValueError: names it, and a way out.
+    """
+    if any(node.get("direction") == "exact" or node.get("gradient_through_r") for node in cfg.regularizers):
+        raise ValueError(
+            "compile=true: vat.direction=exact and vat.gradient_through_r differentiate twice, which torch.compile cannot; take another "
+            "direction, vat.direction=random_margin for one, or leave compile out"
+        )
