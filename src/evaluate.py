@@ -98,6 +98,9 @@ def subject(cfg: DictConfig) -> Subject:
     data = instantiate(cfg.get("data") or runs.data_of(checkpoint, path, allow_targets=cfg.allow_targets), _convert_="all")
     data.setup()
     refuse_other_data(record, data, path)
+    prepare_as_trained(record, data, path)
+    if not cfg.get("data"):
+        refuse_changed_data(record, data, path)
     for key in ("batch_size", "limit"):
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
             raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
@@ -128,6 +131,38 @@ def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Pa
                 f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}: evaluate it on its own "
                 "data (without data=...), or on others like them"
             )
+
+
+def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """Standardise features as those the network was trained on, whatever the mean and standard deviation of these.
+
+    Raises:
+        ValueError: they are of other columns.
+    """
+    own = {"columns": None, "mean": 0.0, "std": 1.0, **(data.preparation or {})}
+    trained = {"columns": None, "mean": 0.0, "std": 1.0, **(record.get("preparation") or data.preparation or {})}
+    if own["columns"] != trained["columns"]:
+        raise ValueError(
+            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(own['columns'])}: give them as there"
+        )
+    if own != trained:
+        assert isinstance(data.x, Tensor)  # features are not streamed
+        mean, std, trained_mean, trained_std = (torch.tensor(of[key]) for of in (own, trained) for key in ("mean", "std"))
+        data.x = (data.x * std + mean - trained_mean) / trained_std
+
+
+def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """The checkpoint's own data are those it was trained on, or examples of its training could be among those to test.
+
+    Raises:
+        ValueError: they have changed.
+    """
+    found = runs.describe(data)
+    if any(record.get(key, found[key]) != found[key] for key in ("split", "data")):
+        raise ValueError(
+            f"{path} was trained on other data: the files have changed since, so that examples of its training may be among those to test. "
+            "Put the old ones back, or name data that it has not seen by data=..."
+        )
 
 
 def _shown(value: Any) -> str:

@@ -204,6 +204,31 @@ def test_a_checkpoint_of_other_data_of_the_same_shape_is_refused(main, trained, 
     assert "['0', '1']" in message
 
 
+def test_features_are_standardised_as_in_training_and_changed_files_refused(main, tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32), np.arange(90) % 3
+    path, more = tmp_path / "own.npz", tmp_path / "more.npz"
+    np.savez(path, x=x, y=y)
+    np.savez(more, x=(100 * x + 7)[:30], y=y[:30])
+    quick = ("trainer.max_steps=2", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none", "data.num_labeled=30")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train.train(hydra_compose("train", overrides=["data=arrays", f"data.train={path}", "model=mlp", *quick]), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    given = (f"ckpt_path={checkpoint}", "attack=fgm", "norms=[]")
+    main(evaluate, *given)
+    (tmp_path / "run" / "evaluation").rename(tmp_path / "first")
+
+    main(evaluate, *given, "data=arrays", f"data.train={path}", f"data.test={more}")
+    _, result = found(checkpoint)
+    preparation = runs.read_checkpoint(checkpoint)["record"]["preparation"]
+    inputs = (torch.tensor((100 * x + 7)[:30]) - torch.tensor(preparation["mean"])) / torch.tensor(preparation["std"])
+    with torch.no_grad():
+        right = runs.load_network(checkpoint)(inputs).argmax(1) == torch.tensor(y[:30])
+    assert result["clean"]["accuracy"] == pytest.approx(float(right.double().mean()))
+
+    np.savez(path, x=x[1:], y=y[1:])  # a row less moves the split: examples of the training would be tested on
+    assert "the files have changed since" in refused(main, evaluate, *given)
+
+
 def test_a_truncated_checkpoint_is_refused(main, trained, tmp_path):
     (tmp_path / "half.ckpt").write_bytes(trained.cnn.read_bytes()[:5000])
     assert "truncated" in refused(main, evaluate, f"ckpt_path={tmp_path / 'half.ckpt'}")
@@ -315,6 +340,14 @@ def test_an_export_predicts_what_the_checkpoint_does(trained, tmp_path, to):
     assert told["class_names"] == [str(digit) for digit in range(10)]
     assert told["input"]["shape"] == ["batch", 1, 8, 8]
     assert told["input"]["bounds"][0] < 0 < told["input"]["bounds"][1]
+
+
+def test_bytes_are_no_input_of_a_network_trained_on_other_numbers():
+    record = {"config": {"data": {}}, "unit": "units of the data file", "preparation": None, "bounds": None}
+    numbers = torch.tensor([[0, 255]])
+    with pytest.raises(ValueError, match=r"holds bytes; the network was trained on numbers in units of the data file"):
+        predict.prepared(numbers.to(torch.uint8), record, Path("new.npz"))
+    assert torch.equal(predict.prepared(numbers.float(), record, Path("new.npz")), numbers.float())
 
 
 def test_an_export_that_predicts_otherwise_is_refused(main, trained, tmp_path, monkeypatch):

@@ -476,3 +476,8 @@ def test_two_processes_train_as_one_and_write_one_result(shell, tmp_path, job):
             torch.testing.assert_close(value, state(one.checkpoint)[name], rtol=1e-3, atol=2e-5)
     for name in ("val/accuracy", "val/cross_entropy", "test/accuracy", "test/cross_entropy", "test/calibration_error"):
         assert metrics[name] == pytest.approx(one.metrics[name], rel=1e-3, abs=2e-3)
+
+
+def test_the_best_weights_of_a_run_that_ends_before_a_validation_are_refused(job):
+    with pytest.raises(ValueError, match=r"test=best with trainer\.max_steps=3: the run ends before its first validation"):
+        job("test=best", "trainer.max_steps=3")

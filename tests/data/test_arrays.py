@@ -260,6 +260,11 @@ def test_a_test_file_that_does_not_fit_is_refused(path, tmp_path, arrays, messag
         ready(written(path, x=X, y=Y), test=str(written(tmp_path / "test.npz", **arrays)))
 
 
+def test_the_file_to_train_on_is_not_tested_on(path):
+    with pytest.raises(ValueError, match=r"data\.test=.* is data\.train too"):
+        ready(written(path, x=X, y=Y), test=str(path))
+
+
 def test_a_patient_in_both_files_is_refused(path, tmp_path):
     other = written(tmp_path / "test.npz", x=X, y=Y, patient=PATIENT + 5)
     with pytest.raises(ValueError, match=r"test\.npz and .*a\.npz both have examples of patient 5: leave it in one of them"):

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,7 @@ def test_the_folder_is_given_or_named_by_the_environment_or_the_usual(monkeypatc
     monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
     assert MNIST().data_dir == tmp_path
     assert str(MNIST(data_dir="here").data_dir) == "here"
+    assert MNIST(data_dir="~/here").data_dir == Path.home() / "here"  # a shell leaves a tilde behind a sign of equality
 
 
 def test_labels_that_do_not_fit_the_images_are_refused(data_dir):

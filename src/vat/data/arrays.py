@@ -54,6 +54,8 @@ class Arrays(OwnData):
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
         if self.test is not None:
+            if self.test.resolve() == self.train.resolve():
+                raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
             held_out = self._fitting(self.test, read_table(self.test, label=self.label, group=self.group), table)
             test_x, test_y = self._examples(self.test, held_out)
             if test_x.dtype != x.dtype or test_x.shape[1:] != x.shape[1:]:

@@ -48,7 +48,7 @@ class PublishedImages(ResidentDataModule):
 
     def __init__(self, *, num_validation: int, data_dir: str | None = None, zca: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.data_dir = Path(data_dir or os.environ.get("VAT_DATA_DIR") or ".data")
+        self.data_dir = Path(data_dir or os.environ.get("VAT_DATA_DIR") or ".data").expanduser()
         self.num_validation = num_validation
         self.zca = zca
 
