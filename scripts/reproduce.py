@@ -15,14 +15,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
     parser.add_argument("--show", action="store_true", help="run nothing: print the table of what is done")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: must be at least 1")
     study = STUDIES[arguments.table]
     study = replace(study, overrides=(*study.overrides, *arguments.overrides))
     folder = arguments.folder / re.sub(r"\W+", "_", "-".join([arguments.table, *arguments.overrides]))
@@ -322,6 +324,8 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         for name, found in places.items()
         if all((place / METRICS).exists() for place in found)
     }
+    for name in results:
+        refuse_mixture(name, places[name])
     errors = {name: [100 * (1 - metrics["test/accuracy"]) for metrics in found] for name, found in results.items()}
     baseline, rows = study.methods[0].name, []
     for method in study.methods:
@@ -346,8 +350,32 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         table.add_row(*row)
     console.print(table)
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     console.print(f"as Markdown: {folder / 'table.md'}")
+
+
+def refuse_mixture(name: str, places: Sequence[Path]) -> None:
+    """Refuse a mean over jobs of different settings: a configuration may have been edited between two halves of a table.
+
+    Raises:
+        SystemExit: names the first that differs, among those that both jobs have.
+    """
+    first, *others = ({k: v for k, v in _settings(OmegaConf.load(p / "config.yaml")) if not k.endswith("seed")} for p in places)
+    for place, other in zip(places[1:], others, strict=True):
+        for key in sorted(first.keys() & other.keys()):
+            if first[key] != other[key]:
+                raise SystemExit(
+                    f"{name}: {places[0]} was run with {key}={first[key]}, {place} with {other[key]}: remove one of them, and run again"
+                )
+
+
+def _settings(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, DictConfig | ListConfig):
+        yield key, node
+        return
+    for name, value in node.items() if isinstance(node, DictConfig) else enumerate(node):
+        yield from _settings(value, f"{key}.{name}".lstrip("."))
 
 
 def _record(folder: Path, method: Method, value: float | None, seed: int) -> Path:

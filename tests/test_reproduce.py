@@ -21,8 +21,9 @@ def study(reproduce):
     return reproduce.Study(methods, ("data=digits",), tuning_seeds=range(100, 102), seeds=range(3))
 
 
-def leave(folder, **metrics):
+def leave(folder, *, lr=1.0, **metrics):
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(f"optimizer:\n  lr: {lr}\nvat:\n  eps: 2.0\nseed: {folder.name}\n")
     (folder / "metrics.json").write_text(json.dumps({name.replace("__", "/"): value for name, value in metrics.items()}))
 
 
@@ -89,6 +90,13 @@ def test_a_method_that_lacks_a_seed_is_not_run(reproduce, study, tmp_path):
     assert rows[2:] == ["| none | – | not run | – | – | – | – |", "| VAT | eps 2 | 50.00 ± 0.00 | 20.1 | – | 0.200 | 1 |"]
 
 
+def test_a_mean_over_jobs_of_different_settings_is_refused(reproduce, study, tmp_path):
+    for seed in study.seeds:
+        leave(tmp_path / "test" / "none" / str(seed), lr=0.5 if seed == 2 else 1.0, test__accuracy=0.5, test__lds=0.2, seconds=1)
+    with pytest.raises(SystemExit, match=r"none: .*none/0 was run with optimizer\.lr=1\.0, .*none/2 with 0\.5: remove one"):
+        reproduce.show(study, {"none": None, "VAT": 2}, tmp_path)
+
+
 def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, tmp_path, monkeypatch):
     method = reproduce.replace(study.methods[1], candidates=())
     study = reproduce.replace(study, methods=(study.methods[0], method), tuning_seeds=range(0))
@@ -98,7 +106,8 @@ def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, 
     assert chosen == {"none": None, "VAT": None}
     reproduce.run(study, [(m, study.seeds, (None,), ()) for m in study.methods], tmp_path / "test", jobs=1)
     assert not any(word.startswith("vat.eps") for command in commands for word in command)
-    (tmp_path / "test" / "VAT" / "0" / "config.yaml").write_text("vat:\n  eps: 0.6\n")
+    for seed in study.seeds:
+        (tmp_path / "test" / "VAT" / str(seed) / "config.yaml").write_text("vat:\n  eps: 0.6\n")
     reproduce.show(study, chosen, tmp_path)
     assert (tmp_path / "table.md").read_text().splitlines()[3].startswith("| VAT | eps 0.6 | 50.00")
 
