@@ -106,12 +106,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """Lightning's, without a cache; none for float32."""
+    return torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
+
+
 def optimizer_step(optimizer: torch.optim.Optimizer, dtype: torch.dtype, loss: Callable[[], Tensor]) -> Action:
-    """One step of the optimizer on a loss, under autocast (Lightning's: without a cache) where `dtype` is not float32."""
+    """One step of the optimizer on a loss, under autocast where `dtype` is not float32."""
 
     def run() -> None:
         optimizer.zero_grad()
-        with torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False):
+        with autocast(dtype):
             value = loss()
         value.backward()
         optimizer.step()
@@ -128,7 +133,7 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[
         return step(lambda: vat.term(Step(network, x, key=Key(0))))
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False):
+        with torch.no_grad(), autocast(dtype):
             network(x)
 
     return {

@@ -139,8 +139,9 @@ def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: P
     Raises:
         ValueError: they are of other columns.
     """
-    own = {"columns": None, "mean": 0.0, "std": 1.0, **(data.preparation or {})}
-    trained = {"columns": None, "mean": 0.0, "std": 1.0, **(record.get("preparation") or data.preparation or {})}
+    untouched = {"columns": None, "mean": 0.0, "std": 1.0}
+    own = {**untouched, **(data.preparation or {})}
+    trained = {**untouched, **(record.get("preparation") or data.preparation or {})}
     if own["columns"] != trained["columns"]:
         raise ValueError(
             f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(own['columns'])}: give them as there"

@@ -76,13 +76,13 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
-    data.setup()
     batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
     if cfg.test == "best" and 0 <= batches < data.steps_per_epoch and cfg.trainer.val_check_interval is None:
         raise ValueError(
             f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
             f"data.steps_per_epoch={data.steps_per_epoch} steps; lower that, or take test=last"
         )
+    data.setup()
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
     network = runs.make_network(cfg.model, record)
     if not cfg.channels_last:
