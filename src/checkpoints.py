@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -122,7 +122,7 @@ class SaveLast(Checkpoint):
 
 
 class SaveEnd(Callback):
-    """Saves the weights of the last step where the run ended between two validations.
+    """Saves the weights of the last step where the run ended between two validations, made ready for evaluation as at a validation.
 
     It stands before the moving average, which then takes the place of the weights.
     """
@@ -133,7 +133,14 @@ class SaveEnd(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.done = True
-        save_unless_saved(trainer, self.path)
+        if not is_saved(trainer, self.path):
+            averages = [callback for callback in trainer.callbacks if isinstance(callback, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+            for average in averages:
+                average.on_validation_epoch_start(trainer, pl_module)  # puts it in the place of the weights
+            pl_module.on_validation_epoch_start()
+            for average in averages:
+                average.on_validation_epoch_end(trainer, pl_module)
+            trainer.save_checkpoint(self.path)
 
 
 class SaveOnSignal(Callback):
@@ -169,11 +176,11 @@ class SaveOnSignal(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.state.fn is TrainerFn.FITTING:
-            save_unless_saved(trainer, self.path)
+            if not is_saved(trainer, self.path):
+                trainer.save_checkpoint(self.path)
 
 
-def save_unless_saved(trainer: pl.Trainer, path: Path) -> None:
-    """Save a checkpoint of this optimizer step where `path` holds none."""
+def is_saved(trainer: pl.Trainer, path: Path) -> bool:
+    """Whether `path` holds a checkpoint of this optimizer step."""
     saved = read_checkpoint(path)["global_step"] if trainer.is_global_zero and path.is_file() else None
-    if trainer.strategy.broadcast(saved) != trainer.global_step:  # one rank looks, since all must save together or not at all
-        trainer.save_checkpoint(path)
+    return trainer.strategy.broadcast(saved) == trainer.global_step  # one rank looks, since all must save together or not at all

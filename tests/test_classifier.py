@@ -454,6 +454,12 @@ def test_reestimated_statistics_are_those_of_the_pool(job):
     assert_metrics(run.metrics, net, "val", "test")
 
 
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_the_last_checkpoint_of_a_run_that_ends_between_validations_holds_reestimated_statistics(job, ema):
+    run = job("reestimate_batch_norm=true", "optimizer.lr=0.02", "trainer.max_steps=7", f"ema={ema}")
+    assert_metrics(run.metrics, loaded(run.checkpoint), "val", "test")
+
+
 # ---------------------------------------------------------------------------------------------------- averaged weights
 
 
