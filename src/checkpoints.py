@@ -175,9 +175,8 @@ class SaveOnSignal(Callback):
                 trainer._signal_connector.received_sigterm = True  # ends the run behind the validation that may be due
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.state.fn is TrainerFn.FITTING:
-            if not is_saved(trainer, self.path):
-                trainer.save_checkpoint(self.path)
+        if isinstance(exception, SIGTERMException) and trainer.state.fn is TrainerFn.FITTING and not is_saved(trainer, self.path):
+            trainer.save_checkpoint(self.path)
 
 
 def is_saved(trainer: pl.Trainer, path: Path) -> bool:

@@ -63,15 +63,15 @@ def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
         writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
 
 
-def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor | None, class_names: Sequence[str]) -> None:
+def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None) -> None:
     """Print the closing table of a run.
 
     Args:
         metrics: of validation and test, and the seconds.
         folder: of the run.
+        record: the run's settings, its data and its environment.
         lds: at which radius, in which unit, the LDS was measured.
         counts: the confusion matrix of the test, where there was one.
-        class_names: of its rows and columns.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
     table.add_column()
@@ -79,7 +79,8 @@ def closing(metrics: dict[str, Any], folder: Path, *, lds: str, counts: Tensor |
     for row in _results(metrics, lds):
         table.add_row(*row)
     if counts is not None:
-        table.add_row("most often mistaken", _mistakes(counts, class_names))
+        table.add_row("most often mistaken", _mistakes(counts, record["class_names"]))
+    table.add_row("examples", _examples(record))
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
     for name, file in {"page": PAGE, **FILES}.items():
         if name == "confusion matrix" and counts is None:
@@ -103,7 +104,12 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         lds: at which radius, in which unit, the LDS was measured.
     """
     environment = {key: str(value) for key, value in record["environment"].items()}
-    data = {"split": record["split"], "classes": ", ".join(record["class_names"]), "input shape": str(tuple(record["input_shape"]))}
+    data = {
+        "examples": _examples(record),
+        "split": record["split"],
+        "classes": ", ".join(record["class_names"]),
+        "input shape": str(tuple(record["input_shape"])),
+    }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
     files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
     sections = [
@@ -132,6 +138,12 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
         rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
         rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))
     return rows
+
+
+def _examples(record: dict[str, Any]) -> str:
+    """How many there are in each part."""
+    labeled, pool, validation, test = (f"{record['parts'][part]:,}" for part in ("labeled", "unlabeled", "validation", "test"))
+    return f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test"
 
 
 def _mistakes(counts: Tensor, class_names: Sequence[str], most: int = 3) -> str:

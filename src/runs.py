@@ -158,6 +158,7 @@ def describe(data: Any) -> dict[str, Any]:
         "bounds": data.bounds and list(data.bounds),
         "preparation": data.preparation,
         "split": data.split.digest,
+        "parts": data.split.sizes,
         "data": data_digest(data),
     }
 

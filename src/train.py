@@ -137,7 +137,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if classifier.confusion is not None:
                 report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
-            report.closing(metrics, folder, lds=lds, counts=classifier.confusion, class_names=data.class_names)
+            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion)
             report.write_page(metrics, folder, record, lds=lds)
     return metrics
 
@@ -213,6 +213,7 @@ def quiet() -> None:
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
+        ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `runs.keep_logged`
         ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 import report
 from vat import VAT, figures
 from vat.classifier import Classifier
+from vat.data.synthetic import Moons
 from vat.history import History, read
 
 MOONS = ["data=moons", "model=mlp", "model.hidden=[8]"]
@@ -179,6 +180,12 @@ def test_the_page_of_a_run_holds_figures_settings_results_and_origin(page_of):
     for said in (record["split"], record["environment"]["git"], record["environment"]["torch"], "note: <b>&", "class 0, class 1"):
         assert said in shown
     assert f"{100 * ran.metrics['test/accuracy']:.2f} %" in shown
+    moons = Moons(seed=0)
+    moons.setup()
+    pool, labeled, validation, test = (
+        f"{len(rows):,}" for rows in (moons.split.unlabeled, moons.split.labeled, moons.split.validation, moons.split.test)
+    )
+    assert f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test" in shown
 
 
 @pytest.mark.long

@@ -101,7 +101,9 @@ def test_a_test_file_is_the_test_part_in_the_classes_and_scale_of_the_training_f
 
 def test_a_class_with_no_label_to_train_on_is_named(path):
     written(path, x=X, y=HALF, class_names=np.array([*"abcd"]))
-    with pytest.warns(UserWarning, match="no labelled example is left to train on of d: label more, or choose another split_seed"):
+    with pytest.warns(
+        UserWarning, match="is left to train on of d; in the validation part of d; in the test part of d: label more, or choose another"
+    ):
         assert ready(path).num_classes == 4
 
 
@@ -176,7 +178,7 @@ def test_floating_point_images_keep_their_units(path):
         (np.array(["7", "3", ""] * 20), ["7", "3"], [0, 1, -1], ["7", "3"]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:no labelled example is left")
+@pytest.mark.filterwarnings("ignore:no labelled example is")
 def test_classes_are_the_labels_there_are_or_those_named(path, y, class_names, expected, names):
     data = ready(written(path, x=X, y=y, **({} if class_names is None else {"class_names": np.array(class_names)})))
     assert data.y.tolist() == expected * 20
@@ -391,6 +393,15 @@ def test_labels_of_a_csv_file_are_known_however_pandas_wrote_them(tmp_path, labe
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"1,{label}\n" for label in labels))
     assert read_table(tmp_path / "a.csv", label="y", group=None).labels == expected
+
+
+def test_what_was_measured_is_no_label(tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "a.csv").write_text("x,y\n1,2.0\n2,0.37\n3,-1\n")
+    with pytest.raises(ValueError, match=r"a\.csv cannot be used: y holds 0\.37: a class is a whole number or a name"):
+        read_table(tmp_path / "a.csv", label="y", group=None)
+    (tmp_path / "a.csv").write_text("x,y\n1,2.5\n2,unsure\n")
+    assert read_table(tmp_path / "a.csv", label="y", group=None).labels == ["2.5", "unsure"]
 
 
 @pytest.mark.parametrize(

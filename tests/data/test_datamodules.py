@@ -139,6 +139,12 @@ def test_a_negative_translation_is_refused():
         Small(translate=-1)
 
 
+def test_a_translation_out_of_sight_is_refused():
+    Small(x=torch.randn(30, 1, 4, 5), translate=3).setup()
+    with pytest.raises(ValueError, match=r"translate=4 may shift all of an image of \(1, 4, 5\) out of sight: lower it"):
+        Small(x=torch.randn(30, 1, 4, 5), translate=4).setup()
+
+
 # Under Lightning
 
 

@@ -206,6 +206,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         (["a/1.png", "b/notes.txt"], r"data/b holds no image \(\.png, .*remove the folder"),
         (["a/1.png", "b/1.png", "1.png"], r"data/1\.png lies in no class: move it into the folder of its class, or into .*/unlabeled"),
         (["a/1.png", "b/1.png", "Unlabelled/1.png"], "data/Unlabelled would be a class of that name: rename it to unlabeled"),
+        (
+            ["train/a/1.png", "Test/b/1.png"],
+            "data holds Test, train, which are no classes: name the folder that holds those of the classes",
+        ),
     ],
 )
 def test_a_folder_of_another_form_is_refused(tmp_path, names, message):
@@ -268,6 +272,15 @@ def test_the_seed_moves_the_labels_and_the_split_seed_the_parts(folder):
     assert not torch.equal(one.split.labeled, other.split.labeled)
     assert not torch.equal(one.split.test, moved.split.test)
     assert torch.bincount(one.y[one.split.labeled]).tolist() == [3, 3]
+
+
+def test_what_is_in_no_part_is_named(folder):
+    with pytest.warns(UserWarning, match="unlabeled_classes leaves out the 12 examples without a label, which are of no class"):
+        assert not (ready(folder, unlabeled_classes=[0]).split.unlabeled >= 24).any()
+    for path in sorted((folder / "dog").rglob("*.png"))[1:]:
+        path.unlink()
+    with pytest.warns(UserWarning, match="no labelled example is in the validation part of dog; in the test part of dog: label more"):
+        ready(folder)
 
 
 def test_a_pool_that_is_labelled_throughout_has_no_unlabelled_batch(folder):

@@ -163,6 +163,12 @@ def test_labels_can_be_restricted_to_classes_other_than_those_of_the_pool(small)
 
 
 @pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])
+def test_no_class_at_all_is_refused(small, option):
+    with pytest.raises(ValueError, match=rf"{option} must name a class, or be null for all; got \[\]"):
+        small(**{option: []})
+
+
+@pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])
 def test_a_class_that_does_not_exist_is_refused(small, option):
     with pytest.raises(ValueError, match=r"class 10 has no example to restrict a part to; got classes \[1, 10\]"):
         small(**{option: [1, 10]})

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 in their binary version: https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is unpickled."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -130,12 +131,15 @@ class _CIFAR(PublishedImages):
         train, test = self.num_published
         most = {"num_classes": self.label_classes, "most": max(train // (len(self.members) - 1), test)}
         paths = [self.data_dir / self.folder / name for name in self.members]
-        if all(path.is_file() for path in paths):
+        missing = [path.name for path in paths if not path.is_file()]
+        if not missing:
             parts = []
             for path, digest in zip(paths, self.members.values(), strict=True):
                 with opened(path, digest) as content:
                     parts.append(read_records(content, **most))
         else:
+            if len(missing) < len(paths):
+                warnings.warn(f"{self.data_dir / self.folder} lacks {', '.join(missing)}: the archive is read instead", stacklevel=2)
             members = {f"{self.folder}/{name}": digest for name, digest in self.members.items()}
             parts = read_archive(fetch(self.archive, self.data_dir), members, **most)
         images, labels = zip(*parts[:-1], strict=True)

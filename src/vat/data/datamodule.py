@@ -78,12 +78,16 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         imbalance: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, classes in {"labeled_classes": labeled_classes, "unlabeled_classes": unlabeled_classes}.items():
+            if classes is not None and not classes:
+                raise ValueError(f"{name} must name a class, or be null for all; got []")
         self.num_labeled = num_labeled
         self.batch_size_labeled = batch_size_labeled
         self.batch_size_unlabeled = batch_size_unlabeled
         self.steps_per_epoch = steps_per_epoch
         self.balanced = balanced
         self.seed = seed
+        self.translate = translate
         shift, mirror = Translate(translate) if translate else None, Flip() if flip else None
         self.augment = Chain(shift, mirror) if shift and mirror else shift or mirror
         self.labeled_classes = labeled_classes
@@ -179,6 +183,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     def _check(self) -> None:
         name = type(self).__name__
+        if self.translate and not all(self.translate < side for side in self.input_shape[1:]):
+            raise ValueError(f"translate={self.translate} may shift all of an image of {self.input_shape} out of sight: lower it")
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise ValueError(
                 f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; got {self.y.dtype} of shape {tuple(self.y.shape)}"

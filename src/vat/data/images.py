@@ -18,6 +18,7 @@ from vat.data.own import OwnData, channel_moments, numbered
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Images(OwnData):
@@ -155,6 +156,11 @@ def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
     classes = [path for path in visible if path.is_dir() and path.name != UNLABELED]
     if len(classes) < 2:
         raise ValueError(f"{folder} must hold a folder for each of two or more classes; it holds {len(classes)} beside {UNLABELED}/")
+    if all(path.name.lower() in PARTS for path in classes):
+        raise ValueError(
+            f"{folder} holds {', '.join(path.name for path in classes)}, which are no classes: name the folder that holds those of the "
+            "classes; the validation and test parts are cut from it"
+        )
     files = []
     for label, path in enumerate(classes):
         found = _images_within(path)

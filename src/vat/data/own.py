@@ -1,7 +1,7 @@
 """What a user's own data sets share: parts cut from the labelled examples, and a pool with all that have no label."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,15 +102,17 @@ class OwnData(ResidentDataModule):
         (validation,) = held_out
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
-        self._warn_of_absent_classes(y[pool])
+        self._warn_of_absent_classes({"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]})
+        if self.unlabeled_classes is not None and len(unlabeled):
+            warnings.warn(
+                f"unlabeled_classes leaves out the {len(unlabeled)} examples without a label, which are of no class", stacklevel=2
+            )
         return self.divide(y, pool=pool, validation=validation, test=test, extra=unlabeled)
 
-    def _warn_of_absent_classes(self, labels: Tensor) -> None:
-        absent = [name for c, name in enumerate(self.class_names) if not (labels == c).any()]
-        if absent:
-            warnings.warn(
-                f"no labelled example is left to train on of {', '.join(absent)}: label more, or choose another split_seed", stacklevel=2
-            )
+    def _warn_of_absent_classes(self, parts: Mapping[str, Tensor]) -> None:
+        absent = {part: [name for c, name in enumerate(self.class_names) if not (y == c).any()] for part, y in parts.items()}
+        if lacks := "; ".join(f"{part} of {', '.join(names)}" for part, names in absent.items() if names):
+            warnings.warn(f"no labelled example is {lacks}: label more, or choose another split_seed", stacklevel=2)
 
 
 def numbered(groups: Sequence[str]) -> Tensor:

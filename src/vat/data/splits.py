@@ -214,6 +214,11 @@ class Split:
                 raise ValueError(f"{one} and {other} must be disjoint; both hold row {parts[one][shared][0]}")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Examples in each part, by its name."""
+        return {part.name: len(getattr(self, part.name)) for part in fields(self)}
+
+    @property
     def digest(self) -> str:
         """16 hex digits of the SHA-256 over each part's name, length and rows as little-endian int64, in field order."""
         sha = hashlib.sha256()

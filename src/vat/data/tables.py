@@ -186,7 +186,7 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
     return Table(
         inputs.to_numpy(dtype=np.float64),
-        [UNKNOWN] * len(inputs) if label is None else _column(names[label], label),
+        [UNKNOWN] * len(inputs) if label is None else _classes(_column(names[label], label), label),
         None if group is None else _column(names[group], group),
         [str(name) for name in inputs.columns],
         None,
@@ -205,6 +205,18 @@ def _read_parquet(path: Path) -> Any:
 def _column(values: Any, name: str) -> list[str]:
     missing: Iterable[bool] = values.isna()
     return [UNKNOWN if gone else _known(str(value).strip(), name) for value, gone in zip(values, missing, strict=True)]
+
+
+def _classes(labels: list[str], name: str) -> list[str]:
+    """The labels, unless all are numbers and not all are whole: those are measurements, each of which would be a class."""
+    broken = [label for label in set(labels) if re.search(r"\D", label)]
+    try:
+        measured = broken and all(map(math.isfinite, map(float, broken)))
+    except ValueError:  # one of them is a word
+        measured = False
+    if measured:
+        raise ValueError(f"{name} holds {min(broken)}: a class is a whole number or a name, not something measured")
+    return labels
 
 
 def _refuse_beyond_memory(size: int, name: str) -> None:
