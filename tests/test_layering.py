@@ -14,6 +14,7 @@ RANKS = {
     "vat.seeds": 0,
     "vat.functional": 1,
     "vat.forward_mode": 1,
+    "vat.precision": 1,
     "vat.step": 1,
     "vat.models": 1,
     "vat.data": 1,
@@ -23,7 +24,7 @@ RANKS = {
     "vat": 4,  # its __init__ gathers the core
 }
 TOP = 5
-CORE = ("vat", "vat.seeds", "vat.functional", "vat.forward_mode", "vat.step", "vat.directions", "vat.regularizers")
+CORE = ("vat", "vat.seeds", "vat.functional", "vat.forward_mode", "vat.precision", "vat.step", "vat.directions", "vat.regularizers")
 OUTSIDE = {"torch", "vat", *sys.stdlib_module_names}
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, Norm
+from vat.precision import coarse
 from vat.step import Step, is_divided
 
 Direction = Callable[..., Tensor]
@@ -47,8 +48,8 @@ def finite_difference(
             away, much larger and it is no longer the Hessian's.
         create_graph: let d depend on the parameters.
     """
-    if torch.is_autocast_enabled(step.x.device.type):
-        warnings.warn("finite differences are noise in half precision: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
+    if bits := coarse(step.x, step.module):
+        warnings.warn(f"finite differences are noise in {bits}: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
         d = norm.dual(hessian_product(step, divergence, norm, d, xi=xi, create_graph=create_graph), otherwise=d)

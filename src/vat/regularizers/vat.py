@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product
 from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name
+from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
 
@@ -137,7 +138,7 @@ class VAT(Regularizer):
             d = r / eps
             further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
             found["kl_ascent"] = at(eps * further)
-            if isinstance(norm, L2) and not torch.is_autocast_enabled(step.x.device.type):  # there a finite difference is noise
+            if isinstance(norm, L2) and not coarse(step.x, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
                 found["curvature"] = mean((d * product).flatten(1).sum(1))
                 found["cosine"] = mean((d * norm.dual(product, otherwise=d)).flatten(1).sum(1))
@@ -163,7 +164,8 @@ def local_distributional_smoothness(
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
 
     The papers monitor it with five power iterations; the sign of r is chosen as well here, since only half of all eigenvectors
-    point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model.
+    point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model. Autocast is
+    off meanwhile, and so is TF32 in convolutions: finite differences are noise in them.
 
     Args:
         forward: x -> logits (N, …); a module or any function.
@@ -189,7 +191,10 @@ def local_distributional_smoothness(
         norm=norm,
         divergence=divergence,
     )
-    step = Step(forward, x, module=module, key=key)
-    r = measure.virtual_adversarial_perturbation(step)
-    with torch.no_grad():
-        return measure.divergence(step.target, step.network(step.x + r, constant=True))
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    with full_precision(x.device):
+        step = Step(forward, x, module=module, key=key)
+        r = measure.virtual_adversarial_perturbation(step)
+        with torch.no_grad():
+            return measure.divergence(step.target, step.network(step.x + r, constant=True))
