@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+_CONVOLUTIONS = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  # made when torch is imported
+
 
 def coarse(x: Tensor, module: nn.Module | None) -> str | None:
     """What a network computes in, where that keeps ten bits of a number or fewer; None where it keeps more.
@@ -20,18 +22,17 @@ def coarse(x: Tensor, module: nn.Module | None) -> str | None:
     if x.dtype is not torch.float32 or x.device.type != "cuda" or not torch.cuda.is_tf32_supported():
         return None
     convolves = module is None or any(isinstance(layer, _ConvNd) for layer in module.modules())
-    used = [torch.backends.cuda.matmul.fp32_precision, *([torch.backends.cudnn.conv.fp32_precision] if convolves else [])]
+    used = [torch.backends.cuda.matmul.fp32_precision, *([_CONVOLUTIONS.fp32_precision] if convolves else [])]
     return "TF32" if "tf32" in used else None
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Within it there is neither autocast nor, in convolutions on a GPU, TF32, which torch takes there unless told otherwise."""
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = "ieee"
+    before = _CONVOLUTIONS.fp32_precision
+    _CONVOLUTIONS.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        conv.fp32_precision = before
+        _CONVOLUTIONS.fp32_precision = before
