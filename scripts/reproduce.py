@@ -293,9 +293,12 @@ def run(
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}  # for mixtures.py
             subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
-            pass
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
+                pass
+    except KeyboardInterrupt:  # which the jobs, too, have had
+        raise SystemExit("interrupted: the same command goes on with what is missing") from None
     missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _record(folder, m, value, s)).exists()]
     if missing:
         raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")

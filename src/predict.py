@@ -75,16 +75,19 @@ def predict(
     starts = range(0, len(names), batch_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".part-{output.name}")
-    with part.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
-        writer = csv.writer(file)
-        writer.writerow(["example", "prediction", "confidence"])
-        for start in track(starts, description="predicting", console=report.console, transient=True):
-            rows = torch.arange(start, min(start + batch_size, len(names)))
-            x = prepared(inputs[rows], record, data)
-            confidence, chosen = probabilities(network(x.to(on))).max(1)
-            lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
-            writer.writerows([name, record["class_names"][c], f"{p:.6f}"] for name, c, p in lines)
-    part.replace(output)
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
+            writer = csv.writer(file)
+            writer.writerow(["example", "prediction", "confidence"])
+            for start in track(starts, description="predicting", console=report.console, transient=True):
+                rows = torch.arange(start, min(start + batch_size, len(names)))
+                x = prepared(inputs[rows], record, data)
+                confidence, chosen = probabilities(network(x.to(on))).max(1)
+                lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
+                writer.writerows([name, record["class_names"][c], f"{p:.6f}"] for name, c, p in lines)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
     return len(names)
 
 

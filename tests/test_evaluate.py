@@ -461,4 +461,10 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     assert "holds no image" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'empty'}")
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     assert "broken.png cannot be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'broken.png'}")
-    assert not list(tmp_path.glob("predictions.csv"))
+    from PIL import Image
+
+    (tmp_path / "some").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "some" / "a.png")
+    (tmp_path / "some" / "b.png").write_bytes(b"no image at all")
+    assert "b.png cannot be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'some'}", "batch_size=1")
+    assert not list(tmp_path.glob("*predictions.csv"))

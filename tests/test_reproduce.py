@@ -68,6 +68,19 @@ def test_a_job_that_leaves_no_metrics_is_named(reproduce, study, tmp_path, monke
         reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, jobs=1)
 
 
+def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(reproduce, study, tmp_path, monkeypatch):
+    started = []
+
+    def interrupted(command, **_):
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.subprocess, "run", interrupted)
+    with pytest.raises(SystemExit, match="interrupted: the same command goes on with what is missing"):
+        reproduce.run(study, [(study.methods[1], study.seeds, tuple(range(50)), ())], tmp_path, jobs=1)
+    assert len(started) < 50
+
+
 def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp_path, monkeypatch):
     accuracy = {"none": (0.80, 0.70, 0.60), "VAT-2": (0.90, 0.85, 0.59)}
     pretend_training(monkeypatch, reproduce, [], lambda place, seed: accuracy[place][seed])
