@@ -145,6 +145,14 @@ def test_noise_is_the_same_in_all_passes_of_a_compiled_step():
     assert (other - constant).norm() > 0.1 * constant.norm()
 
 
+def test_without_a_compiler_compilation_is_refused_in_a_line(job, monkeypatch):
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(ValueError, match=r"compile=true takes a C\+\+ compiler, and none is found: install g\+\+"):
+        job("compile=true")
+
+
 @pytest.mark.parametrize("override", ["vat.direction=exact", "vat.gradient_through_r=true"])
 def test_what_cannot_be_compiled_is_refused_before_the_run(job, override):
     with pytest.raises(ValueError, match=r"compile=true.*differentiate twice"):
