@@ -1,5 +1,6 @@
 """Class balance: the predictions of a batch, taken together, follow the known class frequencies."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,13 +32,15 @@ class ClassBalance(Regularizer):
     """
 
     differentiates_clean_pass = True
+    prior: Tensor | None
 
     def __init__(self, *, prior: Sequence[float] | None = None, weight: float = 1.0, ramp_up: int = 0, fade_out: int = 0):
         super().__init__(weight=weight, ramp_up=ramp_up)
         self.fade_out = int(not_negative("fade_out", fade_out))
         if prior is not None and not all(0 < share < float("inf") for share in prior):
             raise ValueError(f"prior must hold a finite number > 0 for each class, got {list(prior)}")
-        self.prior = prior
+        shares = None if prior is None else torch.tensor(prior) / sum(prior)
+        self.register_buffer("prior", shares, persistent=False)  # goes to the device once, not in every step
 
     @property
     def current_weight(self) -> float:
@@ -53,7 +56,6 @@ class ClassBalance(Regularizer):
             raise ValueError(f"prior has {len(self.prior)} frequencies for {classes} classes: give one for each")
         if count == 0:
             return log_p.sum()
-        log_mean = log_p.logsumexp(0) - torch.tensor(float(count)).log()  # through log-probabilities: no class's share rounds to 0
-        shares = torch.ones(classes) if self.prior is None else torch.tensor(self.prior)
-        log_prior = (shares / shares.sum()).log().to(log_mean)
+        log_mean = log_p.logsumexp(0) - math.log(count)  # through log-probabilities: no class's share rounds to 0
+        log_prior = -math.log(classes) if self.prior is None else self.prior.to(log_mean).log()
         return (log_mean.exp() * (log_mean - log_prior)).sum()

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vat.functional import probabilities
 from vat.regularizers.base import Regularizer, mean, share
@@ -42,8 +43,8 @@ class MeanTeacher(Regularizer):
     def on_optimizer_step_end(self, model: nn.Module) -> None:
         """The teacher follows."""
         decay = min(1 - 1 / (self.num_updates + 1), self.decay)
-        for name, p in model.named_parameters():
-            self.teacher[name].lerp_(p.detach(), 1 - decay)
+        names, weights = zip(*model.named_parameters(), strict=True)
+        get_ema_multi_avg_fn(decay)([self.teacher[name] for name in names], weights, None)  # all in a few kernels
         super().on_optimizer_step_end(model)
 
     def penalty(self, step: Step) -> Tensor:
