@@ -208,7 +208,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         (["a/1.png", "b/1.png", "Unlabelled/1.png"], "data/Unlabelled would be a class of that name: rename it to unlabeled"),
         (
             ["train/a/1.png", "Test/b/1.png"],
-            "data holds Test, train, which are no classes: name the folder that holds those of the classes",
+            "data holds Test, train, which are parts and no classes: name one of them as data.dir, and as data.test",
         ),
     ],
 )
@@ -235,6 +235,41 @@ def test_no_folder_and_a_pipe_are_refused(tmp_path):
 
 
 # The data set
+
+
+def test_a_test_folder_is_the_test_part_in_the_classes_of_the_training_folder(folder, tmp_path):
+    for name in ("dog/1", "dog/2", "bird/1"):
+        saved(tmp_path / "test" / f"{name}.png", COLOURS)
+    saved(folder / "bird" / "1.png", COLOURS)
+    saved(folder / "bird" / "2.png", COLOURS)
+    data = ready(folder, test=str(tmp_path / "test"))
+    assert data.class_names == ["bird", "cat", "dog"]
+    assert data.split.test.tolist() == [38, 39, 40]
+    assert data.y[38:].tolist() == [0, 2, 2]
+    assert data.split.sizes == {"labeled": 23, "unlabeled": 35, "validation": 3, "test": 3}
+    assert np.array_equal(channels_last(data.x[39]), COLOURS)
+    streamed = ready(folder, test=str(tmp_path / "test"), resident_gib=0)
+    assert streamed.split.digest == data.split.digest
+    (tmp_path / "test" / "dog" / "1.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="left out 1 of 41 files"):
+        assert ready(folder, test=str(tmp_path / "test"), corrupt="skip").split.test.tolist() == [38, 39]
+
+
+def test_a_test_folder_that_does_not_fit_is_refused(folder, tmp_path):
+    def refused(message, **options):
+        with pytest.raises(ValueError, match=message):
+            ready(folder, **({"test": str(tmp_path / "test")} | options))
+
+    for name in ("cat/p9", "mouse/p1"):
+        saved(tmp_path / "test" / name / "1.png", COLOURS)
+    refused("test holds mouse; the classes of .* are cat, dog")
+    (tmp_path / "test" / "mouse").rename(tmp_path / "test" / "dog")
+    refused("both have examples of the group p1: leave it in one of them", group_pattern=r"p\d")
+    assert ready(folder, test=str(tmp_path / "test")).split.sizes["test"] == 2
+    saved(tmp_path / "test" / "unlabeled" / "1.png", COLOURS)
+    refused("test/unlabeled: test examples must be labelled: remove it")
+    for inside in (folder, folder / "cat", folder.parent):
+        refused("neither may be the other or lie in it", test=str(inside))
 
 
 def test_setup_describes_the_images(folder):

@@ -34,6 +34,7 @@ class Images(OwnData):
 
     Args:
         dir: The folder that holds those of the classes.
+        test: A folder of the same form with the test examples; None cuts the test part from `dir`.
         size: Height and width of the network's inputs.
         mode: "RGB", or "L" for grey.
         corrupt: Files that cannot be read are refused, or left out ("skip") and named in a warning.
@@ -57,6 +58,7 @@ class Images(OwnData):
         self,
         *,
         dir: str,
+        test: str | None = None,
         size: int = 32,
         mode: Literal["RGB", "L"] = "RGB",
         corrupt: Literal["refuse", "skip"] = "refuse",
@@ -76,13 +78,20 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir, self.size, self.mode, self.corrupt = Path(dir), size, mode, corrupt
+        self.dir, self.test = Path(dir), None if test is None else Path(test)
+        self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 
     def load(self) -> tuple[Inputs, Tensor, Split]:
-        """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label."""
+        """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label, then those of `test`."""
         self.class_names, files = find_images(self.dir)
-        groups = None if self.group_pattern is None else numbered([_group(file, self.group_pattern) for file in files])
+        groups = self._groups(files)
+        num_train = len(files)
+        if self.test is not None:
+            held_out = self._held_out(self.test)
+            if shared := sorted({*groups} & {*(held_out_groups := self._groups(held_out))}):
+                raise ValueError(f"{self.test} and {self.dir} both have examples of the group {shared[0]}: leave it in one of them")
+            files, groups = files + held_out, groups + held_out_groups
         shape = MODES[self.mode], self.size, self.size
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file, and what matters is refused with its name
@@ -95,9 +104,25 @@ class Images(OwnData):
                 kept = self._readable(files, lambda row: images[row].copy_(read_image(files[row].path, self.size, self.mode)))
                 x = images if len(kept) == len(files) else images[kept]
             y = torch.tensor([file.label for file in files])[kept]
-            split = self.cut(y, groups=None if groups is None else groups[kept])
+            split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=int((kept >= num_train).sum()))
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         return x, y, split
+
+    def _groups(self, files: Sequence["FoundImage"]) -> list[str]:
+        """The group of each file; none where every file stands for itself."""
+        return [] if self.group_pattern is None else [_group(file, self.group_pattern) for file in files]
+
+    def _held_out(self, folder: Path) -> list["FoundImage"]:
+        """The files for the test, with the numbers of the classes for training."""
+        one, other = self.dir.resolve(), folder.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
+        names, files = find_images(folder)
+        if unknown := sorted({*names} - {*self.class_names}):
+            raise ValueError(f"{folder} holds {', '.join(unknown)}; the classes of {self.dir} are {', '.join(self.class_names)}")
+        if any(file.label < 0 for file in files):
+            raise ValueError(f"{folder / UNLABELED}: test examples must be labelled: remove it")
+        return [file._replace(label=self.class_names.index(names[file.label])) for file in files]
 
     def _readable(self, files: Sequence["FoundImage"], read: Callable[[int], object]) -> Tensor:
         """The rows that can be read: all of them, or an error, where nothing is to be left out."""
@@ -158,8 +183,8 @@ def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
         raise ValueError(f"{folder} must hold a folder for each of two or more classes; it holds {len(classes)} beside {UNLABELED}/")
     if all(path.name.lower() in PARTS for path in classes):
         raise ValueError(
-            f"{folder} holds {', '.join(path.name for path in classes)}, which are no classes: name the folder that holds those of the "
-            "classes; the validation and test parts are cut from it"
+            f"{folder} holds {', '.join(path.name for path in classes)}, which are parts and no classes: name one of them as data.dir, and "
+            "as data.test the one for the test; the validation part is cut from data.dir, and the test part too where there is no data.test"
         )
     files = []
     for label, path in enumerate(classes):
