@@ -31,7 +31,7 @@ types: $(VENV)/test    ## pyright
 	$(BIN)/pyright
 
 clean:         ## remove the environment and what runs left behind
-	rm -rf $(VENV) outputs multirun .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs multirun results search .pytest_cache .ruff_cache
 
 $(VENV)/train: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ...")'

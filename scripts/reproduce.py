@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where jobs and tables are kept")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
     parser.add_argument("--show", action="store_true", help="run nothing: print the table of what is done")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: must be at least 1")
     study = STUDIES[arguments.table]

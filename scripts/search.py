@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+", help="what is searched, and what all runs share")
     parser.add_argument("--trials", type=int, default=30, help="trials in all, those of earlier calls included")
     parser.add_argument("--folder", type=Path, help="for the study and its runs; follows from the overrides where it is not given")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     schema.register()
     with runs.readable_errors():
         space, shared = parsed(arguments.overrides)

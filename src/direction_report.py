@@ -32,17 +32,18 @@ WORDS = {
 }
 
 
-def judged(config: Mapping[str, Any], lds_eps: float, *, allow_targets: Sequence[str] = ()) -> VAT:
-    """The `VAT` of a run, at its final radius; one with the defaults, at the radius where LDS is monitored, where it had none.
+def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> VAT | None:
+    """The first `VAT` of a run, of any kind, at its final radius; None where it had none.
 
     Raises:
         ValueError: its settings name something from elsewhere that is in no allowed package.
     """
-    nodes = [node for node in config["regularizers"] if isinstance(node, dict) and node.get("_target_") == f"{VAT.__module__}.VAT"]
-    refuse_foreign(nodes, allowed=allow_targets)
-    vat = instantiate(nodes[0], _convert_="all") if nodes else VAT(lds_eps)
-    vat.num_updates = vat.eps_steps
-    return vat
+    refuse_foreign(config["regularizers"], allowed=allow_targets)
+    for regularizer in instantiate(config["regularizers"], _convert_="all"):
+        if isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation):
+            regularizer.num_updates = regularizer.eps_steps
+            return regularizer
+    return None
 
 
 def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: VAT, *, seed: int, device: torch.device) -> dict[str, Any]:
@@ -62,8 +63,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: V
     values = {name: torch.cat(parts) for name, parts in found.items()}
     means = {name: value.mean().item() for name, value in values.items()}
     errors = {name: (value.std() / len(value) ** 0.5).item() if len(value) > 1 else None for name, value in values.items()}
-    sentences = [] if isinstance(vat, RandomPerturbation) else interpretation(means)
-    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": sentences}
+    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": interpretation(means)}
 
 
 def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:

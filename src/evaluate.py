@@ -20,10 +20,11 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,7 +34,7 @@ import direction_report
 import report
 import runs
 import schema
-from vat import plots, robustness
+from vat import VAT, plots, robustness
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
@@ -95,7 +96,10 @@ def subject(cfg: DictConfig) -> Subject:
     record = checkpoint["record"]
     device = runs.device_named(cfg.device)
     network = runs.network_of(checkpoint, path, allow_targets=cfg.allow_targets).to(device)
-    data = instantiate(cfg.get("data") or runs.data_of(checkpoint, path, allow_targets=cfg.allow_targets), _convert_="all")
+    node = cfg.get("data") or runs.data_of(checkpoint, path, allow_targets=cfg.allow_targets)
+    if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
+        node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
+    data = instantiate(node, _convert_="all")
     data.setup()
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)
@@ -104,6 +108,11 @@ def subject(cfg: DictConfig) -> Subject:
     for key in ("batch_size", "limit"):
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
             raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
+    if not isinstance(cfg.norms, ListConfig):
+        raise ValueError(f"norms={cfg.norms}: must be a list, as norms=[l2]")
+    for norm, radii in cfg.eps.items():
+        if radii is not None and not (isinstance(radii, ListConfig) and all(type(eps) in (int, float) for eps in radii)):
+            raise ValueError(f"eps.{norm}={radii}: must be a list of numbers, as eps.{norm}=[0.5,1], or null")
     rows = data.split.test
     if len(rows) == 0:
         raise ValueError("the test part of the data is empty: there is nothing to evaluate")
@@ -351,10 +360,13 @@ def show(found: dict[str, Any], folder: Path) -> None:
 
 
 def on_direction(cfg: DictConfig, of: Subject) -> None:
-    """Judge the VAT that the checkpoint was trained with: a table, what is abnormal in words, and `evaluation/direction.json`."""
+    """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
     rows = evenly(of.rows, direction_report.EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
-    vat = direction_report.judged(of.record["config"], of.data.lds_eps, allow_targets=cfg.allow_targets)
+    vat = direction_report.judged(of.record["config"], allow_targets=cfg.allow_targets)
+    if vat is None:
+        report.console.print("the run had no VAT: the default direction is judged, at the radius where LDS is monitored", style="yellow")
+        vat = VAT(of.data.lds_eps)
     found = direction_report.measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
     direction_report.show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")
 

@@ -34,9 +34,7 @@ def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with runs.readable_errors():
         number = predict(
-            Path(cfg.ckpt_path),
-            Path(cfg.input),
-            Path(cfg.output),
+            *(Path(path).expanduser() for path in (cfg.ckpt_path, cfg.input, cfg.output)),
             batch_size=cfg.batch_size,
             device=cfg.device,
             allow_targets=cfg.allow_targets,

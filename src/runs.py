@@ -129,9 +129,10 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not Path(path).is_file():
+    found = Path(path).expanduser()
+    if not found.is_file():
         raise FileNotFoundError(f"{key}={path}: there is no such file")
-    return Path(path)
+    return found
 
 
 def run_folder(fresh: str, cfg: DictConfig) -> str:
@@ -269,8 +270,17 @@ def _describing_its_weights(path: Path) -> Iterator[None]:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of torch's `name`; "auto" is a GPU where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of torch's `name`; "auto" is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows none of that name here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the second where torch is built without it
+        raise ValueError(f"device={name} is not there: {str(error).splitlines()[0]}") from error
 
 
 def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -279,7 +289,7 @@ def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module, record: dict[str, Any]) -> None:
-    """Going on needs the same architecture and the same split.
+    """Going on needs the same architecture, the same optimizer and schedule, which a checkpoint brings along, and the same split.
 
     Raises:
         ValueError: names the first difference.
@@ -288,6 +298,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         saved, trained = _network_state(checkpoint), checkpoint["record"]
         shapes = {name: tuple(t.shape) for name, t in saved.items()}
         parts = {part: _targets(trained["config"][part]) for part in ("regularizers", "optimizer")}
+        schedule = {part: _shown(trained["config"][part]) for part in ("optimizer", "scheduler")}
         model, split = json.dumps(trained["config"]["model"]), trained["split"]
     present = network.state_dict()
     for name in sorted(present.keys() | saved.keys()):
@@ -301,12 +312,25 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         ours = _targets(record["config"][part])
         if theirs != ours:
             raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
+    for part, theirs in schedule.items():
+        ours = _shown(record["config"][part])
+        for key in sorted({*ours, *theirs}):
+            if ours.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"{path} was trained with {part}.{key}={theirs.get(key)}, here it is {ours.get(key)}: a run that goes on keeps its "
+                    "rate and schedule, and with it its length; keep them, or start anew"
+                )
     if split != record["split"]:
         raise ValueError(
             f"{path} was trained on another split ({split} there, {record['split']} here): keep seed and data settings to go on from it"
         )
     if trained.get("data", record["data"]) != record["data"]:
         raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
+
+
+def _shown(node: Any) -> dict[str, str]:
+    """The settings of a node in words; none of no node."""
+    return {str(key): str(value) for key, value in (node or {}).items()}
 
 
 def _targets(nodes: Any) -> str:

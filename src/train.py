@@ -151,7 +151,7 @@ def check(cfg: DictConfig) -> None:
     possible = {
         "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer from 0 to 4294967295"),
         "test": (lambda v: v in TESTS, f"one of {', '.join(TESTS)}"),
-        "ema": (lambda v: v is None or (type(v) is float and 0 <= v < 1), "a number >= 0 and < 1, or null"),
+        "ema": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < 1), "a number >= 0 and < 1, or null"),
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
         **dict.fromkeys(
@@ -161,6 +161,11 @@ def check(cfg: DictConfig) -> None:
     for key, (allows, what) in possible.items():
         if not allows(cfg[key]):
             raise ValueError(f"{key}={cfg[key]}: must be {what}")
+    if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
+        raise ValueError(f"scheduler.T_max={cfg.scheduler.T_max}: give the run a length by trainer.max_steps")
+    for key in ("limit_val_batches", "limit_test_batches"):
+        if cfg.trainer.get(key) == 0:
+            raise ValueError(f"trainer.{key}=0: a run ends with a validation, and with a test unless test=none")
     if cfg.compile:
         compilation.refuse_second_derivatives(cfg)
     if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):

@@ -249,12 +249,17 @@ def test_a_function_names_the_forward_pass():
 
 def test_the_first_floating_tensor_is_the_input_and_the_first_of_integers_of_its_length_the_labels():
     x, y, other = torch.zeros(4, 2), torch.arange(4), torch.arange(3)
-    found = first_tensors({"id": other, "data": [y, {"x": x, "w": torch.ones(4)}]})
+    found = first_tensors({"n": torch.tensor(3), "id": other, "data": [y, {"x": x, "w": torch.ones(4)}]})
     assert found[0] is x
     assert found[1] is y
     assert first_tensors(x) == (x, None)
     with pytest.raises(ValueError, match=r"no tensor of a floating dtype.*inputs="):
         first_tensors((y, other))
+
+
+def test_a_callback_without_a_regularizer_is_refused():
+    with pytest.raises(ValueError, match=r"RegularizerCallback\(\) adds nothing: name a regularizer"):
+        RegularizerCallback()
 
 
 # ----------------------------------------------------------------------------------- accumulation, precision, restarts

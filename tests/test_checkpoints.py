@@ -30,6 +30,7 @@ USABLE = {
             "data": {"_target_": "vat.data.digits.Digits"},
             "regularizers": [{"_target_": "vat.regularizers.vat.VAT", "eps": 2.0}],
             "optimizer": {"_target_": "torch.optim.adam.Adam", "_partial_": True},
+            "scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 5},
         },
         "input_shape": [3],
         "class_names": ["0", "1"],

@@ -136,6 +136,10 @@ def test_two_regularizers_of_one_kind_have_names_of_their_own():
     assert list(terms) == ["cross_entropy", "vat", "vat_2", "random_perturbation", "vat_3"]
     assert terms["vat"] < terms["vat_2"] < terms["vat_3"]
     assert list(by_unique_name([VAT(eps=1.0), Entropy(), VAT(eps=2.0)])) == ["vat", "entropy", "vat_2"]
+    report = {}
+    terms = model.terms(loader().batch(0), report)
+    for name in ("vat", "vat_2", "vat_3"):  # whose diagnostics are its own
+        torch.testing.assert_close(report[f"{name}/lds"], terms[name].detach())
 
 
 # ----------------------------------------------------------------------------------------------------------- batch norm

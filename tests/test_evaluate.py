@@ -181,7 +181,11 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
         ([], ["ckpt_path"]),
         (["data=moons"], ["was trained on inputs of shape [1, 8, 8]", "Moons has [100]"]),
         (["norms=[l3]"], ["unknown norm 'l3'", "l2, linf"]),
+        (["norms=l2"], ["norms=l2", "norms=[l2]"]),
         (["eps.l2=[-1]"], ["eps.l2", ">= 0", "-1"]),
+        (["eps.l2=2"], ["eps.l2=2", "a list of numbers"]),
+        (["eps.l2=[a]"], ["eps.l2=['a']", "a list of numbers"]),
+        (["device=nonsense"], ["device=nonsense is not there"]),
         (["report=opinion"], ["unknown report 'opinion'", "robustness"]),
         (["limit=0"], ["limit=0", ">= 1"]),
         (["batch_size=0"], ["batch_size=0", ">= 1"]),
@@ -194,6 +198,28 @@ def test_a_mistake_is_one_line(main, trained, overrides, words):
     given = [] if any(o.startswith("ckpt_path") for o in overrides) or not overrides else [f"ckpt_path={trained.cnn}"]
     message = refused(main, evaluate, *given, *overrides)
     assert all(word in message for word in words), message
+
+
+def test_a_synthetic_set_is_drawn_as_in_training_unless_its_seed_is_given(main, tmp_path):
+    quiet = ("trainer.max_steps=20", "logger=none", "trainer.enable_progress_bar=false", "figures=null", "model=mlp", "model.hidden=[20]")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        metrics = train.train(hydra_compose("train", overrides=[*quiet, "data=moons", "seed=3"]), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+    def accuracy(*overrides):
+        main(evaluate, f"ckpt_path={checkpoint}", "norms=[]", "attack=fgm", "data=moons", *overrides)
+        return max((checkpoint.parents[1] / "evaluation").iterdir(), key=lambda path: path.stat().st_mtime_ns) / "robustness.json"
+
+    assert json.loads(accuracy().read_text())["clean"]["accuracy"] == pytest.approx(metrics["test/accuracy"])
+    assert json.loads(accuracy("data.seed=4").read_text())["clean"]["accuracy"] != pytest.approx(metrics["test/accuracy"])
+
+
+def test_the_report_on_the_direction_says_where_the_run_had_no_vat(main, trained, capsys, monkeypatch):
+    monkeypatch.setattr(report.console, "quiet", False)
+    main(evaluate, "report=direction", f"ckpt_path={trained.mlp}", "limit=10")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the run had no VAT: the default direction is judged, at the radius where LDS is monitored" in printed
+    assert "Direction random_margin, ε = 2 " in printed
 
 
 def test_a_checkpoint_of_other_data_of_the_same_shape_is_refused(main, trained, tmp_path):
@@ -267,8 +293,7 @@ def test_a_checkpoint_cannot_choose_what_is_called(main, trained, tmp_path, name
     assert expected in words(export, model=MLP)
     np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8)))
     assert expected in words(predict, f"input={tmp_path / 'new.npz'}", model=MLP)
-    if nested:  # else it is no VAT, and is not looked at
-        assert expected in words(evaluate, "report=direction", regularizers=VAT)
+    assert expected in words(evaluate, "report=direction", regularizers=VAT)
     source = hostile(trained.mlp, path, model=evil).replace("ckpt_path", "source")
     assert expected in refused(main, evaluate, f"ckpt_path={trained.mlp}", source)
     assert not called.exists()

@@ -287,6 +287,14 @@ def test_cross_entropy_entropy_and_probabilities_agree_with_torch_distributions(
         torch.testing.assert_close(probabilities(logits)[:, 1], p.probs)
 
 
+def test_a_class_that_is_ruled_out_has_no_entropy():
+    logits = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
+    torch.testing.assert_close(entropy(logits), entropy(logits[:, :2]))
+    entropy(logits).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_gaussian_divergence_is_the_kl_of_isotropic_normals():
     clean, perturbed = pair(5, 2, 3)
     p, q = (Independent(Normal(mean, 1.3), 2) for mean in (clean, perturbed))

@@ -130,6 +130,14 @@ def test_checkpoints_are_uploaded_as_one_artifact_where_online(tmp_path, offline
         assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
 
 
+def test_a_run_that_ended_before_its_first_validation_uploads_the_last_checkpoint_alone(tmp_path):
+    (tmp_path / "last.ckpt").write_text("last")
+    logged = []
+    run = SimpleNamespace(id="abc", offline=False, disabled=False, log_artifact=logged.append)
+    loggers.upload_checkpoints(run, tmp_path, {})
+    assert [set(artifact.manifest.entries) for artifact in logged] == [{"last.ckpt"}]
+
+
 def test_a_network_that_has_failed_since_costs_the_upload_and_not_the_run(tmp_path):
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_text(name)

@@ -70,6 +70,9 @@ def assert_refused(main, folder, overrides, *words):
         ("seed=abc", ["seed", "abc"]),
         ("ema=2", ["ema=2", "< 1"]),
         ("lds_eps=-1", ["lds_eps=-1", ">= 0"]),
+        ("trainer.max_steps=-1", ["scheduler.T_max=-1", "trainer.max_steps"]),
+        ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0", "ends with a validation"]),
+        ("trainer.limit_test_batches=0", ["trainer.limit_test_batches=0", "test=none"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_any_training(main, no_training, tmp_path, override, words):
@@ -133,6 +136,18 @@ def test_a_checkpoint_of_another_regularizer_or_optimizer_is_refused(checkpoint,
     (checkpoint.parents[1] / "metrics.json").unlink()
     overrides = [f"ckpt_path={checkpoint}", override, "trainer.max_steps=10"]
     assert_refused(main, tmp_path, overrides, str(checkpoint), override.split("=")[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lr=0.5", ["optimizer.lr=0.002", "here it is 0.5"]),
+        ("trainer.max_steps=10", ["scheduler.T_max=5", "here it is 10", "its length", "start anew"]),
+    ],
+)  # the checkpoint's own would be taken, whatever is printed and recorded
+def test_a_checkpoint_of_another_rate_or_schedule_is_refused(checkpoint, main, no_training, tmp_path, override, words):
+    (checkpoint.parents[1] / "metrics.json").unlink()
+    assert_refused(main, tmp_path, [f"ckpt_path={checkpoint}", override], str(checkpoint), *words)
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(job, no_training, tmp_path):

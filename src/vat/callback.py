@@ -22,7 +22,7 @@ def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
     x = next((t for t in found if t.is_floating_point()), None)
     if x is None:
         raise ValueError("the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)")
-    return x, next((t for t in found if not t.is_floating_point() and len(t) == len(x)), None)
+    return x, next((t for t in found if not t.is_floating_point() and t.dim() and len(t) == len(x)), None)
 
 
 class RegularizerCallback(pl.Callback):
@@ -44,6 +44,8 @@ class RegularizerCallback(pl.Callback):
         inputs: Callable[[Any], Tensor | tuple[Tensor, Tensor | None]] = first_tensors,
         forward: Callable[[pl.LightningModule, Tensor], Tensor] | None = None,
     ):
+        if not regularizers:
+            raise ValueError("RegularizerCallback() adds nothing: name a regularizer, as RegularizerCallback(VAT(eps=2.0))")
         self.regularizers = nn.ModuleDict(by_unique_name(regularizers))
         self.inputs = inputs
         self.forward = forward

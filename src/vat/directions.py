@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, Norm
@@ -74,8 +74,8 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
     """
     if create_graph and step.module is not None and any(map(_loses_third_derivative, step.module.modules())):
         raise ValueError(
-            "torch drops part of the third derivative of LayerNorm, and of batch norm in training mode, so the gradient through r "
-            "would be wrong with direction 'exact': use 'finite_difference'"
+            "torch drops part of the third derivative of LayerNorm, instance norm, and batch norm in training mode, so the gradient "
+            "through r would be wrong with direction 'exact': use 'finite_difference'"
         )
     if is_divided(step.module):
         raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
@@ -105,7 +105,8 @@ def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool) -> Tensor:
 
 def _loses_third_derivative(layer: nn.Module) -> bool:
     # pytorch/pytorch#175754; measured in torch 2.13: a directional derivative of -0.57 in place of -0.65 with BatchNorm1d.
-    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _BatchNorm) and layer.training)
+    of_its_input = layer.training or not getattr(layer, "track_running_stats", True)  # normalises by statistics of its own input
+    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _NormBase) and of_its_input)
 
 
 def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:

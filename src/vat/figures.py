@@ -132,7 +132,8 @@ def _perturbations(network: nn.Module, data: Any, rows: Tensor, vat: VAT) -> Map
         names = data.class_names
         figures["perturbations"] = plots.perturbation_figure(x.cpu(), r.cpu(), before, after, kl, y, class_names=names, eps=eps)
     elif x.ndim == 2:
-        figures["features"] = plots.feature_figure(r.cpu(), names=[f"feature {i}" for i in range(x.shape[1])], eps=eps)
+        names = (data.preparation or {}).get("columns") or [f"feature {i}" for i in range(x.shape[1])]
+        figures["features"] = plots.feature_figure(r.cpu(), names=names, eps=eps)
     return figures
 
 

@@ -184,7 +184,8 @@ def probabilities(logits: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
     log_p = as_classes(logits).log_softmax(1)
-    return _mean_over_positions(-(log_p.exp() * log_p).sum(1))
+    p = log_p.exp()
+    return _mean_over_positions(-(p * log_p.where(p > 0, 0)).sum(1))  # 0, not NaN, for a class ruled out by a logit of -inf
 
 
 def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:

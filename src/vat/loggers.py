@@ -90,8 +90,9 @@ def upload_checkpoints(run: "wandb.Run", folder: Path, metrics: dict[str, float]
     import wandb
 
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
-    for name in ("best.ckpt", "last.ckpt"):
-        artifact.add_file(str(folder / name))
+    for path in (folder / "best.ckpt", folder / "last.ckpt"):
+        if path.is_file():  # none is the best before the first validation
+            artifact.add_file(str(path))
     try:
         run.log_artifact(artifact)
     except Exception as error:  # of a network that has failed since, under several names

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
     """An empty report for regularizers to fill where the trainer hands this step's values to its loggers, else None."""
-    # Lightning's own question: values logged at any other step are dropped, and diagnostics cost two forward passes.
+    # Lightning's own question: values logged at any other step are dropped, and diagnostics cost seven forward passes.
     due = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
     return {} if due else None
 
@@ -43,6 +43,6 @@ def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
     callback = next(reversed(trainer.checkpoint_callbacks), None)
     last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "") or "none was written yet"
     raise FloatingPointError(
-        f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Lower the learning rate or eps, or look for such "
-        f"values in the inputs. Last checkpoint: {last} (ckpt_path=... goes on from it)"
+        f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Look for such values in the inputs, or lower eps "
+        f"(ckpt_path=... goes on from the last checkpoint: {last}) or, from the start, the learning rate"
     )

@@ -25,6 +25,10 @@ def smooth_network(norm=None):
     return module
 
 
+def instance_norm(features):
+    return nn.Sequential(nn.Unflatten(1, (3, features // 3)), nn.InstanceNorm1d(3), nn.Flatten())
+
+
 def rows(n=N, *shape, dtype=torch.float64):
     return torch.randn(n, *(shape or (D,)), generator=torch.Generator().manual_seed(1), dtype=dtype)
 
@@ -173,7 +177,7 @@ def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_n
         assert slope == pytest.approx(wanted, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm, instance_norm])
 def test_gradient_through_an_exact_r_is_right_or_refused_where_torchs_third_derivative_is_wrong(norm):
     # Silently so: https://github.com/pytorch/pytorch/issues/186256 (batch norm, training) and 175754 (layer norm).
     module, h = smooth_network(norm(12)), 1e-5
@@ -212,7 +216,8 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
     ("options", "message"),
     [
         ({"eps_start": -1.0, "eps_steps": 5}, "eps_start must be a finite number >= 0, got -1.0"),
-        ({"eps_start": 1.0}, "eps_start=1.0 needs eps_steps"),
+        ({"eps_start": 1.0}, "eps_start=1.0 and eps_steps=0 need each other"),
+        ({"eps_steps": 5}, "eps_start=None and eps_steps=5 need each other"),
         ({"eps_steps": -2}, "eps_steps must be a finite number >= 0, got -2"),
         ({"direction": "newton"}, "unknown direction 'newton': choose one of finite_difference, exact, margin, random_margin, ascent"),
         ({"norm": "l3"}, "unknown norm 'l3': choose one of l2, linf"),
@@ -345,6 +350,11 @@ def test_two_lines_in_a_bare_loop_make_a_network_smoother():
         assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
         measured[weight] = local_distributional_smoothness(model.eval(), x, eps=0.5, direction="exact").mean()
     assert measured[1.0] < 0.7 * measured[0.0]
+
+
+def test_lds_by_no_iteration_is_refused():
+    with pytest.raises(ValueError, match="num_power_iterations must be >= 1, got 0"):
+        local_distributional_smoothness(smooth_network().eval(), rows(), eps=0.5, num_power_iterations=0)
 
 
 @pytest.mark.parametrize("direction", list(DIRECTIONS))

@@ -43,7 +43,7 @@ class Arrays(OwnData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.train, self.test = Path(train), None if test is None else Path(test)
+        self.train, self.test = Path(train).expanduser(), None if test is None else Path(test).expanduser()
         self.label, self.group = label, group
         self.standardize = standardize
 

@@ -78,7 +78,7 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir, self.test = Path(dir), None if test is None else Path(test)
+        self.dir, self.test = Path(dir).expanduser(), None if test is None else Path(test).expanduser()
         self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 

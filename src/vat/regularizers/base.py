@@ -31,6 +31,8 @@ class Regularizer(nn.Module):
     """Uses a second augmented view of the inputs where there is one."""
     differentiates_clean_pass = False
     """Sends gradients to the parameters through the clean pass."""
+    number = 1
+    """Which it is of several of its kind, see `by_unique_name`."""
 
     def __init__(self, *, weight: float = 1.0, ramp_up: int = 0):
         super().__init__()
@@ -75,7 +77,8 @@ class Regularizer(nn.Module):
     @property
     def name(self) -> str:
         """Its name in logs."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        return kind if self.number == 1 else f"{kind}_{self.number}"
 
     def on_fit_start(self, model: nn.Module) -> None:
         """Called once the model stands on its device, before the first step; after a restart, once the state is loaded."""
@@ -94,13 +97,13 @@ class Regularizer(nn.Module):
 
 
 def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer]:
-    """Regularizers by their names in logs; a second one of a kind is numbered."""
+    """Regularizers by their names in logs, after a second one of a kind was given its number."""
     named: dict[str, Regularizer] = {}
     for regularizer in regularizers:
-        name, count = regularizer.name, 2
-        while name in named:
-            name, count = f"{regularizer.name}_{count}", count + 1
-        named[name] = regularizer
+        regularizer.number = 1
+        while regularizer.name in named:
+            regularizer.number += 1
+        named[regularizer.name] = regularizer
     return named
 
 

@@ -60,8 +60,8 @@ class VAT(Regularizer):
         self.eps = not_negative("eps", eps)
         self.eps_start = self.eps if eps_start is None else not_negative("eps_start", eps_start)
         self.eps_steps = int(not_negative("eps_steps", eps_steps))
-        if eps_start is not None and not self.eps_steps:
-            raise ValueError(f"eps_start={eps_start} needs eps_steps: the optimizer steps after which eps is reached")
+        if (eps_start is None) == bool(self.eps_steps):
+            raise ValueError(f"eps_start={eps_start} and eps_steps={eps_steps} need each other: where ε starts, and when it is eps")
         if num_power_iterations < 1:
             raise ValueError(f"num_power_iterations must be >= 1, got {num_power_iterations}")
         if xi is not None and not 0 < xi < float("inf"):
@@ -186,7 +186,7 @@ def local_distributional_smoothness(
     measure = VAT(
         eps,
         direction=direction,
-        num_power_iterations=num_power_iterations or (5 if iterates else 1),
+        num_power_iterations=num_power_iterations if num_power_iterations is not None else 5 if iterates else 1,
         choose_sign=True,
         norm=norm,
         divergence=divergence,
