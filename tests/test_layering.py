@@ -78,8 +78,34 @@ def violations(found):
     return wrong
 
 
+def cycle(found):
+    """The modules of one circle of imports, the first of them once more at the end; none where there is no circle."""
+    edges = {module: sorted({name for name in imports(module, source) if name in found}) for module, source in found.items()}
+    done = set()
+
+    def follow(path):
+        for name in edges[path[-1]]:
+            if name in path:
+                return [*path[path.index(name) :], name]
+            if name not in done and (round_trip := follow([*path, name])):
+                return round_trip
+        done.add(path[-1])
+        return []
+
+    return next(filter(None, (follow([module]) for module in sorted(found))), [])
+
+
 def test_imports_point_one_way():
     assert violations(sources()) == []
+    assert cycle(sources()) == []
+
+
+def test_a_circle_of_imports_is_seen():
+    assert cycle({"runs": "import train", "train": "from report import a", "report": "import runs", "page": ""}) == [
+        *("report", "runs", "train", "report"),
+    ]
+    assert cycle({"vat.plots": "from vat.figures import a", "vat.figures": "from vat import plots"})
+    assert cycle({"runs": "import train", "train": "import report", "report": ""}) == []
 
 
 @pytest.mark.parametrize(
