@@ -557,7 +557,7 @@ def section_start(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds until a job is composed, in a fresh process each time: imports, schemas, configuration."""
     commands = {"import torch": ["-c", "import torch"], "train.py": [str(ROOT / "src" / "train.py"), "--cfg", "job"]}
     seconds = {
-        name: median(timed(lambda words=words: subprocess.run([sys.executable, *words], check=True, capture_output=True)) for _ in range(10))
+        name: median(timed(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)) for _ in range(10))
         for name, words in commands.items()
     }
     console.print(

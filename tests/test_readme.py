@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import scripts
 from hydra import compose, initialize_config_dir
 
 import evaluate
-import scripts
 import train  # noqa: F401  # makes the schemas known
 
 ROOT = Path(__file__).parents[1]
