@@ -556,10 +556,8 @@ def _margin_step_seconds(name: str, batch: int, keep: bool) -> float:
 def section_start(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds until a job is composed, in a fresh process each time: imports, schemas, configuration."""
     commands = {"import torch": ["-c", "import torch"], "train.py": [str(ROOT / "src" / "train.py"), "--cfg", "job"]}
-    seconds = {
-        name: median(timed(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)) for _ in range(10))
-        for name, words in commands.items()
-    }
+    run = partial(subprocess.run, check=True, capture_output=True)
+    seconds = {name: median(timed(partial(run, [sys.executable, *words])) for _ in range(10)) for name, words in commands.items()}
     console.print(
         f"start-up: {seconds['train.py']:.1f} s from the command to the composed job, of which torch {seconds['import torch']:.1f} s"
     )
