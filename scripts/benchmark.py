@@ -61,17 +61,19 @@ from vat.step import Key, Step
 Action = Callable[[], Any]
 console = Console(width=140, highlight=False)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CALLS = 20 if DEVICE.type == "cuda" else 1  # in a sample: a single one on an idle GPU would show how fast it is launched
 
 
-def timed(action: Action) -> float:
-    """Seconds, with the device's queue empty before and after."""
+def timed(action: Action, calls: int = 1) -> float:
+    """Seconds of a call, with the device's queue empty before and after them all."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    action()
+    for _ in range(calls):
+        action()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / calls
 
 
 def in_turn(actions: dict[str, Action], *, reference: str, repeats: int) -> dict[str, dict[str, float]]:
@@ -83,7 +85,7 @@ def in_turn(actions: dict[str, Action], *, reference: str, repeats: int) -> dict
     ratios: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
-            base, own = timed(actions[reference]), timed(action)
+            base, own = timed(actions[reference], CALLS), timed(action, CALLS)
             seconds[name].append(own)
             ratios[name].append(own / base)
     return {name: _summary(seconds[name], ratios[name]) for name in actions}
@@ -567,12 +569,12 @@ def section_start(arguments: argparse.Namespace) -> dict[str, float]:
 def section_processes(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds a step of one global batch in one process and in two, DDP and FSDP2, from the difference of a short and a longer run."""
     found: dict[str, float] = {}
-    gpus = torch.cuda.device_count() >= 2
+    on = f"trainer.accelerator={'gpu' if torch.cuda.device_count() >= 2 else 'cpu'}"
     setting = ["data=digits", "model=cnn", "data.batch_size_labeled=128", "data.batch_size_unlabeled=512", "test=none", "logger=none"]
     kinds = {
-        "1 process": ["trainer=gpu" if gpus else "trainer=cpu"],
-        "2 processes": ["trainer=ddp", "trainer.devices=2"],
-        "2 processes, FSDP2": ["trainer=ddp", "trainer.devices=2", "trainer.strategy=fsdp2"],
+        "1 process": [on],
+        "2 processes": ["trainer=ddp", "trainer.devices=2", on],
+        "2 processes, FSDP2": ["trainer=ddp", "trainer.devices=2", on, "trainer.strategy=fsdp2"],
     }
     for name, kind in kinds.items():
         seconds = []
@@ -654,6 +656,7 @@ def main() -> None:
     allocator.keep_freed_memory()  # as train.py does
     machine = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine(),
+        "tf32": DEVICE.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions, under the name of float32
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load": os.getloadavg()[0],

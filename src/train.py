@@ -43,6 +43,7 @@ from vat.history import HISTORY, History
 from vat.loggers import finish_wandb, upload_checkpoints
 
 TESTS = ("last", "best", "none")
+PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed")  # all of them with weights in float32
 
 schema.register()
 
@@ -168,6 +169,8 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"trainer.{key}=0: a run ends with a validation, and with a test unless test=none")
     if cfg.compile:
         compilation.refuse_second_derivatives(cfg)
+    if cfg.trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={cfg.trainer.precision}: must be one of {', '.join(map(str, PRECISIONS[2:]))}")
     if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
             f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
@@ -182,6 +185,7 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
     """End the training of a run that was restored with nothing left to train, of which Lightning does not tell its callbacks."""
     concerned = [callback for callback in trainer.callbacks if isinstance(callback, SaveEnd | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
     if not any(callback.done for callback in concerned if isinstance(callback, SaveEnd)):
+        classifier.to(trainer.strategy.root_device)  # which the trainer has left already
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows

@@ -51,10 +51,19 @@ def test_full_precision_ends_with_what_was_before(conv):
     with torch.autocast("cpu", torch.bfloat16):
         with suppress(KeyError), full_precision(torch.device("cpu")):
             assert not torch.is_autocast_enabled("cpu")
-            assert conv.fp32_precision == "ieee"
+            assert conv.fp32_precision != "tf32"
+            assert not torch.backends.cudnn.allow_tf32  # may be read, as by a network that calls torch.backends.cudnn.flags
             raise KeyError
         assert torch.is_autocast_enabled("cpu")
     assert conv.fp32_precision == "tf32"
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_full_precision_leaves_what_is_full_as_it_is(conv):
+    conv.fp32_precision = "ieee"
+    with full_precision(torch.device("cpu")):
+        assert conv.fp32_precision == "ieee"
+    assert conv.fp32_precision == "ieee"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -70,6 +70,7 @@ def assert_refused(main, folder, overrides, *words):
         ("seed=abc", ["seed", "abc"]),
         ("ema=2", ["ema=2", "< 1"]),
         ("lds_eps=-1", ["lds_eps=-1", ">= 0"]),
+        ("trainer.precision=bf16-true", ["trainer.precision=bf16-true", "bf16-mixed"]),
         ("trainer.max_steps=-1", ["scheduler.T_max=-1", "trainer.max_steps"]),
         ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0", "ends with a validation"]),
         ("trainer.limit_test_batches=0", ["trainer.limit_test_batches=0", "test=none"]),

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from vat.batch_norm import reestimate_batch_norm
+from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
@@ -201,8 +202,9 @@ class Classifier(pl.LightningModule):
         log_probabilities = self._log_probabilities(x)
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
-        key = Key(0, batch_idx, self.global_rank)
-        self.test_lds.update(local_distributional_smoothness(self.network, x, eps=self.lds_eps, key=key))
+        for number, part in enumerate(x.split(ROWS_WITH_GRAPH)):
+            key = Key(number, batch_idx, self.global_rank)
+            self.test_lds.update(local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key))
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.test_metrics.compute() | {"test/lds": self.test_lds.compute()})

@@ -13,9 +13,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from vat import VAT, history, plots
-from vat.data.datamodule import EVALUATION_BATCH_SIZE
+from vat.data.datamodule import EVALUATION_BATCH_SIZE, ROWS_WITH_GRAPH
 from vat.data.loader import EvalLoader, as_input
 from vat.functional import probabilities
+from vat.precision import full_precision
 from vat.step import Key, Step, is_divided
 
 MOST_EXAMPLES = 10_000
@@ -114,26 +115,27 @@ def draw(network: nn.Module, data: Any, part: Literal["validation", "test"] | st
 
 
 def _perturbations(network: nn.Module, data: Any, rows: Tensor, vat: VAT) -> Mapping[str, Figure]:
-    rows = rows.to(data.y.device)
-    x, y, eps = as_input(data.x[rows]), data.y[rows].cpu(), vat.current_eps
-    step = Step(network, x, key=Key(0))
-    r = vat.virtual_adversarial_perturbation(step).detach()
-    chance = eps * vat.norm.sample(step.normal("figures")).to(x.dtype)
-    after, at_random = (step.network(x + shift, constant=True) for shift in (r, chance))
-    kl, kl_random = (vat.divergence(step.target, logits).cpu() for logits in (after, at_random))
+    eps, parts = vat.current_eps, []
+    with full_precision(data.y.device):
+        for number, some in enumerate(rows.to(data.y.device).split(ROWS_WITH_GRAPH)):
+            step = Step(network, as_input(data.x[some]), key=Key(number))
+            r = vat.virtual_adversarial_perturbation(step).detach()
+            chance = eps * vat.norm.sample(step.normal("figures")).to(r.dtype)
+            after, at_random = (step.network(step.x + shift, constant=True) for shift in (r, chance))
+            kl, kl_random = (vat.divergence(step.target, logits) for logits in (after, at_random))
+            parts.append((step.x, r, probabilities(step.target), probabilities(after), kl, kl_random, data.y[some]))
+    x, r, before, after, kl, kl_random, y = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
     figures = {"kl": plots.kl_figure(kl, kl_random, eps=eps)}
     if hasattr(data, "embedding"):
         labeled = data.split.labeled.cpu()
         plane = {"": network}
-        z, classes, embedding = data.z.cpu()[labeled], data.y.cpu()[labeled], data.embedding.to(x.device)
+        z, classes, embedding = data.z.cpu()[labeled], data.y.cpu()[labeled], data.embedding.to(data.y.device)
         figures["plane"] = plots.plane_figure(plane, z, classes, embedding, eps=eps, title="Decision boundary and LDS")
     elif x.ndim == 4 and x.shape[1] in (1, 3):
-        before, after = (probabilities(logits).cpu() for logits in (step.target, after))
-        names = data.class_names
-        figures["perturbations"] = plots.perturbation_figure(x.cpu(), r.cpu(), before, after, kl, y, class_names=names, eps=eps)
+        figures["perturbations"] = plots.perturbation_figure(x, r, before, after, kl, y, class_names=data.class_names, eps=eps)
     elif x.ndim == 2:
         names = (data.preparation or {}).get("columns") or [f"feature {i}" for i in range(x.shape[1])]
-        figures["features"] = plots.feature_figure(r.cpu(), names=names, eps=eps)
+        figures["features"] = plots.feature_figure(r, names=names, eps=eps)
     return figures
 
 

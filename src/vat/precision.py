@@ -1,7 +1,7 @@
 """In how many bits a network computes, which a small difference has to survive."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,19 @@ def coarse(x: Tensor, module: nn.Module | None) -> str | None:
         return "half precision"
     if x.dtype is not torch.float32 or x.device.type != "cuda" or not torch.cuda.is_tf32_supported():
         return None
-    convolves = module is None or any(isinstance(layer, _ConvNd) for layer in module.modules())
-    used = [torch.backends.cuda.matmul.fp32_precision, *([_CONVOLUTIONS.fp32_precision] if convolves else [])]
-    return "TF32" if "tf32" in used else None
+    by_cudnn = module is None or any(isinstance(layer, _ConvNd | nn.RNNBase) for layer in module.modules())
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" or (by_cudnn and _CONVOLUTIONS.fp32_precision == "tf32")
+    return "TF32" if tf32 else None
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Within it there is neither autocast nor, in convolutions on a GPU, TF32, which torch takes there unless told otherwise."""
-    before = _CONVOLUTIONS.fp32_precision
-    _CONVOLUTIONS.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _CONVOLUTIONS.fp32_precision = before
+    """Within it there is neither autocast nor TF32 in cuDNN's layers (convolutions, recurrent ones), where torch takes it by default.
+
+    Matrix products are in TF32 only where somebody asked for it, and stay so.
+    """
+    cudnn, flags = torch.backends.cudnn, nullcontext()
+    if _CONVOLUTIONS.fp32_precision == "tf32":  # by the older of torch's two settings: one of the newer makes it an error to read an older
+        flags = cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    with torch.autocast(device.type, enabled=False), flags:
+        yield

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LRScheduler
 class LinearDecay(LRScheduler):
     """A constant learning rate, then one that falls linearly to 0 over the rest of the run; Adam's β₁ may fall with it.
 
-    TPAMI (arXiv 1704.03976) has hold 2/3 of 48,000 updates on SVHN, 0.92 of 200,000 on CIFAR-10, and β₁ from 0.9 to 0.5. The longer
-    memory of the gradient would otherwise outlive the steps it comes from.
+    TPAMI (arXiv 1704.03976) has hold 2/3 of 48,000 updates on SVHN, 0.92 of 200,000 on CIFAR-10, and β₁ from 0.9 to 0.5; in its code β₁ is
+    0.5 as soon as the rate falls, here it falls along. The longer memory of the gradient would otherwise outlive the steps it comes from.
 
     Args:
         optimizer: whose `lr`, and `betas` where asked for, are moved.

@@ -12,6 +12,7 @@ from vat.data.loader import Chain, EvalLoader, Flip, Inputs, ResidentLoader, Tra
 from vat.data.splits import Split, labeled_subset, restricted
 
 EVALUATION_BATCH_SIZE = 1000  # without a graph this fits wherever a training batch does; no result depends on it
+ROWS_WITH_GRAPH = 32  # of them, where a search for r keeps one: no more than a training step has
 
 
 class ResidentDataModule(pl.LightningDataModule, ABC):

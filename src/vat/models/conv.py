@@ -12,6 +12,7 @@ from vat.models.image_shape import image_channels
 # The published code averages batch statistics with a decay of 0.99; torch's default of 0.1 remembers ten batches only,
 # and a batch is 32 labelled images.
 BATCH_NORM_MOMENTUM = 0.01
+BATCH_NORM_EPS = 1e-6
 LEAKY_RELU_SLOPE = 0.1
 
 
@@ -43,7 +44,7 @@ class _NineConvolutions(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(last[2], num_classes, bias=not top_bn),
-            *([nn.BatchNorm1d(num_classes, momentum=BATCH_NORM_MOMENTUM)] if top_bn else []),
+            *([nn.BatchNorm1d(num_classes, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)] if top_bn else []),
         )
         # He's variance 2 / fan_in, as published: torch's default weights are √6 times smaller, and under batch norm a
         # smaller weight is a higher learning rate.
@@ -61,7 +62,7 @@ class _NineConvolutions(nn.Module):
 def _convolution(in_channels: int, out_channels: int, size: int, *, padding: int = 0) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, out_channels, size, padding=padding, bias=False),
-        nn.BatchNorm2d(out_channels, momentum=BATCH_NORM_MOMENTUM),
+        nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM),
         nn.LeakyReLU(LEAKY_RELU_SLOPE),
     ]
 

@@ -12,9 +12,10 @@ from vat.step import Step
 
 
 class PublishedVAT(Regularizer):
-    """VAT by the recipe of the papers' code (Miyato et al., arXiv 1704.03976), and by those of its ports; to see what a choice costs.
+    """VAT by the recipe of the authors' Chainer code (arXiv 1704.03976), and by those of its ports; to see what a choice costs.
 
-    Finite differences, and dropout drawn anew in each of the passes. L2 and softmax outputs. Written from descriptions. 6 F.
+    Finite differences, and dropout drawn anew in each of the passes (their TensorFlow code draws it from one seed, as this project does).
+    L2 and softmax outputs. Written from descriptions. 6 F.
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in.

@@ -165,7 +165,7 @@ def local_distributional_smoothness(
 
     The papers monitor it with five power iterations; the sign of r is chosen as well here, since only half of all eigenvectors
     point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model. Autocast is
-    off meanwhile, and so is TF32 in convolutions: finite differences are noise in them.
+    off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
 
     Args:
         forward: x -> logits (N, …); a module or any function.
