@@ -202,7 +202,9 @@ class Classifier(pl.LightningModule):
         log_probabilities = self._log_probabilities(x)
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
-        for number, part in enumerate(x.split(ROWS_WITH_GRAPH)):
+        # In as many parts on each rank, whose slices differ by a row: a divided network is called by all together.
+        most = int(torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).max())
+        for number, part in enumerate(x.tensor_split(-(-most // ROWS_WITH_GRAPH))):
             key = Key(number, batch_idx, self.global_rank)
             self.test_lds.update(local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key))
 
