@@ -298,7 +298,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         saved, trained = _network_state(checkpoint), checkpoint["record"]
         shapes = {name: tuple(t.shape) for name, t in saved.items()}
         parts = {part: _targets(trained["config"][part]) for part in ("regularizers", "optimizer")}
-        schedule = {part: _shown(trained["config"][part]) for part in ("optimizer", "scheduler")}
+        schedule = {part: _settings(trained["config"][part]) for part in ("optimizer", "scheduler")}
         model, split = json.dumps(trained["config"]["model"]), trained["split"]
     present = network.state_dict()
     for name in sorted(present.keys() | saved.keys()):
@@ -313,7 +313,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         if theirs != ours:
             raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
     for part, theirs in schedule.items():
-        ours = _shown(record["config"][part])
+        ours = _settings(record["config"][part])
         for key in sorted({*ours, *theirs}):
             if ours.get(key) != theirs.get(key):
                 raise ValueError(
@@ -328,8 +328,8 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
 
 
-def _shown(node: Any) -> dict[str, str]:
-    """The settings of a node in words; none of no node."""
+def _settings(node: Any) -> dict[str, str]:
+    """The settings of a node, as text; none where there is no node."""
     return {str(key): str(value) for key, value in (node or {}).items()}
 
 
