@@ -107,3 +107,13 @@ def test_a_network_without_batch_norm_is_not_called():
 
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
     reestimate_batch_norm(net, unused())
+
+
+def test_no_batches_are_refused_and_the_statistics_stay():
+    network = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    used_up = iter([torch.randn(8, 5)])
+    reestimate_batch_norm(network, used_up)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match="no inputs to estimate"):
+        reestimate_batch_norm(network, used_up)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

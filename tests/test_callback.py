@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -205,6 +206,62 @@ def test_two_callbacks_add_their_terms():
     assert "training_step" not in vars(regularized)
 
 
+class WithoutIndex(Plain):
+    def training_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+class OfOneElement(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).reshape(1)
+
+
+@pytest.mark.parametrize("kind", [WithoutIndex, OfOneElement])
+def test_what_lightning_takes_for_a_training_step_is_taken(kind):
+    usual, other = Plain(), kind()
+    for module in (usual, other):
+        fit(module, RegularizerCallback(VAT(1.0)))
+    assert all(torch.equal(a, b) for a, b in zip(usual.gradients[0], other.gradients[0], strict=True))
+
+
+class Draws(Plain):
+    def training_step(self, dataloader_iter):
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+def test_a_training_step_that_draws_its_batches_is_refused():
+    with pytest.raises(ValueError, match=r"Draws\.training_step draws its batches itself"):
+        fit(Draws(), RegularizerCallback(VAT(1.0)))
+
+
+class WithoutLoss(Plain):
+    def training_step(self, batch, batch_idx):
+        return {"x": 1}
+
+
+def test_lightning_says_that_the_loss_is_missing():
+    with pytest.raises(MisconfigurationException, match="the 'loss' key needs to be present"):
+        fit(WithoutLoss(), RegularizerCallback(VAT(1.0)))
+
+
+class Aliased(Plain):
+    """Its first layer has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = self.net[0]
+
+
+def test_a_layer_with_two_names_goes_on_learning():
+    module = Aliased()
+    weight, start = module.stem.weight, module.stem.weight.detach().clone()
+    fit(module, RegularizerCallback(VAT(1.0)), max_steps=3)
+    assert module.stem.weight is weight
+    after_one = Aliased()
+    fit(after_one, RegularizerCallback(VAT(1.0)), max_steps=1)
+    assert (weight - start).norm() > 1.5 * (after_one.stem.weight - start).norm()
+
+
 def test_manual_optimization_is_refused():
     class Manual(Plain):
         automatic_optimization = False
@@ -255,6 +312,11 @@ def test_the_first_floating_tensor_is_the_input_and_the_first_of_integers_of_its
     assert first_tensors(x) == (x, None)
     with pytest.raises(ValueError, match=r"no tensor of a floating dtype.*inputs="):
         first_tensors((y, other))
+
+
+def test_a_mask_is_not_taken_for_the_labels():
+    x, y = torch.zeros(4, 2), torch.arange(4)
+    assert first_tensors({"x": x, "mask": torch.ones(4, 2, dtype=torch.bool), "y": y}) == (x, y)
 
 
 def test_a_callback_without_a_regularizer_is_refused():

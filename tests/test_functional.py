@@ -295,6 +295,43 @@ def test_a_class_that_is_ruled_out_has_no_entropy():
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("clean", "perturbed"), [(18.0, 1000.0), (-18.0, -1000.0), (17.0, 40.0), (40.0, 17.0)])
+def test_confident_yes_or_no_outputs_are_accurate_in_float32(clean, perturbed):
+    a, b = torch.tensor([[clean]]), torch.tensor([[perturbed]], requires_grad=True)
+    z = torch.tensor([[perturbed]], dtype=torch.float64, requires_grad=True)
+    value, reference = Bernoulli()(a, b), Bernoulli()(a.double(), z)
+    torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-12)
+    (g,), (expected,) = torch.autograd.grad(value.sum(), b), torch.autograd.grad(reference.sum(), z)
+    torch.testing.assert_close(g.double(), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_an_infinite_divergence_is_infinite():
+    assert Categorical()(torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])).item() == torch.inf
+
+
+@pytest.mark.parametrize("out", [-torch.inf, torch.inf])
+def test_an_output_that_is_ruled_out_on_both_sides_costs_nothing(out):
+    clean, perturbed = torch.tensor([[0.5, out]]), torch.tensor([[1.5, out]], requires_grad=True)
+    alone = torch.tensor([[1.5]], requires_grad=True)
+    value, expected = Bernoulli()(clean, perturbed), Bernoulli()(torch.tensor([[0.5]]), alone)
+    torch.testing.assert_close(value, expected)
+    (slope,) = torch.autograd.grad(expected.sum(), alone)
+    for g in (torch.autograd.grad(value.sum(), perturbed)[0], Bernoulli().gradient(clean, perturbed)):
+        torch.testing.assert_close(g[:, :1], slope)
+        assert g[0, 1] == 0
+
+
+def test_positions_without_a_label_do_not_count_in_the_cross_entropy():
+    logits, y = torch.randn(6, 5), torch.tensor([1, 2, -100, -100, -100, -100])
+    torch.testing.assert_close(cross_entropy(logits, y), torch.nn.functional.cross_entropy(logits, y))
+    assert cross_entropy(logits, torch.full((6,), -100)) == 0
+
+
+def test_soft_labels_are_refused():
+    with pytest.raises(TypeError, match="class indices"):
+        cross_entropy(torch.randn(6, 5), torch.rand(6, 5))
+
+
 def test_gaussian_divergence_is_the_kl_of_isotropic_normals():
     clean, perturbed = pair(5, 2, 3)
     p, q = (Independent(Normal(mean, 1.3), 2) for mean in (clean, perturbed))

@@ -302,13 +302,94 @@ def test_drawing_leaves_torchs_own_random_numbers_alone_where_a_key_is_given():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_step_does_not_touch_the_callers_tensor():
+@pytest.mark.parametrize("live", [False, True])
+def test_only_a_live_clean_pass_sends_gradients_to_the_callers_tensor(live):
     x = rows().requires_grad_()
-    step = Step(moving_network(), x, key=KEY, live=True)
+    step = Step(moving_network(), x, key=KEY, live=live)
     step.clean.logits.sum().backward()
-    assert x.grad is None
+    assert (x.grad is not None) == live
     assert x.requires_grad
     assert torch.equal(x, rows())
+
+
+class Aliased(nn.Module):
+    """One of its layers has two names, another is used twice, and two weights are tied."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 5))
+        self.stem = self.body[0]
+        self.twice = nn.Sequential(self.body, self.body)
+        self.tied = nn.Linear(5, 5, bias=False)
+        self.tied.weight = self.body[3].weight
+
+    def forward(self, x):
+        return self.tied(self.twice(x))
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_layers_with_several_names_stay_what_they_were(module):
+    network = Aliased()
+    before = state(network)
+    held = dict((*network.named_parameters(), *network.named_buffers()))
+    own = network(rows())
+    network.load_state_dict(before)
+    step = Step(Around(network), rows(), module=network, key=KEY) if module else Step(network, rows(), key=KEY)
+    assert torch.equal(step.network(step.x, constant=True), own)
+    assert not step.network(step.x, constant=True).requires_grad
+    assert all(tensor is held[name] for name, tensor in (*network.named_parameters(), *network.named_buffers()))
+    assert_same_state(network, before)
+
+
+def test_tied_weights_are_replaced_in_each_of_their_places():
+    network, other = Aliased().eval(), Aliased().eval()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    step = Step(network, rows(), key=KEY)
+    assert torch.equal(step.network(step.x, parameters=dict(other.named_parameters())), other(rows()))
+
+
+def test_weights_for_a_bare_function_are_refused():
+    network = moving_network()
+    step = Step(lambda x: network(x), rows(), key=KEY)
+    with pytest.raises(ValueError, match="name the one behind the function"):
+        step.network(step.x, parameters=dict(network.named_parameters()))
+
+
+@pytest.mark.parametrize("output", [tuple, list])
+def test_an_output_that_is_no_tensor_is_refused_in_a_sentence(output):
+    with pytest.raises(TypeError, match="hand in a function that picks them"):
+        _ = Step(lambda x: output([x]), rows(), key=KEY).target
+
+
+def test_a_network_that_cannot_run_on_copies_is_refused_in_a_sentence():
+    for network in (nn.DataParallel(nn.Linear(5, 3)), torch.jit.script(nn.Linear(5, 3))):
+        with pytest.raises(TypeError, match="hand in the module that it was made of"):
+            Step(network, rows(), key=KEY)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_masked_transformer_in_evaluation_mode_is_one_function():
+    # With torch's fused path the passes without a graph would set hidden positions to zero, and differ from those with one.
+    torch.manual_seed(0)
+    body = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    hidden = torch.arange(4)[None] >= torch.tensor([2, 3, 4])[:, None]
+    x = torch.randn(3, 4, 8)
+    step = Step(lambda x: body(x, src_key_padding_mask=hidden).flatten(1), x, module=body, key=KEY)
+    target = step.target
+    assert (target - step.clean.logits).abs().max() < 1e-5
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 class NormalisesInPlace(nn.Module):

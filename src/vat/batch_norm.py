@@ -1,6 +1,7 @@
 """Batch-norm statistics estimated afresh (DSVAT does so before it evaluates)."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,17 @@ def reestimate_batch_norm(network: nn.Module, inputs: Iterable[Tensor]) -> None:
     Args:
         network: changed in place; its modes are as before afterwards.
         inputs: batches (N, …), each weighted alike.
+
+    Raises:
+        ValueError: there are no batches.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     if not layers:
         return
+    inputs = iter(inputs)
+    first = next(inputs, None)
+    if first is None:
+        raise ValueError("no inputs to estimate batch-norm statistics from: an iterator that was used up?")
     modes = {module: module.training for module in network.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     try:
@@ -28,7 +36,7 @@ def reestimate_batch_norm(network: nn.Module, inputs: Iterable[Tensor]) -> None:
             layer.reset_running_stats()
             layer.momentum = None  # a cumulative average
             layer.train()
-        for x in inputs:
+        for x in chain([first], inputs):
             network(x)
     finally:
         for layer in layers:

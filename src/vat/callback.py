@@ -1,7 +1,8 @@
 """Any regularizer on any LightningModule."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,7 +23,7 @@ def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
     x = next((t for t in found if t.is_floating_point()), None)
     if x is None:
         raise ValueError("the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)")
-    return x, next((t for t in found if not t.is_floating_point() and t.dim() and len(t) == len(x)), None)
+    return x, next((t for t in found if not t.is_floating_point() and t.dtype != torch.bool and t.dim() and len(t) == len(x)), None)
 
 
 class RegularizerCallback(pl.Callback):
@@ -62,7 +63,10 @@ class RegularizerCallback(pl.Callback):
         for regularizer in self._regularizers().values():
             regularizer.on_fit_start(pl_module)
         training_step = pl_module.training_step
+        if "dataloader_iter" in inspect.signature(training_step).parameters:
+            raise ValueError(f"{type(pl_module).__name__}.training_step draws its batches itself: call the regularizer in it")
 
+        @wraps(training_step)  # Lightning reads from the signature what to hand in
         def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return self._added(trainer, pl_module, batch, training_step(batch, *args, **kwargs))
 
@@ -104,9 +108,10 @@ class RegularizerCallback(pl.Callback):
         self.regularizers.load_state_dict(state_dict)
 
     def _added(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, output: Any) -> Any:
-        loss = output["loss"] if isinstance(output, dict) else output
-        if loss is None:  # the module skips this batch
-            return None
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:  # the module skips this batch, or Lightning says what is missing
+            return output
+        loss = loss.squeeze()
         report = due_report(trainer)
         terms = self._terms(trainer, pl_module, batch, report)
         refuse_not_finite(trainer, {"loss": loss, **terms})
@@ -114,7 +119,7 @@ class RegularizerCallback(pl.Callback):
             values = {name: term.detach() for name, term in terms.items()} | report
             pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
         total = loss + torch.stack(list(terms.values())).sum()
-        return {**output, "loss": total} if isinstance(output, dict) else total
+        return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _terms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, report: dict[str, Tensor] | None) -> dict[str, Tensor]:
         found = self.inputs(batch)

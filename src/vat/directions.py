@@ -160,7 +160,7 @@ def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: boo
     with torch.enable_grad():
         r = r.to(step.x.dtype)
         r = r if r.requires_grad else r.requires_grad_()
-        perturbed = step.network(step.x + r, constant=not create_graph)
+        perturbed = step.network((step.inputs if create_graph else step.x) + r, constant=not create_graph)
         u = divergence.gradient(clean, perturbed if create_graph else perturbed.detach())
         return _pulled_back(perturbed, r, u, retain_graph=create_graph, create_graph=create_graph)
 

@@ -116,8 +116,9 @@ class Bernoulli(Divergence):
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         clean, perturbed = wide(clean), wide(perturbed)
         p = clean.sigmoid()
-        yes = p * (F.logsigmoid(clean) - F.logsigmoid(perturbed))
-        no = (1 - p) * (F.logsigmoid(-clean) - F.logsigmoid(-perturbed))
+        yes = p * torch.where(p > 0, F.logsigmoid(clean) - F.logsigmoid(perturbed), 0)  # nothing where it is ruled out by -inf
+        q = (-clean).sigmoid()  # 1 - p would be 0 from a logit of 17 on
+        no = q * torch.where(q > 0, F.logsigmoid(-clean) - F.logsigmoid(-perturbed), 0)
         return _not_negative(_mean_over_positions(_sum_over_outputs(yes + no)))
 
     def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
@@ -172,8 +173,16 @@ def as_classes(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross entropy of class indices `y` (N, …) under `logits` (N, C, …) or a single logit (N,), (N, 1); 0 if empty."""
-    return F.cross_entropy(as_classes(logits), y, reduction="sum") / max(1, y.numel())
+    """Mean cross entropy of class indices `y` (N, …) under `logits` (N, C, …) or a single logit (N,), (N, 1); 0 if empty.
+
+    Positions whose index is -100 do not count, as in torch.
+
+    Raises:
+        TypeError: `y` are not integers.
+    """
+    if y.is_floating_point():
+        raise TypeError(f"labels must be class indices, got {y.dtype} of shape {tuple(y.shape)}")
+    return F.cross_entropy(as_classes(logits), y, reduction="sum") / (y != -100).sum().clamp(min=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -191,7 +200,8 @@ def entropy(logits: Tensor) -> Tensor:
 def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:
     a, b = wide(clean), wide(perturbed)
     # σ(b) - σ(a) as a product, in which nothing cancels
-    difference = -(-(b - a).abs()).expm1() * torch.maximum(a, b).sigmoid() * (-torch.minimum(a, b)).sigmoid()
+    distance = (b - a).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # an output ruled out on both sides
+    difference = -(-distance).expm1() * torch.maximum(a, b).sigmoid() * (-torch.minimum(a, b)).sigmoid()
     return torch.where(b >= a, difference, -difference) / _num_positions(clean)
 
 
@@ -202,7 +212,7 @@ def _bernoulli_hvp(logits: Tensor, v: Tensor) -> Tensor:
 
 def _not_negative(kl: Tensor) -> Tensor:
     """Zero where rounding made a KL negative. The gradient passes: close to r = 0 half of all values are so."""
-    return kl + (kl.clamp(min=0) - kl).detach()
+    return kl + torch.where(kl < 0, -kl, 0).detach()
 
 
 def _pick(choice: Tensor, among: int) -> Tensor:

@@ -79,11 +79,16 @@ class Network:
         if isinstance(forward, DistributedDataParallel):
             # Its own forward would broadcast buffers and prepare the reducer once more; gradients synchronise without it.
             forward = module = forward.module
+        if isinstance(module, nn.DataParallel | torch.jit.ScriptModule):
+            raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
         self.module = module
         self._callable = module if module is forward else None if module is None else _Bound(forward, module)
         self._forward = forward
-        self._prefix = "module." if isinstance(self._callable, _Bound) else ""
-        self._buffers = {} if module is None else {name: b.clone() for name, b in module.named_buffers()}
+        self._buffers: dict[str, Tensor] = {}
+        self._places: dict[str, list[str]] = {}
+        if self._callable is not None and module is not None:
+            self._buffers = {name: b.clone() for name, b in unwrapped(module).named_buffers()}
+            self._places = _places(unwrapped(module), self._callable)
 
     def __call__(
         self,
@@ -99,21 +104,65 @@ class Network:
         Args:
             x: inputs (N, …).
             seed: of the noise drawn inside the network.
-            parameters: used in place of the module's own, by name.
+            parameters: used in place of the module's own, by name in the `unwrapped` module.
             constant: take the parameters as constants, so that no backward pass can reach them.
             track: let this pass move the module's own buffers, as an ordinary call does.
         """
+        if self._callable is None and parameters is not None:
+            raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device):
-            if self._callable is None:
-                return self._forward(x)
-            assert self.module is not None
-            state = {} if track else {name: b.clone() for name, b in self._buffers.items()}
-            if parameters is not None:
-                state |= parameters
-            elif constant:
-                state |= {name: p.detach() for name, p in self.module.named_parameters()}
-            return functional_call(self._callable, {self._prefix + name: t for name, t in state.items()}, (x,))
+        with random_state(seed, x.device), _one_path():
+            logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
+                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
+            )
+        return logits
+
+    def _on_copies(self, x: Tensor, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Tensor:
+        assert self._callable is not None
+        assert self.module is not None
+        state = {} if track else {name: b.clone() for name, b in self._buffers.items()}
+        if parameters is not None:
+            state |= parameters
+        elif constant:
+            state |= {name: p.detach() for name, p in unwrapped(self.module).named_parameters()}
+        everywhere = {place: t for name, t in state.items() for place in self._places[name]}
+        return functional_call(self._callable, everywhere, (x,), tie_weights=False)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
+        if inner is None:
+            return module
+        module = inner
+
+
+def _places(module: nn.Module, inside: nn.Module) -> dict[str, list[str]]:
+    """Where `inside`, of which `module` is a part, holds each tensor of `module`, by its name there.
+
+    Tied weights have a place in each module that owns them. A module with two names has one: `functional_call`, which ties them
+    itself, would swap its tensors twice and put back what it had swapped in first (torch 2.13).
+    """
+    places: dict[int, list[str]] = {}
+    for path, part in inside.named_modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            places.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    return {name: places[id(tensor)] for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
+@contextmanager
+def _one_path() -> Iterator[None]:
+    """Within it a transformer takes the same path with and without a graph; its fused one sets what a mask hides to zero."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def is_divided(module: nn.Module | None) -> bool:
@@ -135,7 +184,7 @@ class _Bound(nn.Module):
 
 @dataclass(frozen=True)
 class CleanPass:
-    """The unperturbed pass: `x` (N, …) as a leaf, `logits` with their graph."""
+    """The unperturbed pass: `x` (N, …), of which gradients can be asked, and `logits` with their graph."""
 
     x: Tensor
     logits: Tensor
@@ -158,6 +207,10 @@ class Step:
         live: the clean pass carries gradients to the parameters and its graph is kept, because more than one term uses it.
         track: the clean pass moves the running statistics of the network.
         report: where regularizers leave diagnostics; None if nobody wants them.
+
+    Attributes:
+        x: the inputs as constants.
+        inputs: the same with the graph that led to them (an embedding, a part of the network before), for passes that train.
     """
 
     def __init__(
@@ -180,6 +233,7 @@ class Step:
             raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
         self._network = Network(forward, module)
         self.x = x.detach()
+        self.inputs = x
         self.y = y
         self.key = Key.fresh() if key is None else key
         self.index = index
@@ -219,7 +273,7 @@ class Step:
     def clean(self) -> CleanPass:
         """The clean pass with its graph: to the input, and to the parameters where the step is `live`."""
         with torch.enable_grad():
-            x = self.x.detach().requires_grad_()
+            x = self.inputs.view_as(self.x) if self.live and self.inputs.requires_grad else self.x.detach().requires_grad_()
             logits = self._network(x, seed=self.key.own("network"), constant=not self.live, track=self.track)
         return CleanPass(x, logits)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
 from vat.directions import DIRECTIONS
@@ -360,3 +361,57 @@ def test_names_follow_from_the_classes():
     made = [VAT(1.0), RandomPerturbation(1.0), Adversarial(1.0), Entropy(), PiModel(), MeanTeacher()]
     wanted = ["vat", "random_perturbation", "adversarial", "entropy", "pi_model", "mean_teacher"]
     assert [r.name for r in made] == wanted
+
+
+@pytest.mark.parametrize("kind", ["vat", "random", "adversarial", "entropy", "pi_model"])
+def test_gradients_reach_what_the_inputs_were_computed_from(kind):
+    """An embedding, or the part of a network before: by the definition of each penalty, with r and the target as constants."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(N, 5, dtype=torch.float64, requires_grad=True), torch.arange(N) % 3
+    regularizer = {
+        "vat": VAT(0.5),
+        "random": RandomPerturbation(0.5),
+        "adversarial": Adversarial(0.5),
+        "entropy": Entropy(),
+        "pi_model": PiModel(),
+    }[kind]
+    embedded = x * 2
+    step = Step(head, embedded, y, key=KEY, live=regularizer.differentiates_clean_pass)
+    regularizer.term(step).backward()
+
+    leaf = embedded.detach().requires_grad_()
+    log_p = head(leaf).log_softmax(1)
+    if kind == "entropy":
+        penalty = -(log_p.exp() * log_p).sum(1).mean()
+    elif kind == "pi_model":  # without noise the two passes are one
+        penalty = 0 * log_p.sum()
+    elif kind == "adversarial":
+        (g,) = torch.autograd.grad(nn.functional.nll_loss(log_p, y), leaf)
+        penalty = nn.functional.cross_entropy(head(leaf + 0.5 * g / g.norm(dim=1, keepdim=True)), y)
+    else:
+        r = regularizer.virtual_adversarial_perturbation(Step(head, leaf.detach(), key=KEY))
+        target, log_q = log_p.detach(), head(leaf + r).log_softmax(1)
+        penalty = (target.exp() * (target - log_q)).sum(1).mean()
+    (expected,) = torch.autograd.grad(penalty, leaf)
+    torch.testing.assert_close(x.grad, 2 * expected)
+
+
+class Recomputing(nn.Module):
+    """Keeps no activations of its first layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Sequential(nn.Linear(5, 8), nn.Tanh()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.block, x, use_reentrant=False))
+
+
+def test_activations_that_are_computed_again_are_refused_in_a_sentence():
+    x = torch.randn(N, 5)
+    with pytest.raises(RuntimeError, match=r"vat asks for gradients .* a layer under torch\.utils\.checkpoint"):
+        VAT(0.5)(Recomputing(), x)
+    network = Recomputing()
+    RandomPerturbation(0.5)(network, x).backward()
+    assert network.block[0].weight.grad is not None

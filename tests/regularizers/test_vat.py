@@ -396,3 +396,11 @@ def test_the_radius_moves_linearly_and_stays(options):
     vat.num_updates = 3
     restored.load_state_dict(vat.state_dict())
     assert restored.current_eps == 1.75
+
+
+def test_lds_can_be_measured_where_inference_mode_forbids_gradients():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).eval(), torch.randn(6, 5)
+    expected = local_distributional_smoothness(network, x, eps=0.5, key=Key(5))
+    with torch.inference_mode():
+        assert torch.equal(local_distributional_smoothness(network, x + 0, eps=0.5, key=Key(5)), expected)

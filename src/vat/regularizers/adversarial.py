@@ -36,4 +36,4 @@ class Adversarial(Regularizer):
         with torch.enable_grad():
             (g,) = torch.autograd.grad(cross_entropy(clean.logits, step.y), clean.x, retain_graph=step.live)
         d = self.norm.dual(g, otherwise=self.norm.sample(step.normal("direction", one_row=True)))
-        return cross_entropy(step.network(step.x + self.eps * d), step.y)
+        return cross_entropy(step.network(step.inputs + self.eps * d), step.y)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from vat.step import Forward, Step
 
@@ -49,12 +50,19 @@ class Regularizer(nn.Module):
 
         Raises:
             ValueError: the step's clean pass carries no gradient to the parameters, and this regularizer needs one.
+            RuntimeError: the network computes activations again (torch.utils.checkpoint), and this regularizer goes back through them.
         """
         if not self.current_weight:
             return torch.zeros((), device=step.x.device)
         if self.differentiates_clean_pass and not step.live:
             raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
-        return self.current_weight * self.penalty(step)
+        try:
+            return self.current_weight * self.penalty(step)
+        except CheckpointError as error:
+            raise RuntimeError(
+                f"{self.name} asks for gradients with respect to the inputs, and a layer under torch.utils.checkpoint computes its "
+                "activations again with other weights than these: leave it out for such a network, or take VAT(direction='random')"
+            ) from error
 
     def forward(self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: nn.Module | None = None) -> Tensor:
         """The term of one batch: a scalar to add to the loss.

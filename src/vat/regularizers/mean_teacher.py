@@ -8,7 +8,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vat.functional import probabilities
 from vat.regularizers.base import Regularizer, mean, share
-from vat.step import Step
+from vat.step import Step, unwrapped
 
 
 class MeanTeacher(Regularizer):
@@ -36,14 +36,15 @@ class MeanTeacher(Regularizer):
     def on_fit_start(self, model: nn.Module) -> None:
         """The teacher starts as the model, or moves to the model's device after a restart."""
         self.teacher = {
-            name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone() for name, p in model.named_parameters()
+            name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone()
+            for name, p in unwrapped(model).named_parameters()
         }
 
     @torch.no_grad()
     def on_optimizer_step_end(self, model: nn.Module) -> None:
         """The teacher follows."""
         decay = min(1 - 1 / (self.num_updates + 1), self.decay)
-        names, weights = zip(*model.named_parameters(), strict=True)
+        names, weights = zip(*unwrapped(model).named_parameters(), strict=True)
         get_ema_multi_avg_fn(decay)([self.teacher[name] for name in names], weights, None)  # all in a few kernels
         super().on_optimizer_step_end(model)
 

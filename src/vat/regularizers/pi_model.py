@@ -23,6 +23,6 @@ class PiModel(Regularizer):
 
     def penalty(self, step: Step) -> Tensor:
         """Mean squared difference between the two passes' probabilities."""
-        other = step.network(step.x if step.view is None else step.view, noise="other view")
+        other = step.network(step.inputs if step.view is None else step.view, noise="other view")
         difference = probabilities(step.clean.logits) - probabilities(other)
         return mean(difference.square().flatten(1).mean(1))

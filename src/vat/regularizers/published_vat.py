@@ -59,7 +59,7 @@ class PublishedVAT(Regularizer):
                 r = (self.xi * d).requires_grad_()
                 (g,) = torch.autograd.grad(self._kl(clean, network(step.x + r)).sum(), r)
             d = L2().dual(g, otherwise=d)
-        perturbed = network(step.x + self.eps * d)
+        perturbed = network(step.inputs + self.eps * d)
         penalty = mean(self._kl(clean, perturbed))
         return penalty + self.adversarial_entropy * mean(entropy(perturbed)) if self.adversarial_entropy else penalty
 

@@ -108,7 +108,7 @@ class VAT(Regularizer):
         """Mean divergence of the perturbed from the clean prediction."""
         r = self.virtual_adversarial_perturbation(step)
         clean = step.clean.logits if self.gradient_through_target else step.target
-        perturbed = step.network(step.x + r)
+        perturbed = step.network(step.inputs + r)
         value = self.divergence(clean, perturbed)
         if step.report is not None:
             step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach(), r.detach())
@@ -193,8 +193,8 @@ def local_distributional_smoothness(
     )
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with full_precision(x.device):
-        step = Step(forward, x, module=module, key=key)
+    with torch.inference_mode(False), full_precision(x.device):  # Lightning's validation and test allow no gradients otherwise
+        step = Step(forward, x.clone() if x.is_inference() else x, module=module, key=key)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
             return measure.divergence(step.target, step.network(step.x + r, constant=True))
