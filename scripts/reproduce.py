@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-METRICS = "metrics.json"
+CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -288,10 +288,10 @@ def run(
             sys.executable,
             str(ROOT / "src" / "train.py"),
             "-m",
+            *QUIET,  # first, so that what is given wins
             *study.overrides,
             *method.overrides,
             *extra,
-            *QUIET,
         ]
         command += [f"seed={','.join(map(str, missing))}", f"hydra.sweep.dir={where}", "hydra.sweep.subdir=${seed}"]
         command += [] if value is None else [f"{method.tuned}={value}"]
@@ -339,6 +339,8 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     errors = {name: [100 * (1 - metrics["test/accuracy"]) for metrics in found] for name, found in results.items()}
     baseline, rows = study.methods[0].name, []
     for method in study.methods:
+        if method.name in results and baseline in results:
+            refuse_other_protocol(method, places[method.name][0], places[baseline][0])
         if (own := errors.get(method.name)) is None:
             rows.append((method.name, "–", "not run", method.paper, "–", "–", "–"))
             continue
@@ -350,7 +352,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         if method.tuned:  # what was chosen, or what the job found in conf/tuned/
             value = chosen[method.name]
             if value is None:
-                value = OmegaConf.select(OmegaConf.load(places[method.name][0] / "config.yaml"), method.tuned)
+                value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)
             setting = f"{method.tuned.split('.')[-1]} {value:g}"
         lds, seconds = (mean(metrics[name] for metrics in results[method.name]) for name in ("test/lds", "seconds"))
         rows.append((method.name, setting, f"{mean(own):.2f} ± {stdev(own):.2f}", method.paper, paired, f"{lds:.3f}", f"{seconds:.0f}"))
@@ -371,13 +373,30 @@ def refuse_mixture(name: str, places: Sequence[Path]) -> None:
     Raises:
         SystemExit: names the first that differs, among those that both jobs have.
     """
-    first, *others = ({k: v for k, v in _settings(OmegaConf.load(p / "config.yaml")) if not k.endswith("seed")} for p in places)
+    first, *others = ({k: v for k, v in _settings(OmegaConf.load(p / CONFIG)) if not k.endswith("seed")} for p in places)
     for place, other in zip(places[1:], others, strict=True):
         for key in sorted(first.keys() & other.keys()):
             if first[key] != other[key]:
                 raise SystemExit(
                     f"{name}: {places[0]} was run with {key}={first[key]}, {place} with {other[key]}: remove one of them, and run again"
                 )
+
+
+def refuse_other_protocol(method: Method, place: Path, baseline: Path) -> None:
+    """Refuse a row whose jobs had other data or another length than the first row's, where its method does not say so.
+
+    Raises:
+        SystemExit: names the first setting that differs.
+    """
+    said = {word.split("=")[0] for word in method.overrides}
+    ours, theirs = (
+        dict(_settings(OmegaConf.masked_copy(DictConfig(OmegaConf.load(p / CONFIG)), ["data", "trainer"]))) for p in (place, baseline)
+    )
+    for key in sorted((ours.keys() & theirs.keys()) - said):
+        if ours[key] != theirs[key]:
+            raise SystemExit(
+                f"{method.name}: {place} was run with {key}={ours[key]}, {baseline} with {theirs[key]}: remove one of them, and run again"
+            )
 
 
 def _settings(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.trial import Trial, TrialState
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DatabaseError
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the study and its runs; follows from the overrides where it is not given")
     arguments = parser.parse_intermixed_args()
     schema.register()
+    signal.signal(signal.SIGTERM, _end)  # so that the run at work is ended, too
     with runs.readable_errors():
         space, shared = parsed(arguments.overrides)
         folder = arguments.folder or Path("search") / sweeps.digest(arguments.overrides)
@@ -80,12 +82,26 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     space = [override for override in found if override.is_sweep_override()]
     if not space:
         raise ValueError(f"nothing to search in {' '.join(overrides)}: give some key several values, as vat.eps=interval(0.1,10)")
+    for override in space:
+        _refuse_impossible(override)
     shared = [override.input_line or "" for override in found if not override.is_sweep_override()]
     given = {override.get_key_element() for override in found}
+    if len(given) < len(found):
+        raise ValueError(f"a key is given twice in {' '.join(overrides)}: name each once")
     shared = [f"{key}={value}" for key, value in QUIET.items() if key not in given] + shared
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("train", overrides=[*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
     return space, shared
+
+
+def _refuse_impossible(override: Override) -> None:
+    sweep = override.value()
+    if not isinstance(sweep, IntervalSweep) or sweep.start is None or sweep.end is None:
+        return
+    if sweep.start >= sweep.end:
+        raise ValueError(f"{override.input_line}: the interval must rise")
+    if "log" in sweep.tags and sweep.start <= 0:
+        raise ValueError(f"{override.input_line}: there is no logarithm of {sweep.start}")
 
 
 def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
@@ -165,8 +181,12 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
     reported = -1
     with (folder / "search.log").open("a") as log:
         # A session of its own, so that all ranks of the run can be stopped together.
+        _wait_for_an_orphan(folder)
         command = sweeps.command(overrides, folder, newest_whole(folder))
         done = runs.finished(folder) is not None
+        if done:
+            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+                runs.refuse_other_job(compose("train", overrides=list(overrides)), folder)
         process = None if done else subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             while True:
@@ -192,6 +212,20 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
         console.print(f"trial {trial.number}: failed, see {folder}/search.log", style="red")
         raise JobFailedError(str(folder))
     return 1 - metrics["val/accuracy"]
+
+
+def _wait_for_an_orphan(folder: Path) -> None:
+    """Wait for a run that outlived the search which had started it and was killed."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for the run that is still at work in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _end(*_: Any) -> None:
+    raise SIGTERMException
 
 
 def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:

@@ -256,7 +256,7 @@ def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dic
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS]), resolve=True)
     assert isinstance(settings, dict)
     contents = {key: hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest() for key in ("ckpt_path", "source") if cfg[key] is not None}
-    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest}  # pyright: ignore[reportReturnType]
+    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest, "data_digest": runs.data_digest(of.data)}  # pyright: ignore[reportReturnType]
 
 
 def source(cfg: DictConfig, of: Subject) -> nn.Module:

@@ -63,6 +63,8 @@ def predict(
         ValueError: one of them cannot be read, or the examples are not what the network was trained on.
     """
     runs.existing(checkpoint)
+    if output.resolve() in (data.resolve(), checkpoint.resolve()):
+        raise ValueError(f"output={output} is a file to be read: name another")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = runs.read_checkpoint(checkpoint)

@@ -27,6 +27,7 @@ from torch import nn
 from checkpoints import newest_whole, read_checkpoint
 from targets import refuse_foreign
 from vat.data.datamodule import ResidentDataModule
+from vat.data.own import OwnData
 from vat.models import Normalize
 
 BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "keep_freed_memory", "allow_targets")
@@ -42,8 +43,8 @@ DESCRIBED = {
 """What the record of any checkpoint says of the inputs, and its type."""
 
 OUTPUTS = Path("outputs")
-METRICS = "metrics.json"
-"""Written last: a folder that has it is done."""
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
+"""The last is written last: a folder that has it is done."""
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 OUT_OF_MEMORY = (
@@ -148,6 +149,28 @@ def _newest_checkpoint(cfg: DictConfig) -> Path | None:
     return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
 
 
+def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
+    """Refuse a folder in which a job of other settings, or on files that have changed since, was begun or came to its end.
+
+    Raises:
+        ValueError: says what differs and what to do.
+    """
+    written = folder / CONFIG
+    if not written.is_file():
+        return
+    if settings_digest(DictConfig(OmegaConf.load(written))) != settings_digest(cfg):
+        raise ValueError(
+            f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
+            "or delete the folder"
+        )
+    if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
+        data = instantiate(cfg.data, _convert_="all")
+        data.setup()
+        of_then = json.loads((folder / ENVIRONMENT).read_text()).get("data")
+        if of_then != data_digest(data):
+            raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
+
+
 def describe(data: Any) -> dict[str, Any]:
     """What a data set decides about a network, in plain values."""
     return {
@@ -165,11 +188,16 @@ def describe(data: Any) -> dict[str, Any]:
 
 
 def data_digest(data: Any) -> str:
-    """Eight hexadecimal digits of the labels and, where they are bytes in memory, of the inputs; floats depend on the machine."""
+    """Eight hexadecimal digits of the labels, of the inputs where they are bytes in memory, and of the files that a user named.
+
+    Floats depend on the machine that whitened or drew them.
+    """
     digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
     if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
         digest.update(memoryview(data.x.cpu().contiguous().numpy()))  # pyright: ignore[reportArgumentType]  # arrays are buffers
+    for path in data.files if isinstance(data, OwnData) else ():
+        digest.update(hashlib.blake2b(path.read_bytes()).digest())
     return digest.hexdigest()[:8]
 
 

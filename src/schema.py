@@ -5,7 +5,6 @@ Each class gets a dataclass with its arguments, their types and defaults; a file
 a sweep before its first job.
 """
 
-import copyreg
 import dataclasses
 import inspect
 import types
@@ -30,9 +29,6 @@ from vat.data.svhn import SVHN
 from vat.data.synthetic import Circles, Moons
 from vat.regularizers import PublishedVAT
 from vat.schedule import LinearDecay
-
-# A launcher sends these dataclasses to its workers by value, where a copy of this mark would not be the mark any more.
-copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 PRIMITIVES = (bool, int, float, str)
 

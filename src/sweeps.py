@@ -1,16 +1,21 @@
 """Sweeps by `python src/train.py -m …`: jobs that neither stop nor spoil one another, and one summary at the end."""
 
+import copyreg
 import csv
+import dataclasses
 import hashlib
 import json
 import logging
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback as HydraCallback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
 import page
@@ -34,11 +40,14 @@ NAME = "VAT_SWEEP"
 """Environment variable that tells a job which sweep it belongs to; its W&B group."""
 
 ERROR = "error.txt"
-"""Why the job of a folder failed. A job that is done has metrics, whatever became of earlier tries."""
+"""Why the last try of a folder's job failed, also where an earlier job has left metrics there."""
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
-runs.register()  # here: a launcher's worker imports this module, to unpickle the callback, and never runs train.py's body
+# Here: a launcher's worker imports this module, to unpickle the callback, and never runs train.py's body.
+runs.register()
+# It sends the schema's dataclasses to and fro by value, where a copy of this mark would not be the mark any more.
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -57,9 +66,10 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
     _enlist(overrides, folder)
     (folder / ERROR).unlink(missing_ok=True)
     try:
+        runs.refuse_other_job(cfg, folder)
         metrics = runs.finished(folder)
         if metrics is None:
-            start = runs.find_checkpoint(cfg) or newest_whole(folder)
+            start = newest_whole(folder) or runs.find_checkpoint(cfg)
             several = cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
             metrics = _in_own_process(overrides, folder, start) if several else train(cfg, folder, start)
         if "val/accuracy" not in metrics:
@@ -91,14 +101,37 @@ def _in_own_process(overrides: Sequence[str], folder: Path, start: Path | None) 
         "+hydra.job",
     )
     of_hydra = [word for word in HydraConfig.get().overrides.hydra if not word.startswith(about_the_sweep)]
-    done = subprocess.run(command([*overrides, *of_hydra], folder, start), stderr=subprocess.PIPE, text=True, check=False)
-    sys.stderr.write(done.stderr)
+    process = subprocess.Popen(command([*overrides, *of_hydra], folder, start), stderr=subprocess.PIPE, text=True)
+    with process, _passing_on_sigterm(process) as passed_on:
+        _, errors = process.communicate()
+    sys.stderr.write(errors)
+    if passed_on:
+        raise SIGTERMException
     metrics = runs.finished(folder)
-    if done.returncode or metrics is None:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it left no metrics"]
+    if process.returncode or metrics is None:
+        lines = [line for line in errors.splitlines() if line.strip()] or ["it left no metrics"]
         said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
-        raise RuntimeError(f"{said} (status {done.returncode})")
+        raise RuntimeError(f"{said} (status {process.returncode})")
     return metrics
+
+
+@contextmanager
+def _passing_on_sigterm(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Within it SIGTERM goes to `process` in place of this one; the list holds those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        came.append(number)
+        process.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # a launcher's, which no signal reaches
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quoted(path: Path) -> str:
@@ -291,7 +324,7 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
     sweep = os.environ.get(NAME)
     if sweep is None:  # the callback was taken out
         return
-    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(overrides)}.json"
+    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(_deciding(overrides))}.json"
     listed.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     settings = {key: value for key, value in settings.items() if key.split(".")[0] not in (*runs.BYSTANDERS, "sweep")}
@@ -309,22 +342,27 @@ def _read(listed: Path) -> Job:
             metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
     except ValueError:
         problem = f"left out, {runs.METRICS} cannot be read: delete it to train the job anew"
-    if metrics is not None:
+    if (folder / ERROR).is_file():
+        metrics, problem = None, "failed: " + (folder / ERROR).read_text().splitlines()[0]
+    elif metrics is not None:
         problem = None
-    elif (folder / ERROR).is_file():
-        problem = "failed: " + (folder / ERROR).read_text().splitlines()[0]
-    if (folder / "environment.json").is_file():
-        commit = json.loads((folder / "environment.json").read_text()).get("git")
+    if (folder / runs.ENVIRONMENT).is_file():
+        commit = json.loads((folder / runs.ENVIRONMENT).read_text()).get("git")
     return Job(noted["settings"], folder, metrics, problem, commit)
 
 
 def _name(config: DictConfig) -> str:
     """The name of a sweep: what is swept, and a digest of it, so that the same command goes on with the same sweep."""
-    words = [word for word in config.hydra.overrides.task if word.lstrip("+").split("=")[0].split(".")[0] not in runs.BYSTANDERS]
+    words = _deciding(config.hydra.overrides.task)
     swept = [o.get_key_element() for o in OverridesParser.create().parse_overrides(words) if o.is_sweep_override()]
     grids = OmegaConf.to_container(config.hydra.sweeper)
     label = "-".join([*filter(None, [config.hydra.runtime.choices.get("sweep")]), *swept]) or "sweep"
     return f"{''.join(c if c.isalnum() or c in '-._' else '_' for c in label)[:60]}-{digest([*words, json.dumps(grids)])}"
+
+
+def _deciding(overrides: Iterable[str]) -> list[str]:
+    """Those on which a job's result depends."""
+    return [word for word in overrides if word.lstrip("+").split("=")[0].split(".")[0] not in runs.BYSTANDERS]
 
 
 def _said(config: DictConfig) -> str:

@@ -52,9 +52,9 @@ schema.register()
 def main(cfg: DictConfig) -> float:
     """Run one job in the folder Hydra made for it; a sweep minimises what is returned, the validation error."""
     folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        return sweeps.job(cfg, folder, train)
     with runs.readable_errors():
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return sweeps.job(cfg, folder, train)
         metrics = train(cfg, folder, runs.find_checkpoint(cfg))
     return 1 - metrics["val/accuracy"]
 
@@ -109,8 +109,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with runs.claimed(folder):
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        (folder / "environment.json").write_text(json.dumps(record["environment"], indent=1) + "\n")
+        (folder / runs.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        environment = {**record["environment"], "data": record["data"]}
+        (folder / runs.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
         runs.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
         trainer = instantiate(
@@ -122,10 +123,11 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
+            if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
+                classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
             if cfg.test != "none":
-                if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
-                    classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:

@@ -251,6 +251,12 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
         right = runs.load_network(checkpoint)(inputs).argmax(1) == torch.tensor(y[:30])
     assert result["clean"]["accuracy"] == pytest.approx(float(right.double().mean()))
 
+    (tmp_path / "run" / "evaluation").rename(tmp_path / "second")
+    for number, sign in enumerate((1, -1), start=1):  # other test examples are evaluated anew
+        np.savez(more, x=sign * (100 * x + 7)[:30], y=y[:30])
+        main(evaluate, *given, "data=arrays", f"data.train={path}", f"data.test={more}")
+        assert len(list((tmp_path / "run" / "evaluation").iterdir())) == number
+
     np.savez(path, x=x[1:], y=y[1:])  # a row less moves the split: examples of the training would be tested on
     assert "the files have changed since" in refused(main, evaluate, *given)
 
@@ -319,6 +325,17 @@ class Net(nn.Sequential):
 class Numbers(Digits):
     pass
 """
+
+
+@pytest.mark.parametrize("read", ["input", "ckpt_path"])
+def test_predictions_are_not_written_over_what_is_read(main, trained, tmp_path, read):
+    path = tmp_path / "new.npz"
+    np.savez(path, x=np.zeros((2, 1, 8, 8)))
+    files = {"input": path, "ckpt_path": trained.mlp}
+    before = files[read].read_bytes()
+    output = f"output={files[read].parent / '.' / files[read].name}"
+    assert "is a file to be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={path}", output)
+    assert files[read].read_bytes() == before
 
 
 def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp_path, monkeypatch):

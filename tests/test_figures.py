@@ -1,5 +1,6 @@
 """The figures of a run, its page and its history."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -129,6 +130,14 @@ def test_the_history_of_a_run_that_went_on_is_that_of_an_unbroken_one(job):
     assert read(path) == records[:2]
 
 
+def test_the_error_of_the_last_validation_is_logged_though_there_was_none_in_training(job):
+    found = job(*MOONS, "data.steps_per_epoch=9", "trainer.max_steps=3", "logger=csv")
+    with (found.folder / "metrics.csv").open() as file:
+        errors = [float(row["val/error"]) for row in csv.DictReader(file) if row.get("val/error")]
+    assert errors == [pytest.approx(1 - found.metrics["val/accuracy"])]
+    assert read(found.folder / "history.jsonl") == []
+
+
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     (tmp_path / "h").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read(tmp_path / "h") == [{"step": 1}, {"step": 2}]
@@ -211,7 +220,8 @@ def test_the_page_of_a_run_opens_in_a_browser(page_of, tmp_path):
 def test_the_environment_is_in_the_folder_and_the_checkpoint(job):
     ran = job()
     written = json.loads((ran.folder / "environment.json").read_text())
-    assert written == torch.load(ran.checkpoint, weights_only=True)["record"]["environment"]
+    record = torch.load(ran.checkpoint, weights_only=True)["record"]
+    assert written == {**record["environment"], "data": record["data"]}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()

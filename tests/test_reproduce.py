@@ -1,6 +1,7 @@
 """The tables: chosen on validation, gone on with where they were interrupted, summarised as said."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +74,7 @@ def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(reproduce
 
     def interrupted(command, **_):
         started.append(command)
+        time.sleep(0.02)  # as a job takes its time
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reproduce.subprocess, "run", interrupted)
@@ -108,6 +110,28 @@ def test_a_mean_over_jobs_of_different_settings_is_refused(reproduce, study, tmp
         leave(tmp_path / "test" / "none" / str(seed), lr=0.5 if seed == 2 else 1.0, test__accuracy=0.5, test__lds=0.2, seconds=1)
     with pytest.raises(SystemExit, match=r"none: .*none/0 was run with optimizer\.lr=1\.0, .*none/2 with 0\.5: remove one"):
         reproduce.show(study, {"none": None, "VAT": 2}, tmp_path)
+
+
+def test_rows_of_other_data_or_length_than_the_first_are_refused(reproduce, study, tmp_path):
+    for name, steps in (("none", 5), ("VAT-2", 6)):
+        for seed in study.seeds:
+            place = tmp_path / "test" / name / str(seed)
+            leave(place, test__accuracy=0.5, test__lds=0.2, seconds=1)
+            with (place / "config.yaml").open("a") as file:
+                file.write(f"trainer:\n  max_steps: {steps}\n")
+    with pytest.raises(SystemExit, match=r"VAT: .* was run with trainer\.max_steps=6, .* with 5: remove one"):
+        reproduce.show(study, {"none": None, "VAT": 2}, tmp_path)
+    says_so = reproduce.replace(study.methods[1], overrides=("regularizer=vat", "trainer.max_steps=6"))
+    reproduce.show(reproduce.replace(study, methods=(study.methods[0], says_so)), {"none": None, "VAT": 2}, tmp_path)
+
+
+def test_what_is_given_for_every_job_wins_over_its_quiet(reproduce, study, tmp_path, monkeypatch):
+    commands = []
+    pretend_training(monkeypatch, reproduce, commands)
+    study = reproduce.replace(study, overrides=(*study.overrides, "logger=csv"))
+    reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path / "test", jobs=1)
+    (command,) = commands
+    assert command.index("logger=none") < command.index("logger=csv")
 
 
 def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import scripts
 import torch
 import yaml
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,9 @@ class KilledError(BaseException):
     """Optuna does not see it, and leaves the trial as a kill would: running."""
 
 
-@pytest.mark.parametrize(("end", "seen"), [(KilledError, KilledError), (KeyboardInterrupt, SystemExit)])  # Ctrl-C: no traceback
+@pytest.mark.parametrize(
+    ("end", "seen"), [(KilledError, KilledError), (KeyboardInterrupt, SystemExit), (SIGTERMException, SystemExit)]
+)  # Ctrl-C: no traceback
 def test_an_interrupted_trial_comes_first_and_no_more_than_asked_for_are_run(call, end, seen):
     begun = []
 
@@ -106,6 +109,23 @@ def test_an_interrupted_trial_comes_first_and_no_more_than_asked_for_are_run(cal
     assert [trial.state.name for trial in study.trials].count("COMPLETE") == 5
     again = call(*SPACE, "--trials", "5", play=lambda *_: pytest.fail("nothing was left to do"))
     assert len(again.trials) == len(study.trials)
+
+
+def test_a_run_that_outlived_its_search_is_waited_for(call, search, tmp_path, monkeypatch):
+    begun = []
+    (folder,) = call(*SPACE, "--trials", "1", play=lambda f, _: begun.append(f) or [0.5]) and begun
+    asked, flock = [], search.fcntl.flock
+
+    def held(lock, how):
+        if lock.name == str(folder / ".lock"):
+            asked.append(how)
+            if how & search.fcntl.LOCK_NB:
+                raise BlockingIOError
+        return flock(lock, how)
+
+    monkeypatch.setattr(search.fcntl, "flock", held)
+    search._wait_for_an_orphan(folder)
+    assert asked == [search.fcntl.LOCK_EX | search.fcntl.LOCK_NB, search.fcntl.LOCK_EX]
 
 
 def test_a_run_that_fails_stops_nothing(call, capsys):
@@ -133,7 +153,14 @@ def test_a_file_that_is_no_study_is_refused_and_kept(call):
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [(["vat.esp=interval(0,1)"], "vat.esp"), (["vat.eps=1"], "nothing to search"), (["vat.eps=a,b"], "vat.eps")],
+    [
+        (["vat.esp=interval(0,1)"], "vat.esp"),
+        (["vat.eps=1"], "nothing to search"),
+        (["vat.eps=a,b"], "vat.eps"),
+        (["vat.eps=interval(2,1)"], "the interval must rise"),
+        (["vat.eps=tag(log,interval(0,1))"], "no logarithm of 0"),
+        (["vat.eps=1,2", "vat.eps=interval(1,2)"], "name each once"),
+    ],
 )
 def test_what_cannot_be_searched_is_refused_before_any_run(call, overrides, said):
     with pytest.raises(SystemExit) as error:

@@ -3,14 +3,18 @@
 import csv
 import json
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import report
 import runs
@@ -227,8 +231,9 @@ def test_an_interrupted_sweep_has_its_whole_summary_when_it_went_on(main, tmp_pa
         return whole(cfg, folder, start)
 
     monkeypatch.setattr(train, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as interruption:
         main("-m", *SMALL, "seed=0,1,2")
+    assert interruption.value.code == 130
     main("-m", *SMALL, "seed=0,1,2")
     assert started == [0, 1, 1, 2]
     (row,) = rows(tmp_path)
@@ -324,6 +329,105 @@ def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(main, job, 
             torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-3, atol=2e-5)
 
 
+class Process:
+    """Stands for a started process that has come to its end."""
+
+    def __init__(self, status=0, errors=""):
+        self.returncode, self.errors = status, errors
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def communicate(self):
+        return None, self.errors
+
+    def terminate(self):
+        self.returncode = 143
+
+
+def test_a_signal_to_a_sweep_reaches_the_jobs_own_process(main, tmp_path, monkeypatch):
+    class Signalled(Process):
+        def communicate(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().communicate()
+
+    begun, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sweeps.subprocess, "Popen", lambda *_, **__: begun.append(Signalled()) or begun[-1])
+    with pytest.raises(SystemExit) as end:
+        main("-m", *SMALL, *TWO, "seed=0,1")
+    assert end.value.code == 143
+    assert [process.returncode for process in begun] == [143]  # and the second is not begun
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.glob("multirun/*/error.txt"))
+
+
+def test_a_sweep_that_is_told_to_end_does_not_end_as_a_success(main, monkeypatch, capsys):
+    import train
+
+    def told(cfg, folder, start):
+        raise SIGTERMException
+
+    monkeypatch.setattr(train, "train", told)
+    with pytest.raises(SystemExit) as end:
+        main("-m", *SMALL, "seed=0,1")
+    assert end.value.code == 143
+    assert "the same sweep, goes on" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_job_of_other_settings_is_not_taken_for_this_one(main, tmp_path):
+    numbered = ["hydra.sweep.dir=fixed", "hydra.sweep.subdir=${hydra.job.num}"]
+    main("-m", *SMALL, "regularizer=none", "seed=0,1", *numbered)
+    main("-m", *SMALL, "regularizer=none", "seed=0,1", "figures=0", *numbered)  # what computes the same is the same job
+    with pytest.raises(SystemExit, match="2 of 2 jobs have no result"):
+        main("-m", *SMALL, "regularizer=entropy", "seed=0,1", *numbered)
+    errors = [path.read_text().splitlines()[0] for path in sorted(tmp_path.glob("fixed/*/error.txt"))]
+    assert len(errors) == 2
+    assert "fixed/0 holds a job of other settings" in errors[0]
+
+
+@pytest.mark.parametrize("changed", ["features", "labels"])
+def test_a_sweep_on_own_data_that_have_changed_takes_no_old_result(main, tmp_path, changed):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 2
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    own = [*SMALL[1:], "data=arrays", "data.train=rows.npz", "vat.eps=0.5,1"]
+    main("-m", *own)
+    main("-m", *own)  # nothing has changed
+    np.savez(tmp_path / "rows.npz", x=-x if changed == "features" else x, y=1 - y if changed == "labels" else y)
+    with pytest.raises(SystemExit, match="2 of 2 jobs have no result"):
+        main("-m", *own)
+    error = next(tmp_path.glob("multirun/*/error.txt")).read_text().splitlines()[0]
+    assert "the files have changed since; delete the folder to train anew" in error
+
+
+def test_the_same_sweep_with_another_logger_counts_each_job_once(main, tmp_path):
+    main("-m", *SMALL, "regularizer=none", "seed=0,1")
+    main("-m", *SMALL, "regularizer=none", "seed=0,1", "logger=csv")
+    (row,) = rows(tmp_path)
+    assert (row["jobs"], row["done"]) == ("2", "2")
+
+
+def test_a_sweep_that_goes_on_from_the_newest_run_finds_its_own_checkpoints(main, tmp_path, monkeypatch):
+    import train
+
+    starts = []
+
+    def pretended(cfg, folder, start):
+        starts.append(start)
+        (folder / "metrics.json").write_text('{"val/accuracy": 0.9, "seconds": 1}')
+        return runs.finished(folder)
+
+    main("-m", *SMALL, "seed=0")
+    (metrics,) = tmp_path.glob("multirun/*/metrics.json")
+    metrics.unlink()
+    monkeypatch.setattr(train, "train", pretended)
+    main("-m", *SMALL, "seed=0", "ckpt_path=last")
+    assert [start.resolve() for start in starts] == [metrics.parent / "checkpoints" / "last.ckpt"]
+
+
 def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path, monkeypatch):
     started = []
 
@@ -331,9 +435,9 @@ def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path
         started.append(command)
         folder = Path(next(word for word in command if word.startswith("hydra.run.dir=")).split("=")[1].strip("'"))
         (folder / "metrics.json").write_text('{"val/accuracy": 0.5, "seconds": 1}')
-        return sweeps.subprocess.CompletedProcess(command, 0, stderr="")
+        return Process()
 
-    monkeypatch.setattr(sweeps.subprocess, "run", run)
+    monkeypatch.setattr(sweeps.subprocess, "Popen", run)
     main("-m", *SMALL, *TWO, "vat.eps=0.3,0.6")
     assert len(started) == 2
     for command, eps in zip(started, ("0.3", "0.6"), strict=True):
@@ -347,7 +451,7 @@ def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path
 
 def test_why_a_process_of_its_own_failed_is_what_it_said(main, tmp_path, monkeypatch):
     said = "a warning\nerror: eps must be >= 0\n"
-    monkeypatch.setattr(sweeps.subprocess, "run", lambda command, **_: sweeps.subprocess.CompletedProcess(command, 1, stderr=said))
+    monkeypatch.setattr(sweeps.subprocess, "Popen", lambda *_, **__: Process(1, said))
     with pytest.raises(SystemExit, match="1 of 1"):
         main("-m", *SMALL, *TWO, "seed=0")
     (error,) = tmp_path.glob("multirun/*/error.txt")
@@ -373,9 +477,9 @@ def test_a_launcher_for_several_jobs_at_a_time_leads_to_the_same_results(shell, 
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     quick = ["logger=none", "figures=null", "trainer.enable_progress_bar=false"]
-    done = shell(SCRIPT, "-m", *SMALL, *quick, "vat.eps=0.3,-1,0.6", *launcher, PYTHONPATH="")
+    done = shell(SCRIPT, "-m", *SMALL, *quick, "vat.eps=0.3,-1,0.6,0.4,0.5,0.7", *launcher, PYTHONPATH="")  # more than are begun at first
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: 1 of 3 jobs have no result; the same command tries them again"
+    assert done.stderr.splitlines()[-1] == "error: 1 of 6 jobs have no result; the same command tries them again"
     found = {row["vat.eps"]: float(row["val_error_percent_mean"] or math.nan) for row in rows(tmp_path)}
     main("-m", *SMALL, "vat.eps=0.3,0.6", "hydra.sweep.dir=here")
     (path,) = tmp_path.glob("here/*/summary.csv")

@@ -338,6 +338,28 @@ def test_the_last_weights_are_saved_though_they_are_not_the_best(job, kill, monk
     assert steps == {"last.ckpt": 10, "previous.ckpt": 5, "best.ckpt": 5}
 
 
+@pytest.mark.parametrize("overrides", [[], ["ema=0.5"], ["reestimate_batch_norm=true"]], ids=" ".join)
+def test_the_best_weights_are_those_of_both_the_validation_and_the_test(job, monkeypatch, overrides):
+    from vat.classifier import Classifier
+
+    accuracies = []
+    end = Classifier.on_validation_epoch_end
+
+    def noted(self):
+        end(self)
+        accuracies.append(float(self.trainer.callback_metrics["val/accuracy"]))
+        if len(accuracies) == 3:
+            self.log("val/accuracy", 0.0)  # the last, which is not to be the best
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", noted)
+    found = job("trainer.max_steps=15", "optimizer.lr=0.05", "test=best", *overrides)
+    best = accuracies[:2].index(max(accuracies[:2]))
+    assert torch.load(found.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5 * (best + 1)
+    assert found.metrics["val/accuracy"] == pytest.approx(accuracies[best])
+    assert len(accuracies) == 4
+    assert accuracies[2] != accuracies[3]
+
+
 @pytest.mark.parametrize("overrides", [[], ["ema=0.5"]], ids=["plain", "ema"])
 def test_a_run_that_came_to_its_end_may_be_gone_on_with(job, main, differences, overrides):
     one = job(*overrides, name="one")

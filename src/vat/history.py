@@ -10,7 +10,7 @@ HISTORY = "history.jsonl"
 
 
 class History(pl.Callback):
-    """Appends the metrics of each validation during training, with the latest ones of training, and logs `val/error`.
+    """Appends the metrics of each validation during training, with the latest ones of training, and logs `val/error`, also of the last.
 
     `val/error` is a plain number in W&B, where a sweep can minimise it; `val/accuracy` has its best and its last.
 
@@ -27,11 +27,13 @@ class History(pl.Callback):
             self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         error = 1 - float(trainer.callback_metrics["val/accuracy"])
         for logger in trainer.loggers:
             logger.log_metrics({"val/error": error}, step=trainer.global_step)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": trainer.global_step, "val/error": error, **found}) + "\n")

@@ -1,5 +1,6 @@
 """A user's own arrays or table: features or images, and labels of some of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Arrays(OwnData):
         self.train, self.test = Path(train).expanduser(), None if test is None else Path(test).expanduser()
         self.label, self.group = label, group
         self.standardize = standardize
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `OwnData`."""
+        return [path for path in (self.train, self.test) if path is not None]
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts; the examples of `test` come last."""

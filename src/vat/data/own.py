@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,11 @@ class OwnData(ResidentDataModule):
             )
         self.validation_share, self.test_share = validation_share, test_share
         self.split_seed = split_seed
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files that hold all of the inputs; none where they are too many to read for a comparison."""
+        return ()
 
     @property
     def supervised(self) -> bool:
