@@ -166,8 +166,8 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
     if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
         data = instantiate(cfg.data, _convert_="all")
         data.setup()
-        of_then = json.loads((folder / ENVIRONMENT).read_text()).get("data")
-        if of_then != data_digest(data):
+        now = data_digest(data)
+        if json.loads((folder / ENVIRONMENT).read_text()).get("data", now) != now:
             raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
 
 
@@ -197,7 +197,8 @@ def data_digest(data: Any) -> str:
     if isinstance(data.x, torch.Tensor) and data.x.dtype == torch.uint8:
         digest.update(memoryview(data.x.cpu().contiguous().numpy()))  # pyright: ignore[reportArgumentType]  # arrays are buffers
     for path in data.files if isinstance(data, OwnData) else ():
-        digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()[:8]
 
 

@@ -66,7 +66,8 @@ def random_state(seed: int, device: torch.device) -> Iterator[None]:
 class Network:
     """A differentiable function of the input, whose calls leave the module behind it as it was.
 
-    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made.
+    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
+    layer under `torch.utils.checkpoint` computes again in the backward pass is out of its reach: batch norm in there moves then.
 
     Args:
         forward: x -> logits; a module, or any function.
