@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -373,13 +373,8 @@ def refuse_mixture(name: str, places: Sequence[Path]) -> None:
     Raises:
         SystemExit: names the first that differs, among those that both jobs have.
     """
-    first, *others = ({k: v for k, v in _settings(OmegaConf.load(p / CONFIG)) if not k.endswith("seed")} for p in places)
-    for place, other in zip(places[1:], others, strict=True):
-        for key in sorted(first.keys() & other.keys()):
-            if first[key] != other[key]:
-                raise SystemExit(
-                    f"{name}: {places[0]} was run with {key}={first[key]}, {place} with {other[key]}: remove one of them, and run again"
-                )
+    for place in places[1:]:
+        _refuse_difference(name, places[0], place, lambda key: not key.endswith("seed"))
 
 
 def refuse_other_protocol(method: Method, place: Path, baseline: Path) -> None:
@@ -389,13 +384,15 @@ def refuse_other_protocol(method: Method, place: Path, baseline: Path) -> None:
         SystemExit: names the first setting that differs.
     """
     said = {word.split("=")[0] for word in method.overrides}
-    ours, theirs = (
-        dict(_settings(OmegaConf.masked_copy(DictConfig(OmegaConf.load(p / CONFIG)), ["data", "trainer"]))) for p in (place, baseline)
-    )
-    for key in sorted((ours.keys() & theirs.keys()) - said):
+    _refuse_difference(method.name, place, baseline, lambda key: key.split(".")[0] in ("data", "trainer") and key not in said)
+
+
+def _refuse_difference(name: str, place: Path, other: Path, counts: Callable[[str], bool]) -> None:
+    ours, theirs = (dict(_settings(OmegaConf.load(p / CONFIG))) for p in (place, other))
+    for key in filter(counts, sorted(ours.keys() & theirs.keys())):
         if ours[key] != theirs[key]:
             raise SystemExit(
-                f"{method.name}: {place} was run with {key}={ours[key]}, {baseline} with {theirs[key]}: remove one of them, and run again"
+                f"{name}: {place} was run with {key}={ours[key]}, {other} with {theirs[key]}: remove one of them, and run again"
             )
 
 

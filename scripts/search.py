@@ -27,6 +27,7 @@ import optuna
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -89,9 +90,14 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     if len(given) < len(found):
         raise ValueError(f"a key is given twice in {' '.join(overrides)}: name each once")
     shared = [f"{key}={value}" for key, value in QUIET.items() if key not in given] + shared
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        compose("train", overrides=[*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
+    composed([*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
     return space, shared
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
 
 
 def _refuse_impossible(override: Override) -> None:
@@ -185,8 +191,7 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
         command = sweeps.command(overrides, folder, newest_whole(folder))
         done = runs.finished(folder) is not None
         if done:
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-                runs.refuse_other_job(compose("train", overrides=list(overrides)), folder)
+            runs.refuse_other_job(composed(overrides), folder)
         process = None if done else subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             while True:

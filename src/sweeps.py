@@ -324,10 +324,11 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
     sweep = os.environ.get(NAME)
     if sweep is None:  # the callback was taken out
         return
-    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(_deciding(overrides))}.json"
+    deciding = _deciding(overrides)
+    listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(deciding)}.json"
     listed.parent.mkdir(parents=True, exist_ok=True)
-    settings = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
-    settings = {key: value for key, value in settings.items() if key.split(".")[0] not in (*runs.BYSTANDERS, "sweep")}
+    settings = dict(word.lstrip("+").split("=", 1) for word in deciding if "=" in word)
+    settings = {key: value for key, value in settings.items() if key.split(".")[0] != "sweep"}
     listed.write_text(json.dumps({"settings": settings, "folder": os.path.relpath(folder, listed.parent)}))
 
 
