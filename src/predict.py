@@ -141,8 +141,8 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
         )
     if "preparation" not in record and not record["unit"].startswith("pixels"):
         raise ValueError("the checkpoint does not say how its inputs were standardised: train it anew with this version")
-    if x.dtype == torch.uint8 and record["unit"] == "units of the data file":
-        raise ValueError(f"input={data} holds bytes; the network was trained on numbers in {record['unit']}: give the like")
+    if x.dtype == torch.uint8 and record["unit"] in ("units of the data file", "standard deviations of each feature"):
+        raise ValueError(f"input={data} holds bytes; the network was trained on numbers in {record['unit']}: give them as floats")
     x = as_input(x)
     preparation = record.get("preparation") or {}
     if "mean" in preparation:

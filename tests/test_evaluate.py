@@ -389,6 +389,9 @@ def test_bytes_are_no_input_of_a_network_trained_on_other_numbers():
     numbers = torch.tensor([[0, 255]])
     with pytest.raises(ValueError, match=r"holds bytes; the network was trained on numbers in units of the data file"):
         predict.prepared(numbers.to(torch.uint8), record, Path("new.npz"))
+    standardized = {"unit": "standard deviations of each feature", "preparation": {"mean": [0.0, 100.0], "std": [1.0, 10.0]}}
+    with pytest.raises(ValueError, match=r"holds bytes; the network was trained on numbers in standard deviations of each feature"):
+        predict.prepared(numbers.to(torch.uint8), record | standardized, Path("new.npz"))
     assert torch.equal(predict.prepared(numbers.float(), record, Path("new.npz")), numbers.float())
 
 

@@ -385,6 +385,17 @@ def test_a_parquet_file_holds_the_same(tmp_path):
     assert table.labels == ["1", "", "0"]
 
 
+def test_columns_that_pandas_keeps_as_an_index_are_columns_still(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"age": [1, 2, 3], "owner": ["ann", "bob", "cid"], "y": ["p", "q", "p"], "weight": [1.5, 2.5, 3.5]})
+    for index in (["age"], ["owner", "age"], ["y"]):
+        frame.set_index(index).to_parquet(tmp_path / "a.parquet")
+        table = read_table(tmp_path / "a.parquet", label="y", group="owner", features=["age", "weight"])
+        assert table.x.tolist() == [[1, 1.5], [2, 2.5], [3, 3.5]]
+        assert (table.labels, table.groups) == (["p", "q", "p"], ["ann", "bob", "cid"])
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [(["0", "-1", "1"], ["0", "", "1"]), (["0.0", "", "2.0"], ["0", "", "2"]), (["nan", "a", " b"], ["", "a", "b"])],

@@ -62,6 +62,25 @@ def test_without_a_number_of_labels_training_is_supervised():
     assert data.split.labeled.tolist() == list(range(20))
 
 
+def test_a_pool_of_more_than_what_has_labels_is_trained_on_though_all_are_asked_for():
+    class Mismatched(Small):
+        def load(self):
+            x, y, split = super().load()
+            return x, y, self.divide(y, pool=split.unlabeled, validation=split.validation, test=split.test)
+
+    data = Mismatched(num_labeled=None, labeled_classes=[0], unlabeled_classes=[1])
+    data.setup()
+    assert data.split.labeled.tolist() == list(range(0, 20, 2))
+    seen = torch.cat([batch.unlabeled.index for batch in data.train_dataloader()])
+    assert set(seen.tolist()) == set(range(20))
+
+
+@pytest.mark.parametrize("option", [{"translate": 1}, {"flip": True}])
+def test_an_augmentation_of_images_is_refused_for_features(option):
+    with pytest.raises(ValueError, match=r"translate and flip are for images; the inputs of Small have the shape \(2,\)"):
+        Small(**option).setup()
+
+
 def test_settings_reach_the_training_loader():
     data = Small(x=torch.randn(30, 1, 4, 4), translate=2, seed=7)
     data.num_views = 2

@@ -152,13 +152,15 @@ def test_what_is_no_picture_or_far_too_large_is_refused(tmp_path, content, messa
 
 
 def test_pixels_of_unknown_range_are_refused(tmp_path):
-    path = saved(tmp_path / "a.tif", GRADIENT.astype(np.float32))
-    for read in (check_header, lambda path: read_image(path, 8, "L")):
-        with pytest.raises(ValueError, match=r"a\.tif .*floating-point numbers, of which white is not known"):
-            read(path)
-    path = saved(tmp_path / "b.tif", GRADIENT.astype(np.int32) * 1000)
-    with pytest.raises(ValueError, match=r"b\.tif .*its grey levels, 0 to 252000, do not fit 16 bits"):
-        read_image(path, 8, "L")
+    for values, kind in (
+        (GRADIENT.astype(np.float32), "floating-point numbers"),
+        (GRADIENT.astype(np.int32), "signed or 32-bit integers"),
+        (GRADIENT.astype(np.int32) * 1000, "signed or 32-bit integers"),
+    ):
+        path = saved(tmp_path / "a.tif", values)
+        for read in (check_header, lambda path: read_image(path, 8, "L")):
+            with pytest.raises(ValueError, match=rf"a\.tif .*its pixels are {kind}, of which white is not known"):
+                read(path)
 
 
 def test_a_strip_of_a_million_pixels_costs_no_memory(tmp_path):
@@ -253,6 +255,10 @@ def test_a_test_folder_is_the_test_part_in_the_classes_of_the_training_folder(fo
     (tmp_path / "test" / "dog" / "1.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="left out 1 of 41 files"):
         assert ready(folder, test=str(tmp_path / "test"), corrupt="skip").split.test.tolist() == [38, 39]
+    for file in (tmp_path / "test").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="left out 3 of 41 files"), pytest.raises(ValueError, match="test: none of its files can be read"):
+        ready(folder, test=str(tmp_path / "test"), corrupt="skip")
 
 
 def test_a_test_folder_that_does_not_fit_is_refused(folder, tmp_path):

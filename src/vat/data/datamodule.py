@@ -22,8 +22,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     batches (x, y).
 
     Args:
-        num_labeled: Labelled examples; None labels the whole pool and drops the unlabelled batch (supervised training,
-            with a regularizer on the labelled inputs).
+        num_labeled: Labelled examples; None labels all that can be. Where that is the whole pool there is no unlabelled batch
+            (supervised training, with a regularizer on the labelled inputs).
         batch_size_labeled: Rows of the labelled batch over all processes.
         batch_size_unlabeled: Rows of the unlabelled batch over all processes.
         steps_per_epoch: Batches of a nominal epoch, which sets how often validation runs.
@@ -104,7 +104,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     @property
     def supervised(self) -> bool:
         """See the class."""
-        return self.num_labeled is None
+        return len(self.split.unlabeled) == len(self.split.labeled)
 
     def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor, extra: Tensor | None = None) -> Split:
         """Label some of the pool, as the settings say.
@@ -184,6 +184,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     def _check(self) -> None:
         name = type(self).__name__
+        if self.augment is not None and len(self.input_shape) != 3:
+            raise ValueError(f"translate and flip are for images; the inputs of {name} have the shape {self.input_shape}")
         if self.translate and not all(self.translate < side for side in self.input_shape[1:]):
             raise ValueError(f"translate={self.translate} may shift all of an image of {self.input_shape} out of sight: lower it")
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:

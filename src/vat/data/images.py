@@ -103,8 +103,11 @@ class Images(OwnData):
                 images = torch.empty(len(files), *shape, dtype=torch.uint8)
                 kept = self._readable(files, lambda row: images[row].copy_(read_image(files[row].path, self.size, self.mode)))
                 x = images if len(kept) == len(files) else images[kept]
+            num_test = int((kept >= num_train).sum())
+            if self.test is not None and not num_test:
+                raise ValueError(f"data.test={self.test}: none of its files can be read as an image")
             y = torch.tensor([file.label for file in files])[kept]
-            split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=int((kept >= num_train).sum()))
+            split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=num_test)
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         return x, y, split
 

@@ -20,7 +20,7 @@ class OwnData(ResidentDataModule):
     """Examples of which some have labels and the others the label −1.
 
     The test and validation parts are cut from the labelled examples, stratified and fixed: `seed` does not move them. The pool is the
-    rest, with all examples that have no label. Training has an unlabelled batch unless every example of the pool is labelled.
+    rest, with all examples that have no label.
 
     Where examples come in groups (the images of one patient), no group has examples in two parts. What has no label and belongs to a
     group of the validation or test part is in no part at all.
@@ -69,11 +69,6 @@ class OwnData(ResidentDataModule):
     def files(self) -> Sequence[Path]:
         """Files that hold all of the inputs; none where they are too many to read for a comparison."""
         return ()
-
-    @property
-    def supervised(self) -> bool:
-        """See `ResidentDataModule`."""
-        return len(self.split.unlabeled) == len(self.split.labeled)
 
     def cut(self, y: Tensor, *, groups: Tensor | None = None, num_test: int = 0) -> Split:
         """The parts.

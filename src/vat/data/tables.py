@@ -199,7 +199,9 @@ def _read_parquet(path: Path) -> Any:
 
     metadata = pq.read_metadata(path)
     _refuse_beyond_memory(8 * metadata.num_rows * metadata.num_columns, "it")
-    return pd.read_parquet(path, engine="pyarrow")
+    frame = pd.read_parquet(path, engine="pyarrow")
+    named = [name for name in frame.index.names if name is not None]  # pandas keeps some of the columns apart
+    return frame.reset_index(level=named) if named else frame
 
 
 def _column(values: Any, name: str) -> list[str]:
