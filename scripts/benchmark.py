@@ -653,6 +653,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if arguments.repeats < 1 or arguments.batch < 1:
+        parser.error(f"--repeats {arguments.repeats} --batch {arguments.batch}: must be at least 1")
     allocator.keep_freed_memory()  # as train.py does
     machine = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine(),

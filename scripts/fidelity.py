@@ -115,6 +115,8 @@ def main() -> None:
                 found = list(measure(name, state, arguments.folder))
                 done.write_text(json.dumps(found, indent=1) + "\n")
             rows += [{"network": name, "state": state, **row} for row in json.loads(done.read_text())]
+    if not rows:
+        parser.error(f"nothing is done in {arguments.folder}: leave out --show to run it")
     show(rows, arguments.folder)
     if arguments.figure:
         figure(rows).savefig(arguments.figure, dpi=130)

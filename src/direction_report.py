@@ -33,7 +33,7 @@ WORDS = {
 
 
 def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> VAT | None:
-    """The first `VAT` of a run, of any kind, at its final radius; None where it had none.
+    """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
 
     Raises:
         ValueError: its settings name something from elsewhere that is in no allowed package.

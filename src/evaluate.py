@@ -108,7 +108,7 @@ def subject(cfg: DictConfig) -> Subject:
     for key in ("batch_size", "limit"):
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
             raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
-    if not isinstance(cfg.norms, ListConfig):
+    if not (isinstance(cfg.norms, ListConfig) and all(isinstance(norm, str) for norm in cfg.norms)):
         raise ValueError(f"norms={cfg.norms}: must be a list, as norms=[l2]")
     for norm, radii in cfg.eps.items():
         if radii is not None and not (isinstance(radii, ListConfig) and all(type(eps) in (int, float) for eps in radii)):
@@ -148,17 +148,29 @@ def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: P
     Raises:
         ValueError: they are of other columns.
     """
-    untouched = {"columns": None, "mean": 0.0, "std": 1.0}
-    own = {**untouched, **(data.preparation or {})}
-    trained = {**untouched, **(record.get("preparation") or data.preparation or {})}
-    if own["columns"] != trained["columns"]:
-        raise ValueError(
-            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(own['columns'])}: give them as there"
-        )
+    own, trained = preparation(data.preparation), preparation(record.get("preparation") or data.preparation)
+    refuse_other_columns(trained, own, path)
     if own != trained:
         assert isinstance(data.x, Tensor)  # features are not streamed
         mean, std, trained_mean, trained_std = (torch.tensor(of[key]) for of in (own, trained) for key in ("mean", "std"))
         data.x = (data.x * std + mean - trained_mean) / trained_std
+
+
+def preparation(found: dict[str, Any] | None) -> dict[str, Any]:
+    """How values of a file became inputs (`ResidentDataModule.preparation`), complete."""
+    return {"columns": None, "mean": 0.0, "std": 1.0, **(found or {})}
+
+
+def refuse_other_columns(trained: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    """Features must come in the order of those the network was trained on.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if trained["columns"] != given["columns"]:
+        raise ValueError(
+            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(given['columns'])}: give them as there"
+        )
 
 
 def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
@@ -270,6 +282,10 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
     checkpoint = runs.read_checkpoint(path)
     network = runs.network_of(checkpoint, path, allow_targets=cfg.allow_targets)
     refuse_other_data(checkpoint["record"], of.data, path)
+    own, attacked = (preparation(record.get("preparation")) for record in (checkpoint["record"], of.record))
+    refuse_other_columns(own, attacked, path)
+    if not all(torch.allclose(torch.tensor(own[key]), torch.tensor(attacked[key])) for key in ("mean", "std")):
+        raise ValueError(f"source={path} was trained on features standardised otherwise than those of {cfg.ckpt_path}: take the same")
     return network.to(of.device).requires_grad_(False)
 
 
@@ -363,9 +379,12 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
     rows = evenly(of.rows, direction_report.EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
-    vat = direction_report.judged(of.record["config"], allow_targets=cfg.allow_targets)
+    config = of.record["config"]
+    vat = direction_report.judged(config, allow_targets=cfg.allow_targets)
     if vat is None:
-        report.console.print("the run had no VAT: the default direction is judged, at the radius where LDS is monitored", style="yellow")
+        published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
+        why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"
+        report.console.print(f"{why}: the default direction is judged, at the radius where LDS is monitored", style="yellow")
         vat = VAT(of.data.lds_eps)
     found = direction_report.measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
     direction_report.show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")

@@ -270,6 +270,19 @@ def test_autoattack_that_is_not_installed_is_one_line(monkeypatch):
         AutoAttack()
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (12,)])
+def test_autoattack_attacks_few_classes_and_features(norm, classes, shape):
+    pytest.importorskip("pyautoattack")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+    x = torch.rand(4, *shape)
+    y = predictions(network, x)
+    threat = Threat(NORMS[norm], 5.0, (0.0, 1.0))  # beyond the boundary of every linear network
+    assert not standing(AutoAttack(), network, x, y, threat).any()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.08)])
 def test_autoattack_is_hardly_stronger_than_the_projects_own(digits, norm, eps):

@@ -182,6 +182,7 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
         (["data=moons"], ["was trained on inputs of shape [1, 8, 8]", "Moons has [100]"]),
         (["norms=[l3]"], ["unknown norm 'l3'", "l2, linf"]),
         (["norms=l2"], ["norms=l2", "norms=[l2]"]),
+        (["norms=[{a: 1}]"], ["norms=[{'a': 1}]", "norms=[l2]"]),
         (["eps.l2=[-1]"], ["eps.l2", ">= 0", "-1"]),
         (["eps.l2=2"], ["eps.l2=2", "a list of numbers"]),
         (["eps.l2=[a]"], ["eps.l2=['a']", "a list of numbers"]),
@@ -222,12 +223,45 @@ def test_the_report_on_the_direction_says_where_the_run_had_no_vat(main, trained
     assert "Direction random_margin, ε = 2 " in printed
 
 
+def test_the_report_on_the_direction_says_where_the_runs_vat_is_a_published_one(main, capsys, monkeypatch, tmp_path):
+    quiet = ("trainer.max_steps=2", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none", "model=mlp")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train.train(hydra_compose("train", overrides=[*quiet, "regularizer=vat_published"]), tmp_path / "run")
+    monkeypatch.setattr(report.console, "quiet", False)
+    main(evaluate, "report=direction", f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "limit=10")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the run's VAT is computed in a published way, whose r this cannot judge: the default direction is judged" in printed
+
+
 def test_a_checkpoint_of_other_data_of_the_same_shape_is_refused(main, trained, tmp_path):
     x, y = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32), np.arange(60) % 2
     np.savez(tmp_path / "own.npz", x=x, y=y)
     message = refused(main, evaluate, f"ckpt_path={trained.cnn}", "data=arrays", f"data.train={tmp_path / 'own.npz'}")
     assert "was trained on the classes" in message
     assert "['0', '1']" in message
+
+
+def test_a_source_of_other_columns_or_another_standardisation_is_refused(main, tmp_path):
+    pd = pytest.importorskip("pandas")
+    generator = np.random.default_rng(0)
+    frame = pd.DataFrame(generator.normal(size=(90, 3)), columns=["a", "b", "c"]).assign(y=np.arange(90) % 3)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    frame[["c", "b", "a", "y"]].to_csv(tmp_path / "reversed.csv", index=False)
+    frame.assign(a=10 * frame["a"]).to_csv(tmp_path / "scaled.csv", index=False)
+    quick = ("trainer.max_steps=2", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none", "data.num_labeled=30")
+    checkpoints = {}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for name, seed in (("own", 0), ("own", 1), ("reversed", 0), ("scaled", 0)):
+            run = tmp_path / f"{name}-{seed}"
+            overrides = ("data=arrays", f"data.train={tmp_path / name}.csv", "model=mlp", f"seed={seed}", *quick)
+            train.train(hydra_compose("train", overrides=[*overrides]), run)
+            checkpoints[name, seed] = run / "checkpoints" / "last.ckpt"
+    given = (f"ckpt_path={checkpoints['own', 0]}", "attack=fgm", "norms=[l2]", "eps.l2=[1]")
+    main(evaluate, *given, f"source={checkpoints['own', 1]}")
+    _, result = found(checkpoints["own", 0])
+    assert "transfer" in result["robust"]["l2"]["accuracy"]
+    assert "was trained on the columns" in refused(main, evaluate, *given, f"source={checkpoints['reversed', 0]}")
+    assert "standardised otherwise" in refused(main, evaluate, *given, f"source={checkpoints['scaled', 0]}")
 
 
 def test_features_are_standardised_as_in_training_and_changed_files_refused(main, tmp_path):
@@ -502,6 +536,10 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     assert "out of the range" in message(x=np.full((2, 1, 8, 8), 255.0))
     assert "holds no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
     assert "no such file or folder" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=nowhere")
+    given = f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}"
+    assert f"output={tmp_path} is a folder: name another" in refused(main, predict, *given, f"output={tmp_path}")
+    for value in ("0", "half", "null"):
+        assert ">= 1" in refused(main, predict, *given, f"batch_size={value}")
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'empty'}")
     (tmp_path / "broken.png").write_bytes(b"no image at all")

@@ -30,6 +30,13 @@ def figure():
     return plots.plane_figure(networks, z, y, embedding, eps=0.3, title="a plane", resolution=21)
 
 
+def test_a_constant_network_is_drawn():
+    embedding = torch.eye(2)
+    z, y = torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([0, 1])
+    figure = plots.plane_figure({"collapsed": Slope(0.0, embedding)}, z, y, embedding, eps=0.3, title="a plane", resolution=5)
+    assert len(panels(figure)) == 2
+
+
 def panels(figure):
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 

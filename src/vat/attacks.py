@@ -467,7 +467,8 @@ class AutoAttack(Attack):
     """The standard ensemble of `pyautoattack`, an independent implementation: APGD-CE, targeted APGD-DLR and FAB, Square.
 
     It needs inputs in [0, 1], so it is given the network behind the map from there. Unbounded inputs are mapped so that the range does
-    not bind. Fewer classes than it aims at by default are all aimed at; with two classes it is APGD-CE, FAB and Square.
+    not bind. Fewer classes than it aims at by default are all aimed at. What cannot be is left out: the targeted APGD with three classes,
+    whose loss takes four, and FAB's targets too with two; in L2 Square on features, and on images of fewer than 5 rows.
 
     Raises:
         ValueError: `pyautoattack` is not installed.
@@ -502,8 +503,10 @@ class AutoAttack(Attack):
             device=x.device,
         )
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
-        if others == 1:
-            attack.attacks_to_run = ["apgd-ce", "fab", "square"]
+        parts = ["apgd-ce", "apgd-t", "fab-t", "square"] if others >= 3 else ["apgd-ce", "fab" if others == 1 else "fab-t", "square"]
+        if norm == "L2" and images.shape[2] < 5:  # its squares are a fifth as high as an image
+            parts.remove("square")
+        attack.attacks_to_run = parts
         with random_state(seed, x.device):
             point, _ = attack.run_standard_evaluation(((images - low) / scale).clamp(0, 1), y, batch_size=len(x))
         point = threat.nearest(x, low + scale * point.reshape(x.shape).to(x.dtype))

@@ -57,7 +57,7 @@ def plane_figure(
             chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T.cpu()
         lds = local_distributional_smoothness(network, x, eps=eps, key=Key(0))
         smoothness[name] = lds.view(resolution, resolution).T.cpu()
-    worst = max(float(lds.max()) for lds in smoothness.values())
+    worst = max(float(lds.max()) for lds in smoothness.values()) or 1.0  # a constant network's is 0, and levels must differ
 
     figure = Figure(figsize=(3.2 * len(networks) + 0.9, 6.2), layout="constrained")
     axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey=True)

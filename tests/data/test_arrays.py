@@ -426,6 +426,7 @@ def test_what_was_measured_is_no_label(tmp_path):
         (CSV.replace("ann", ""), "row 0 is of no group: owner must be known in every row"),
         (CSV + "5,6.5,cat,eve,more\n", "cannot be used"),
         ("species,owner\ncat,ann\n", "x must hold examples with features"),
+        (CSV.splitlines()[0] + "\n", "it has no rows"),
         ("", "cannot be used"),
         ("\0\xff", "cannot be used"),
     ],

@@ -169,6 +169,8 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # that fields were dropped
         frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
+    if frame.empty:
+        raise ValueError("it has no rows")
     columns = [str(name) for name in frame.columns]
     for name in [*text, *(features or ())]:
         if name not in columns:
