@@ -63,6 +63,7 @@ VAT = Method("VAT", ("regularizer=vat",), "vat.eps")
 VAT_ENTROPY = Method("VAT + entropy", ("regularizer=vat_entropy",), "vat.eps")
 CLASS_BALANCE = Method("class balance", ("regularizer=class_balance",))
 VAT_CLASS_BALANCE = Method("VAT + class balance", ("regularizer=vat_class_balance",), "vat.eps")
+ALL_THREE = Method("VAT + class balance + random perturbation", ("regularizer=vat_class_balance_random_perturbation",), "vat.eps")
 
 
 def of_experiment(name: str, seeds: int, *methods: Method, papers: dict[str, str] | None = None) -> Study:
@@ -233,6 +234,7 @@ STUDIES = {
         VAT_CLASS_BALANCE,
         papers={"random perturbation": "6.81 ± 1.30", "VAT": "1.36 ± 0.03"},
     ),
+    "mnist_100_splits": of_experiment("mnist_100", 10, VAT_CLASS_BALANCE, ALL_THREE),
     "mnist_1000": of_experiment("mnist_1000", 3, *CONTROLS, VAT, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}),
     "cifar10_4000": of_experiment(
         "cifar10_4000", 3, *CONTROLS, VAT, VAT_ENTROPY, papers={"VAT": "11.36 ± 0.34", "VAT + entropy": "10.55 ± 0.05"}

@@ -25,6 +25,7 @@ TERMS = {
     "vat": {"vat"},
     "vat_adversarial_entropy": {"published_vat"},
     "vat_class_balance": {"vat", "class_balance"},
+    "vat_class_balance_random_perturbation": {"vat", "class_balance", "random_perturbation"},
     "adversarial_linf": {"adversarial"},
     "vat_entropy": {"vat", "entropy"},
     "vat_moving_statistics": {"published_vat"},
