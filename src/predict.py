@@ -63,8 +63,10 @@ def predict(
         ValueError: one of them cannot be read, or the examples are not what the network was trained on.
     """
     runs.existing(checkpoint)
-    if output.resolve() in (data.resolve(), checkpoint.resolve()) or output.is_dir():
-        raise ValueError(f"output={output} is a {'folder' if output.is_dir() else 'file to be read'}: name another")
+    if output.resolve() in (data.resolve(), checkpoint.resolve()):
+        raise ValueError(f"output={output} is a file to be read: name another")
+    if output.is_dir():
+        raise ValueError(f"output={output} is a folder: name another")
     if not (type(batch_size) is int and batch_size >= 1):
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = runs.read_checkpoint(checkpoint)

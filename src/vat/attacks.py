@@ -503,7 +503,8 @@ class AutoAttack(Attack):
             device=x.device,
         )
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
-        parts = ["apgd-ce", "apgd-t", "fab-t", "square"] if others >= 3 else ["apgd-ce", "fab" if others == 1 else "fab-t", "square"]
+        few = {1: ["apgd-ce", "fab", "square"], 2: ["apgd-ce", "fab-t", "square"]}
+        parts = few.get(others, ["apgd-ce", "apgd-t", "fab-t", "square"])
         if norm == "L2" and images.shape[2] < 5:  # its squares are a fifth as high as an image
             parts.remove("square")
         attack.attacks_to_run = parts
