@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from math import log
@@ -53,7 +53,7 @@ import train
 from compilation import compile_in_place
 from vat import VAT
 from vat.classifier import Classifier
-from vat.data.loader import Chain, Flip, ResidentLoader, Translate
+from vat.data.loader import Batch, Chain, Flip, ResidentLoader, Translate
 from vat.data.splits import labeled_subset, stratified_parts
 from vat.models import MLP, ConvLarge, WideResNet
 from vat.step import Key, Step
@@ -206,15 +206,12 @@ def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A step of Lightning's trainer, with logging and progress bar, beside the same step in a bare loop: paired chunks of steps."""
+    """A step of Lightning's trainer, with logging and progress bar, beside the same step in a bare loop, one after the other in turn."""
     train.quiet()
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]
-        count = 50  # of which one is logged, with its diagnostics
-        ratios = []
-        for _ in range(max(3, arguments.repeats // 3)):
-            ratios.append(bare_seconds(make(), shape, count, arguments.batch) / trainer_seconds(make(), shape, count, arguments.batch))
+        ratios = [trainer_share(make, shape, arguments.batch) for _ in range(max(3, arguments.repeats // 3))]
         rows.append({"network": name, "batch": arguments.batch, "share_of_the_bare_loops_rate": ratios})
         least, most = min(ratios), max(ratios)
         console.print(f"{name}: Lightning's trainer runs at {median(ratios):.2f} ({least:.2f} to {most:.2f}) of a bare loop's rate")
@@ -236,56 +233,59 @@ def _classifier(network: nn.Module) -> Classifier:
     )
 
 
-def bare_seconds(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> float:
-    """Seconds of `count` steps in a loop of one's own, behind a few to warm up."""
-    classifier, batches = _classifier(network), iter(_loader(shape, batch))
-    vat, optimizer = VAT(1.0, direction="margin"), torch.optim.Adam(classifier.parameters(), fused=True)
+def bare_step(network: nn.Module, batches: Iterator[Batch]) -> Action:
+    """The next step of a loop of one's own."""
+    vat, optimizer = VAT(1.0, direction="margin"), torch.optim.Adam(network.parameters(), fused=True)
 
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            _, labeled, unlabeled = next(batches)
-            assert labeled.y is not None
-            assert unlabeled is not None
-            loss = cross_entropy(classifier.network(labeled.x), labeled.y) + vat(classifier.network, unlabeled.x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    def run() -> None:
+        _, labeled, unlabeled = next(batches)
+        assert labeled.y is not None
+        assert unlabeled is not None
+        loss = cross_entropy(network(labeled.x), labeled.y) + vat(network, unlabeled.x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
-    run(3)
-    return timed(lambda: run(count))
+    return run
 
 
-class Clock(pl.Callback):
-    """Seconds between two of the trainer's steps."""
+class InTurn(pl.Callback):
+    """Seconds of the trainer's steps and of another's, run behind each of them; a few to warm up do not count."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
-        self.began = self.ended = 0.0
+    def __init__(self, other: Action) -> None:
+        self.other = other
+        self.own_seconds = self.other_seconds = self.began = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step in (self.first, self.last) and DEVICE.type == "cuda":
+        if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        if trainer.global_step == self.first:
-            self.began = time.perf_counter()
-        elif trainer.global_step == self.last:
-            self.ended = time.perf_counter()
+        own, other = time.perf_counter() - self.began, timed(self.other)
+        if trainer.global_step > WARM:
+            self.own_seconds += own
+            self.other_seconds += other
+        self.began = time.perf_counter()
 
 
-def trainer_seconds(network: nn.Module, shape: Sequence[int], count: int, batch: int) -> float:
-    """Seconds of `count` steps under the trainer with CSV logging and the progress bar, behind a few to warm up."""
-    clock = Clock(3, 3 + count)
+WARM, LOGGED_EVERY = 3, 50
+
+
+def trainer_share(make: Callable[[], nn.Module], shape: Sequence[int], batch: int) -> float:
+    """Rate of the trainer's steps with CSV logging, diagnostics and the progress bar, of a bare loop's; one step of all is logged."""
+    network = make().to(DEVICE, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    turns = InTurn(bare_step(network, iter(_loader(shape, batch))))
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator=DEVICE.type if DEVICE.type == "cpu" else "gpu",
             devices=1,
-            max_steps=3 + count,
+            max_steps=WARM + LOGGED_EVERY,
+            log_every_n_steps=LOGGED_EVERY,
             logger=CSVLogger(folder),
-            callbacks=[clock, report.Progress(refresh_rate=10)],
+            callbacks=[turns, report.Progress(refresh_rate=10)],
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        trainer.fit(_classifier(network), train_dataloaders=_loader(shape, batch))
-    return clock.ended - clock.began
+        trainer.fit(_classifier(make()), train_dataloaders=_loader(shape, batch))
+    return turns.other_seconds / turns.own_seconds
 
 
 class PerSample(Dataset[tuple[Tensor, Tensor]]):
