@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from vat import VAT, Adversarial, ClassBalance, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
+from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
 from vat.directions import DIRECTIONS
-from vat.regularizers import live
 from vat.step import Key
 
 KEY = Key(seed=5)
@@ -329,28 +328,6 @@ def test_the_weight_ramps_up_as_in_the_paper_and_scales_the_penalty():
     assert Constant(weight=3.0).current_weight == 3.0
 
 
-@pytest.mark.parametrize("make", [ClassBalance, lambda **o: RandomPerturbation(1.0, **o), lambda **o: VAT(1.0, **o)])
-def test_the_weight_fades_and_then_nothing_is_computed(make):
-    regularizer, module = make(weight=2.0, fade_out=4), nn.Linear(2, 2)
-    weights = []
-    for _ in range(6):
-        weights.append(regularizer.current_weight)
-        regularizer.on_optimizer_step_end(module)
-    assert weights == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
-    step = Step(module, torch.ones(3, 2), key=KEY)  # not live: its clean pass could not carry a gradient
-    assert regularizer.term(step).item() == 0
-    assert "clean" not in vars(step)
-    assert not live([VAT(1.0), regularizer])
-    assert live([VAT(1.0), make()])
-
-
-def test_the_weight_may_rise_and_fade():
-    regularizer = Constant(ramp_up=4, fade_out=8)
-    for t in range(10):
-        assert regularizer.current_weight == pytest.approx(math.exp(-5 * (1 - min(t, 4) / 4) ** 2) * max(0, 1 - t / 8), rel=1e-12)
-        regularizer.on_optimizer_step_end(nn.Linear(2, 2))
-
-
 def test_the_state_carries_the_ramp_on(tmp_path):
     one, two = Constant(ramp_up=10), Constant(ramp_up=10)
     for _ in range(3):
@@ -371,7 +348,6 @@ def test_the_state_carries_the_ramp_on(tmp_path):
         ("weight", lambda v: VAT(1.0, weight=v)),
         ("weight", lambda v: Entropy(weight=v)),
         ("ramp_up", lambda v: PiModel(ramp_up=v)),
-        ("fade_out", lambda v: RandomPerturbation(1.0, fade_out=v)),
         ("decay", lambda v: MeanTeacher(decay=v)),
         ("xi", lambda v: VAT(1.0, xi=v)),
     ],

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
-from vat import ClassBalance, Step
+from vat import VAT, ClassBalance, Step
+from vat.regularizers import live
 from vat.step import Key
 
 
@@ -76,3 +77,17 @@ def test_frequencies_that_cannot_be_are_refused(prior):
 def test_as_many_frequencies_as_classes_are_needed():
     with pytest.raises(ValueError, match="prior has 2 frequencies for 3 classes"):
         ClassBalance(prior=[1, 1])(network(), X)
+
+
+def test_the_weight_fades_and_then_nothing_is_computed():
+    balance, module = ClassBalance(weight=2.0, fade_out=4), network()
+    weights = []
+    for _ in range(6):
+        weights.append(balance.current_weight)
+        balance.on_optimizer_step_end(module)
+    assert weights == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+    step = Step(module, X, key=Key(5))  # not live: its clean pass could not carry a gradient
+    assert balance.term(step).item() == 0
+    assert "clean" not in vars(step)
+    assert not live([VAT(1.0), balance])
+    assert live([VAT(1.0), ClassBalance()])

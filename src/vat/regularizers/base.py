@@ -23,9 +23,7 @@ class Regularizer(nn.Module):
     Args:
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises from 0 as exp(-5 (1 - t)²) (Laine and Aila, arXiv 1610.02242); 0 for
-            full weight from the start.
-        fade_out: optimizer step at which the weight has fallen linearly to 0, where it stays; 0 for never. A loop of your own that uses
-            this or `ramp_up` calls `on_optimizer_step_end` after each step.
+            full weight from the start. A loop of your own that uses it calls `on_optimizer_step_end` after each step.
     """
 
     needs_labels = False
@@ -37,11 +35,10 @@ class Regularizer(nn.Module):
     number = 1
     """Which it is of several of its kind, see `by_unique_name`."""
 
-    def __init__(self, *, weight: float = 1.0, ramp_up: int = 0, fade_out: int = 0):
+    def __init__(self, *, weight: float = 1.0, ramp_up: int = 0):
         super().__init__()
         self.weight = not_negative("weight", weight)
         self.ramp_up = int(not_negative("ramp_up", ramp_up))
-        self.fade_out = int(not_negative("fade_out", fade_out))
         self.num_updates = 0
 
     def penalty(self, step: Step) -> Tensor:
@@ -81,9 +78,9 @@ class Regularizer(nn.Module):
     @property
     def current_weight(self) -> float:
         """The weight at this point of the run."""
-        risen = math.exp(-5 * (1 - self.num_updates / self.ramp_up) ** 2) if self.num_updates < self.ramp_up else 1.0
-        faded = min(1.0, self.num_updates / self.fade_out) if self.fade_out else 0.0
-        return self.weight * risen * (1 - faded)
+        if self.num_updates >= self.ramp_up:
+            return self.weight
+        return self.weight * math.exp(-5 * (1 - self.num_updates / self.ramp_up) ** 2)
 
     @property
     def name(self) -> str:

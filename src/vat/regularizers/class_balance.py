@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vat.functional import as_classes
-from vat.regularizers.base import Regularizer
+from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
 
@@ -35,11 +35,18 @@ class ClassBalance(Regularizer):
     prior: Tensor | None
 
     def __init__(self, *, prior: Sequence[float] | None = None, weight: float = 1.0, ramp_up: int = 0, fade_out: int = 0):
-        super().__init__(weight=weight, ramp_up=ramp_up, fade_out=fade_out)
+        super().__init__(weight=weight, ramp_up=ramp_up)
+        self.fade_out = int(not_negative("fade_out", fade_out))
         if prior is not None and not all(0 < share < float("inf") for share in prior):
             raise ValueError(f"prior must hold a finite number > 0 for each class, got {list(prior)}")
         shares = None if prior is None else torch.tensor(prior) / sum(prior)
         self.register_buffer("prior", shares, persistent=False)  # goes to the device once, not in every step
+
+    @property
+    def current_weight(self) -> float:
+        """The weight at this point of the run."""
+        faded = min(1.0, self.num_updates / self.fade_out) if self.fade_out else 0.0
+        return super().current_weight * (1 - faded)
 
     def penalty(self, step: Step) -> Tensor:
         """The divergence of the batch's mean prediction, in nats; 0 for an empty batch."""

@@ -13,7 +13,6 @@ class RandomPerturbation(VAT):
         divergence: as for `VAT`.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises from 0.
-        fade_out: optimizer step at which the weight has fallen linearly to 0, where it stays; 0 for never.
     """
 
     def __init__(
@@ -24,6 +23,5 @@ class RandomPerturbation(VAT):
         divergence: str | Divergence = "categorical",
         weight: float = 1.0,
         ramp_up: int = 0,
-        fade_out: int = 0,
     ):
-        super().__init__(eps, direction="random", norm=norm, divergence=divergence, weight=weight, ramp_up=ramp_up, fade_out=fade_out)
+        super().__init__(eps, direction="random", norm=norm, divergence=divergence, weight=weight, ramp_up=ramp_up)

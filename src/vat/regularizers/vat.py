@@ -37,7 +37,6 @@ class VAT(Regularizer):
         eps_steps: optimizer steps over which it does. A loop of your own calls `on_optimizer_step_end` after each step.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises from 0.
-        fade_out: optimizer step at which the weight has fallen linearly to 0, where it stays; 0 for never.
     """
 
     def __init__(
@@ -56,9 +55,8 @@ class VAT(Regularizer):
         eps_steps: int = 0,
         weight: float = 1.0,
         ramp_up: int = 0,
-        fade_out: int = 0,
     ):
-        super().__init__(weight=weight, ramp_up=ramp_up, fade_out=fade_out)
+        super().__init__(weight=weight, ramp_up=ramp_up)
         self.eps = not_negative("eps", eps)
         self.eps_start = self.eps if eps_start is None else not_negative("eps_start", eps_start)
         self.eps_steps = int(not_negative("eps_steps", eps_steps))
