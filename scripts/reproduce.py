@@ -260,6 +260,8 @@ def main() -> None:
         parser.error(f"--jobs {arguments.jobs}: must be at least 1")
     study = STUDIES[arguments.table]
     study = replace(study, overrides=(*study.overrides, *arguments.overrides))
+    if arguments.overrides and not arguments.show:
+        refuse_impossible(study)
     folder = arguments.folder / re.sub(r"\W+", "_", "-".join([arguments.table, *arguments.overrides]))
 
     if study.tuning_seeds and not arguments.show:
@@ -269,6 +271,24 @@ def main() -> None:
     if not arguments.show:
         run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], folder / "test", arguments.jobs)
     show(study, chosen, folder)
+
+
+def refuse_impossible(study: Study) -> None:
+    """Compose a job of each method, so that an override which some of them lack is refused before hours of the others.
+
+    Raises:
+        SystemExit: names the method, and says what Hydra says.
+    """
+    for method in study.methods:
+        command = [sys.executable, str(ROOT / "src" / "train.py"), *QUIET, *study.overrides, *method.overrides, "--cfg", "job"]
+        composed = subprocess.run(command, capture_output=True, text=True, env=job_environment(), check=False)
+        if composed.returncode:
+            raise SystemExit(f"{method.name}: {next(iter(composed.stderr.strip().splitlines()), 'it cannot be composed')}")
+
+
+def job_environment() -> dict[str, str]:
+    """Of a job: one thread, and mixtures.py within reach."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}
 
 
 def run(
@@ -299,8 +319,7 @@ def run(
         command += [] if value is None else [f"{method.tuned}={value}"]
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("a") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}  # for mixtures.py
-            subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
+            subprocess.run(command, stdout=log, stderr=log, env=job_environment(), check=False)  # what is missing shows below
 
     try:
         with ThreadPoolExecutor(jobs) as pool:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,13 @@ OUT_OF_MEMORY = (
 
 def register() -> None:
     """Make `${settings_digest:}` and `${run_folder:…}` known to configurations."""
-    OmegaConf.register_new_resolver("settings_digest", lambda *, _root_: settings_digest(_root_), replace=True)
+    OmegaConf.register_new_resolver("settings_digest", _folder_of_settings, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)
+
+
+def _folder_of_settings(*, _root_: DictConfig) -> str:
+    with readable_errors():  # Hydra asks for the folder's name before the job begins
+        return settings_digest(_root_)
 
 
 def settings_digest(cfg: DictConfig) -> str:
@@ -78,17 +84,29 @@ def finished(folder: Path) -> dict[str, float] | None:
 
 
 @contextmanager
+def writable(folder: Path, key: str) -> Iterator[None]:
+    """Make a folder, which the setting `key` names, and let something be written in it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"the output folder {folder} cannot be written ({error.strerror}): set {key}=...") from error
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make the job's folder, and hold it: no two jobs write into one.
 
     Raises:
         OSError: it cannot be written, or another job holds it.
     """
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with writable(folder, "hydra.run.dir"):
+        (folder / "checkpoints").mkdir(exist_ok=True)
         lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OSError(f"the output folder {folder} cannot be written ({error.strerror}): set hydra.run.dir=...") from error
     with lock:
         if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks of a job share its folder
             try:
@@ -131,6 +149,9 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
         FileNotFoundError: there is no such file.
     """
     found = Path(path).expanduser()
+    if found.is_dir():
+        inside = next((file for file in (found / "checkpoints" / "last.ckpt", found / "last.ckpt") if file.is_file()), None)
+        raise FileNotFoundError(f"{key}={path}: that is a folder; name a file" + (f", as {key}={inside}" if inside else ""))
     if not found.is_file():
         raise FileNotFoundError(f"{key}={path}: there is no such file")
     return found
@@ -372,6 +393,11 @@ class WritableFolder(HydraCallback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors(), claimed(Path(config.hydra.run.dir)):
+            pass
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        with readable_errors(), writable(folder, "hydra.sweep.dir"), tempfile.TemporaryFile(dir=folder):
             pass
 
 

@@ -84,7 +84,7 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
 
 def command(overrides: Iterable[str], folder: Path, start: Path | None = None) -> list[str]:
     """The command of a single run in `folder`, which goes on from the checkpoint `start`."""
-    words = [*overrides, f"hydra.run.dir={_quoted(folder)}"]
+    words = [*(word for word in overrides if not word.startswith("sweep=")), f"hydra.run.dir={_quoted(folder)}"]
     words += [] if start is None else [f"ckpt_path={_quoted(start)}"]
     return [sys.executable, str(Path(__file__).with_name("train.py")), *words]
 

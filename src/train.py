@@ -55,6 +55,8 @@ def main(cfg: DictConfig) -> float:
     with runs.readable_errors():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             return sweeps.job(cfg, folder, train)
+        if choice := HydraConfig.get().runtime.choices.get("sweep"):
+            raise ValueError(f"sweep={choice} is for several jobs: add -m, as python src/train.py -m sweep={choice}")
         metrics = train(cfg, folder, runs.find_checkpoint(cfg))
     return 1 - metrics["val/accuracy"]
 

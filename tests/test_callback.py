@@ -473,3 +473,78 @@ def test_two_processes_end_with_the_same_weights(shell, tmp_path):
     assert one[2] == other[2]
     assert torch.tensor(one[2]).isfinite().all()
     assert one[2] != torch.cat([p.detach().flatten() for p in Plain().float().parameters()]).tolist()
+
+
+class Shared(Plain):
+    """Its validation is its training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append((self.training_step(batch, batch_idx) - F.cross_entropy(self(batch[0]), batch[1])).item())
+
+
+def test_a_validation_that_calls_the_training_step_is_without_terms(tmp_path):
+    module = Shared()
+    trainer = pl.Trainer(
+        callbacks=[RegularizerCallback(VAT(eps=2.0))], max_steps=3, logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, batches(), batches())
+    assert len(module.seen) >= 3
+    assert set(module.seen) == {0.0}
+
+
+def test_a_second_run_starts_anew_and_one_that_goes_on_does_not(tmp_path):
+    callback, seen = RegularizerCallback(VAT(eps=1.0, fade_out=3), MeanTeacher()), []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer, module):
+            vat, teacher = callback.regularizers["vat"], callback.regularizers["mean_teacher"]
+            apart = max((p - teacher.teacher[name]).abs().max().item() for name, p in module.named_parameters())
+            seen.append((vat.current_weight, apart))
+
+    for _ in range(2):  # as over folds or seeds
+        trainer = fit(Plain().double(), callback, Watch(), max_steps=3)
+    assert seen == [(1.0, 0.0), (1.0, 0.0)]
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    fit(Plain(), callback, Watch(), max_steps=4, ckpt_path=tmp_path / "three.ckpt")
+    assert seen[2][0] == 0.0
+    assert seen[2][1] > 0.0
+
+
+def test_a_copy_made_during_the_run_trains_itself():
+    copies = []
+
+    class Copy(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            copies.append(copy.deepcopy(module))
+
+    original = Plain()
+    fit(original, RegularizerCallback(VAT(eps=1.0)), RegularizerCallback(Entropy()), Copy())
+    (twin,) = copies
+    before = twin.net[-1].weight.clone()
+    kept = [p.clone() for p in original.parameters()]
+    fit(twin)
+    assert not torch.equal(twin.net[-1].weight, before)
+    assert all(torch.equal(a, b) for a, b in zip(kept, original.parameters(), strict=True))
+
+
+def test_a_module_can_be_saved_during_the_run(tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            torch.save(module.training_step, tmp_path / "step.pt")
+
+    fit(Plain(), RegularizerCallback(VAT(eps=1.0)), Save())
+    assert (tmp_path / "step.pt").is_file()
+
+
+def test_a_loss_for_each_row_is_refused():
+    class PerRow(Plain):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+    with pytest.raises(ValueError, match=r"a loss of shape \(8,\), to which nothing can be added: return its mean"):
+        fit(PerRow(), RegularizerCallback(VAT(eps=1.0)))

@@ -36,14 +36,21 @@ def test_the_bits_of_a_gpu_are_those_of_its_settings(conv, monkeypatch, dtype, m
     conv.fp32_precision = setting
     monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: supported)
     x = SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
-    assert coarse(x, module) == expected
+    assert coarse(x, torch.zeros(1), module) == expected
 
 
 def test_the_bits_of_a_cpu_are_those_of_its_inputs(conv):
     conv.fp32_precision = "tf32"
-    assert coarse(torch.zeros(2, 3), CONVOLVES) is None
+    assert coarse(torch.zeros(2, 3), torch.zeros(2), CONVOLVES) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert coarse(torch.zeros(2, 3), DENSE) == "half precision"
+        assert coarse(torch.zeros(2, 3), torch.zeros(2), DENSE) == "half precision"
+
+
+def test_half_precision_inside_the_network_is_seen():
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    assert coarse(x, y, DENSE) is None
+    assert coarse(x, y.bfloat16(), None) == "half precision"  # autocast in its forward
+    assert coarse(x, y, nn.Linear(3, 2).half()) == "half precision"  # weights that take a copy of the input
 
 
 def test_full_precision_ends_with_what_was_before(conv):

@@ -1,11 +1,14 @@
 import copy
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from vat import VAT
 from vat.step import Key, Network, Step, random_state
 
 KEY = Key(seed=5)
@@ -418,3 +421,91 @@ def test_a_network_that_changes_its_input_in_place_sees_the_same_input_in_every_
 def test_inputs_that_cannot_be_perturbed_are_refused(dtype):
     with pytest.raises(TypeError, match=str(dtype)):
         Step(moving_network(), torch.ones(2, 5, dtype=dtype))
+
+
+class Keeping(nn.Module):
+    """Keeps tensors in plain attributes: a loss of its own, a hidden state that starts as None, one that only a call makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.state = nn.Linear(5, 3), None
+
+    def forward(self, x):
+        out = self.layer(x) if self.state is None else self.layer(x) + self.state.mean()
+        self.state, self.loss = out.detach(), out.square().mean()
+        return out
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
+    module = Keeping()
+    first = Network(module)(rows(), seed=1, constant=constant)
+    assert module.state is None
+    assert not hasattr(module, "loss")
+    module(rows())
+    state, loss = module.state, module.loss
+    passes = [Network(module)(rows(), seed=1, constant=constant) for _ in range(2)]
+    assert torch.equal(*passes)  # each from the state that there was
+    assert not torch.equal(passes[0], first)
+    assert module.state is state
+    assert module.loss is loss
+    loss.backward()
+    assert module.layer.weight.grad is not None
+
+
+def test_a_tracked_pass_leaves_its_attributes_behind():
+    module = Keeping()
+    out = Network(module)(rows(), seed=1, track=True)
+    assert torch.equal(module.state, out)
+
+
+class WithMethods(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.BatchNorm1d(5)
+
+    def forward(self, x, scale=1.0):
+        return scale * self.layer(x)
+
+    def classify(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda m: m.forward, lambda m: m.classify, lambda m: partial(m, scale=2.0), lambda m: partial(m.classify)]
+)
+def test_the_module_behind_a_method_or_a_partial_is_protected_without_being_named(function):
+    module = WithMethods()
+    network = Network(function(module))
+    assert network.module is module
+    network(rows(), seed=1)
+    assert module.layer.num_batches_tracked == 0
+
+
+def test_cached_parametrizations_keep_their_gradients():
+    module = nn.Sequential(weight_norm(nn.Linear(5, 3)))
+    with parametrize.cached():
+        Network(module)(rows(), seed=1, constant=True)  # would fill the cache with weights without a gradient
+        module(rows()).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert parametrize._cache_enabled == 0
+
+
+@pytest.mark.parametrize("function", [lambda x: x.mT, lambda x: x.repeat(2, 1), lambda x: x.sum()])
+def test_outputs_whose_rows_are_not_the_inputs_are_refused(function):
+    with pytest.raises(
+        ValueError, match=r"output of shape .* for inputs of shape \(6, 5\): the first dimension of both counts the examples"
+    ):
+        Network(function)(rows(), seed=1)
+
+
+@pytest.mark.parametrize("x", [(torch.zeros(2, 5),), {"x": torch.zeros(2, 5)}, nn.Linear(5, 3)])
+def test_inputs_that_are_no_tensor_are_refused(x):
+    with pytest.raises(TypeError, match="x must be a tensor, got a"):
+        Step(nn.Linear(5, 3), x)
+
+
+def test_inputs_made_under_inference_mode_serve():
+    with torch.inference_mode():
+        x = rows() + 0
+    VAT(1.0)(nn.Linear(5, 3), x).backward()

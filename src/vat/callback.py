@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial, wraps
+from copy import deepcopy
+from functools import partial, update_wrapper
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,9 +13,6 @@ from torch import Tensor, nn
 from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
 from vat.training import due_report, explain, refuse_not_finite
-
-REPLACED = "_replaced_training_step"
-"""Attribute of the function that takes a `training_step`'s place: what it took the place of."""
 
 
 def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -51,6 +49,7 @@ class RegularizerCallback(pl.Callback):
         self.inputs = inputs
         self.forward = forward
         self._num_updates = 0
+        self._restored = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put itself between the trainer and the module's `training_step`."""
@@ -61,17 +60,19 @@ class RegularizerCallback(pl.Callback):
             )
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
+            if trainer.global_step == 0 and not self._restored:
+                regularizer.reset()  # it may have served another run
             regularizer.on_fit_start(pl_module)
+        self._restored = False
         training_step = pl_module.training_step
         if "dataloader_iter" in inspect.signature(training_step).parameters:
             raise ValueError(f"{type(pl_module).__name__}.training_step draws its batches itself: call the regularizer in it")
 
-        @wraps(training_step)  # Lightning reads from the signature what to hand in
         def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._added(trainer, pl_module, batch, training_step(batch, *args, **kwargs))
+            output = training_step(batch, *args, **kwargs)
+            return self._added(trainer, pl_module, batch, output) if trainer.training else output  # a validation_step may call it, too
 
-        setattr(regularized, REPLACED, pl_module.__dict__.get("training_step"))  # rarely any: a method is no entry of the instance
-        pl_module.training_step = regularized
+        pl_module.training_step = _Regularized(regularized, training_step, pl_module.__dict__.get("training_step"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._num_updates = trainer.global_step  # restored by now, in a run that goes on
@@ -82,10 +83,10 @@ class RegularizerCallback(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was, also after an exception."""
         # Through all wrappers at once, for where there are several callbacks, the first comes first.
-        while hasattr(step := pl_module.__dict__.get("training_step"), REPLACED):
+        while isinstance(step := pl_module.__dict__.get("training_step"), _Regularized):
             del pl_module.training_step
-            if getattr(step, REPLACED) is not None:
-                pl_module.training_step = getattr(step, REPLACED)
+            if step.replaced is not None:
+                pl_module.training_step = step.replaced
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
@@ -106,12 +107,15 @@ class RegularizerCallback(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.regularizers.load_state_dict(state_dict)
+        self._restored = True
 
     def _added(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:  # the module skips this batch, or Lightning says what is missing
             return output
         loss = loss.squeeze()
+        if loss.dim():
+            raise ValueError(f"training_step returned a loss of shape {tuple(loss.shape)}, to which nothing can be added: return its mean")
         report = due_report(trainer)
         terms = self._terms(trainer, pl_module, batch, report)
         refuse_not_finite(trainer, {"loss": loss, **terms})
@@ -140,6 +144,31 @@ class RegularizerCallback(pl.Callback):
 
     def _regularizers(self) -> dict[str, Regularizer]:
         return {name: r for name, r in self.regularizers.items() if isinstance(r, Regularizer)}
+
+
+class _Regularized:
+    """What takes the place of a `training_step`. A copy of the module has the module's own again, bound to the copy.
+
+    Args:
+        function: what is called.
+        training_step: the module's, or another of these around it.
+        replaced: what stood in the instance's place; None, as a rule, for a method is no entry of the instance.
+    """
+
+    def __init__(self, function: Callable[..., Any], training_step: Callable[..., Any], replaced: Any):
+        self.own = training_step.own if isinstance(training_step, _Regularized) else training_step
+        update_wrapper(self, self.own)  # Lightning reads from the signature what to hand in
+        self.function = function
+        self.replaced = replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return deepcopy(self.own, memo)
+
+    def __reduce__(self) -> Any:
+        return self.own.__reduce__()
 
 
 def _tensors(batch: Any) -> Iterable[Tensor]:

@@ -48,7 +48,7 @@ def finite_difference(
             away, much larger and it is no longer the Hessian's.
         create_graph: let d depend on the parameters.
     """
-    if bits := coarse(step.x, step.module):
+    if bits := coarse(step.x, step.target, step.module):
         warnings.warn(f"finite differences are noise in {bits}: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):

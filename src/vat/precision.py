@@ -10,14 +10,16 @@ from torch.nn.modules.conv import _ConvNd
 _CONVOLUTIONS = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  # made when torch is imported
 
 
-def coarse(x: Tensor, module: nn.Module | None) -> str | None:
+def coarse(x: Tensor, outputs: Tensor, module: nn.Module | None) -> str | None:
     """What a network computes in, where that keeps ten bits of a number or fewer; None where it keeps more.
 
     Args:
         x: its inputs.
+        outputs: what it makes of them: an autocast of its own shows there.
         module: the network; None where it is not known.
     """
-    if torch.is_autocast_enabled(x.device.type) or x.dtype in (torch.float16, torch.bfloat16):
+    dtypes = {x.dtype, outputs.dtype, *(() if module is None else (p.dtype for p in module.parameters()))}
+    if torch.is_autocast_enabled(x.device.type) or dtypes & {torch.float16, torch.bfloat16}:
         return "half precision"
     if x.dtype is not torch.float32 or x.device.type != "cuda" or not torch.cuda.is_tf32_supported():
         return None

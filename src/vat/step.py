@@ -8,12 +8,13 @@ passes of a step, because each of them starts from the same key.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from vat.seeds import stable_seed
 
@@ -71,12 +72,12 @@ class Network:
 
     Args:
         forward: x -> logits; a module, or any function.
-        module: the module behind a bare function, of which the state is to be protected; the function itself if it is a module.
+        module: the module behind a bare function, of which the state is to be protected. The function itself if it is a module, and
+            the module of which it is a method or a `functools.partial`.
     """
 
     def __init__(self, forward: Forward, module: nn.Module | None = None):
-        if module is None and isinstance(forward, nn.Module):
-            module = forward
+        module = _behind(forward) if module is None else module
         if isinstance(forward, DistributedDataParallel):
             # Its own forward would broadcast buffers and prepare the reducer once more; gradients synchronise without it.
             forward = module = forward.module
@@ -112,12 +113,17 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device), _one_path():
+        with random_state(seed, x.device), _one_path(), _attributes(None if track else self.module):
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
                 "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
+            )
+        if not logits.dim() or len(logits) != len(x):
+            raise ValueError(
+                f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
+                "of both counts the examples; hand in a function that puts it there"
             )
         return logits
 
@@ -129,6 +135,10 @@ class Network:
             state |= parameters
         elif constant:
             state |= {name: p.detach() for name, p in unwrapped(self.module).named_parameters()}
+        if unknown := state.keys() - self._places.keys():
+            raise ValueError(
+                f"{type(self.module).__name__} has no weights by the names {', '.join(sorted(unknown))}: they are another module's"
+            )
         everywhere = {place: t for name, t in state.items() for place in self._places[name]}
         return functional_call(self._callable, everywhere, (x,), tie_weights=False)
 
@@ -155,15 +165,44 @@ def _places(module: nn.Module, inside: nn.Module) -> dict[str, list[str]]:
     return {name: places[id(tensor)] for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
+def _behind(forward: Forward) -> nn.Module | None:
+    """The module that a function calls, where that shows: itself, one of its methods, a `functools.partial` of either."""
+    while isinstance(forward, partial):
+        forward = forward.func
+    owner = getattr(forward, "__self__", forward)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+@contextmanager
+def _attributes(module: nn.Module | None) -> Iterator[None]:
+    """After it the tensors that layers keep in plain attributes (a hidden state, a loss of their own) are those from before."""
+    before = [] if module is None else [(vars(part), dict(vars(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for now, kept in before:
+            for name in [name for name, value in now.items() if isinstance(value, Tensor) and value is not kept.get(name)]:
+                if name in kept:
+                    now[name] = kept[name]
+                else:
+                    del now[name]
+
+
 @contextmanager
 def _one_path() -> Iterator[None]:
-    """Within it a transformer takes the same path with and without a graph; its fused one sets what a mask hides to zero."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+    """Within it every pass computes by the same rules, with and without a graph, on the weights that it is given.
+
+    A transformer's fused path, taken without a graph, sets what a mask hides to zero; and `torch.nn.utils.parametrize.cached` would
+    hand on what a parametrization made of other weights, or without their gradients.
+    """
+    fused, cached = torch.backends.mha.get_fastpath_enabled(), parametrize._cache_enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    parametrize._cache_enabled = 0
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        parametrize._cache_enabled = cached
 
 
 def is_divided(module: nn.Module | None) -> bool:
@@ -230,6 +269,12 @@ class Step:
         track: bool = False,
         report: dict[str, Tensor] | None = None,
     ):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model"
+            )
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            x = x.clone()  # an ordinary tensor, of which gradients can be asked
         if not x.is_floating_point():
             raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
         self._network = Network(forward, module)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
 from vat.directions import DIRECTIONS
+from vat.functional import Categorical
 from vat.step import Key
 
 KEY = Key(seed=5)
@@ -415,3 +416,40 @@ def test_activations_that_are_computed_again_are_refused_in_a_sentence():
     network = Recomputing()
     RandomPerturbation(0.5)(network, x).backward()
     assert network.block[0].weight.grad is not None
+
+
+def test_a_term_whose_weight_is_0_may_stand_alone():
+    module = nn.Linear(2, 2)
+    term = VAT(1.0, weight=0.0)(module, torch.ones(3, 2))
+    term += 1  # as a loss that is summed in place
+    term.backward()
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_reset_forgets_the_run():
+    module = nn.Linear(2, 2)
+    for regularizer in (VAT(1.0, ramp_up=5), MeanTeacher(ramp_up=5)):
+        fresh = regularizer.current_weight
+        regularizer.on_fit_start(module)
+        regularizer.on_optimizer_step_end(module)
+        assert regularizer.current_weight != fresh
+        regularizer.reset()
+        assert regularizer.current_weight == fresh
+    assert not regularizer.teacher
+
+
+def test_under_inference_mode_r_is_refused_unless_it_is_random():
+    x, module = torch.ones(3, 2), nn.Linear(2, 2)
+    with torch.inference_mode():
+        RandomPerturbation(1.0)(module, x)
+        with pytest.raises(RuntimeError, match=r"under inference mode: give the Trainer inference_mode=False"):
+            VAT(1.0)(module, x)
+
+
+def test_a_divergence_that_takes_the_mean_itself_is_refused():
+    class Mean(Categorical):
+        def __call__(self, clean, perturbed):
+            return super().__call__(clean, perturbed).mean()
+
+    with pytest.raises(ValueError, match=r"a value for each example, of shape \(N,\), got a single number"):
+        VAT(1.0, divergence=Mean())(nn.Linear(2, 2), torch.ones(3, 2))

@@ -117,6 +117,8 @@ class Arrays(OwnData):
 
 def _classes(labels: list[str]) -> list[str]:
     found = {*labels} - {UNKNOWN}
+    if lookalikes := sorted(name for name in found if name.lower() in ("unlabeled", "unlabelled")):
+        raise ValueError(f"{lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
     if all(name.isdecimal() for name in found):
         return sorted(found, key=lambda name: (len(name), name))  # 2 before 10
     return sorted(found)

@@ -40,8 +40,8 @@ def read_table(path: Path, *, label: str | None, group: str | None, features: Se
     """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV or Parquet file these two columns, and the others
     as features, or those that `features` names in its order. Without a `label` none is known.
 
-    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string or NaN. Where a .npz holds
-    `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
+    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string or, in a CSV or Parquet file, NaN.
+    Where a .npz holds `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -168,10 +168,15 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
     text = [name for name in (label, group) if name is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # that fields were dropped
-        frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
+        try:
+            frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{error}: save it as UTF-8") from error
     if frame.empty:
         raise ValueError("it has no rows")
     columns = [str(name) for name in frame.columns]
+    if len(columns) == 1 and (separator := re.search(r"[;\t]", columns[0])):
+        raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas")
     for name in [*text, *(features or ())]:
         if name not in columns:
             raise ValueError(f"it has no column {name!r} but {', '.join(columns)}")

@@ -53,7 +53,7 @@ class Regularizer(nn.Module):
             RuntimeError: the network computes activations again (torch.utils.checkpoint), and this regularizer goes back through them.
         """
         if not self.current_weight:
-            return torch.zeros((), device=step.x.device)
+            return torch.zeros((), device=step.x.device, requires_grad=True).clone()  # backward() may be called on it alone
         if self.differentiates_clean_pass and not step.live:
             raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
         try:
@@ -95,6 +95,10 @@ class Regularizer(nn.Module):
         """Called after every optimizer step. An override calls this one."""
         self.num_updates += 1
 
+    def reset(self) -> None:
+        """Forget what was carried from step to step, before another run. An override calls this one."""
+        self.num_updates = 0
+
     def get_extra_state(self) -> dict[str, Any]:
         """Whatever is carried from step to step: tensors and plain numbers."""
         return {"num_updates": self.num_updates}
@@ -122,7 +126,15 @@ def live(regularizers: Collection[Regularizer]) -> bool:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the examples; 0, with a gradient of 0, where there are none."""
+    """Mean over the examples; 0, with a gradient of 0, where there are none.
+
+    Raises:
+        ValueError: it is a single number.
+    """
+    if not value.dim():
+        raise ValueError(
+            "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
+        )
     return value.sum() / max(1, len(value))
 
 

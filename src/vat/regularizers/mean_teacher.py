@@ -32,6 +32,11 @@ class MeanTeacher(Regularizer):
         self.decay = share("decay", decay)
         self.teacher: dict[str, Tensor] = {}
 
+    def reset(self) -> None:
+        """Without a teacher."""
+        super().reset()
+        self.teacher = {}
+
     @torch.no_grad()
     def on_fit_start(self, model: nn.Module) -> None:
         """The teacher starts as the model, or moves to the model's device after a restart."""
@@ -43,6 +48,7 @@ class MeanTeacher(Regularizer):
     @torch.no_grad()
     def on_optimizer_step_end(self, model: nn.Module) -> None:
         """The teacher follows."""
+        self._refuse_absence()
         decay = min(1 - 1 / (self.num_updates + 1), self.decay)
         names, weights = zip(*unwrapped(model).named_parameters(), strict=True)
         get_ema_multi_avg_fn(decay)([self.teacher[name] for name in names], weights, None)  # all in a few kernels
@@ -50,12 +56,15 @@ class MeanTeacher(Regularizer):
 
     def penalty(self, step: Step) -> Tensor:
         """Mean squared difference between student's and teacher's probabilities."""
-        if not self.teacher:
-            raise RuntimeError("the teacher has no weights yet: call on_fit_start(model) before the first step")
+        self._refuse_absence()
         with torch.no_grad():
             x = step.x if step.view is None else step.view
             target = probabilities(step.network(x, noise="teacher", parameters=self.teacher))
         return mean((probabilities(step.clean.logits) - target).square().flatten(1).mean(1))
+
+    def _refuse_absence(self) -> None:
+        if not self.teacher:
+            raise RuntimeError("the teacher has no weights yet: call on_fit_start(model) before the first step")
 
     def get_extra_state(self) -> dict[str, Any]:
         """The teacher's weights beside the base's state."""

@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product
+from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
 from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name
 from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
@@ -96,7 +96,16 @@ class VAT(Regularizer):
         return self.eps_start + (self.eps - self.eps_start) * self.num_updates / self.eps_steps
 
     def virtual_adversarial_perturbation(self, step: Step) -> Tensor:
-        """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε, the current one, for each example."""
+        """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε, the current one, for each example.
+
+        Raises:
+            RuntimeError: under torch.inference_mode, where no gradient can be had.
+        """
+        if torch.is_inference_mode_enabled() and self.direction is not random:
+            raise RuntimeError(
+                "r is found by a gradient, and there is none under inference mode: give the Trainer inference_mode=False, or measure "
+                "by local_distributional_smoothness"
+            )
         with torch.set_grad_enabled(self.gradient_through_r):
             options = {name: self.current_eps if name == "eps" else getattr(self, name) for name in self._options}
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
@@ -138,7 +147,7 @@ class VAT(Regularizer):
             d = r / eps
             further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
             found["kl_ascent"] = at(eps * further)
-            if isinstance(norm, L2) and not coarse(step.x, step.module):  # there a finite difference is noise
+            if isinstance(norm, L2) and not coarse(step.x, clean, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
                 found["curvature"] = mean((d * product).flatten(1).sum(1))
                 found["cosine"] = mean((d * norm.dual(product, otherwise=d)).flatten(1).sum(1))
@@ -194,7 +203,7 @@ def local_distributional_smoothness(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(x.device):  # Lightning's validation and test allow no gradients otherwise
-        step = Step(forward, x.clone() if x.is_inference() else x, module=module, key=key)
+        step = Step(forward, x, module=module, key=key)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
             return measure.divergence(step.target, step.network(step.x + r, constant=True))
