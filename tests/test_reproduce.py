@@ -175,3 +175,9 @@ def test_every_table_offers_each_method_as_many_candidates(reproduce):
         efforts = {len(m.candidates) for m in study.methods if m.tuned}
         assert len(efforts) == 1, name
         assert not set(study.tuning_seeds) & set(study.seeds)
+
+
+@pytest.mark.parametrize(("override", "said"), [("trainer.max_step=5", "none: .*trainer.max_step"), ("vat.eps=3", "none: .*vat")])
+def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(reproduce, study, override, said):
+    with pytest.raises(SystemExit, match=said):
+        reproduce.refuse_impossible(reproduce.replace(study, overrides=(*study.overrides, override)))

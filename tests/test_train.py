@@ -163,6 +163,30 @@ def test_an_output_folder_that_cannot_be_written_is_one_line_on_the_command_line
     assert_refused(main, tmp_path, ["hydra.run.dir=file/job"], "file/job", "hydra.run.dir")
 
 
+def test_a_sweeps_folder_that_cannot_be_written_is_one_line_too(main, no_training, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert_refused(main, tmp_path, ["-m", "seed=0,1", "hydra.sweep.dir=file/sweep"], "file/sweep", "hydra.sweep.dir")
+
+
+def test_a_list_of_seeds_within_a_sweep_is_one_line(main, no_training, tmp_path):
+    assert_refused(main, tmp_path, ["-m", "seed=[0,1]"], "seed", "could not be converted to Integer")
+
+
+def test_a_sweep_without_m_is_refused_with_the_way_out(main, no_training, tmp_path):
+    assert_refused(main, tmp_path, ["sweep=eps"], "sweep=eps is for several jobs: add -m")
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_refused_with_the_file_in_it(main, no_training, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert_refused(main, tmp_path, ["ckpt_path=run"], "ckpt_path=run: that is a folder; name a file")
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    file.write_bytes(b"")
+    import runs
+
+    with pytest.raises(FileNotFoundError, match=r"as ckpt_path=.*run/checkpoints/last\.ckpt$"):
+        runs.existing(tmp_path / "run")
+
+
 @pytest.mark.parametrize("spoil", ["labels", "inputs"])
 def test_data_that_cannot_be_trained_on_is_refused(main, no_training, tmp_path, monkeypatch, spoil):
     from vat.data.digits import Digits

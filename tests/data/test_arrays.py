@@ -220,6 +220,11 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
         ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group: g must be known in every row"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, {}, r"y counts to 2, for which class_names, \['a', 'b'\], are too few"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "b", "a"])}, {}, "class_names must be distinct and not empty"),
+        (
+            {"x": X, "y": np.array(["a", "b", "Unlabelled"] * 20)},
+            {},
+            "Unlabelled would be a class of that name: leave the label",
+        ),
         ({"x": X, "y": np.array([*"ac"] * 30), "class_names": np.array(["a", "b"])}, {}, "row 1 has the label 'c'; the classes are a, b"),
         ({"x": np.zeros((60, 3, 8, 3)), "y": Y}, {}, r"x of shape \(60, 3, 8, 3\) must be images of 1 to 4 channels"),
         ({"x": np.zeros((60, 8, 8, 8), np.uint8), "y": Y}, {}, r"x of shape \(60, 8, 8, 8\) must be images"),
@@ -427,6 +432,8 @@ def test_what_was_measured_is_no_label(tmp_path):
         (CSV + "5,6.5,cat,eve,more\n", "cannot be used"),
         ("species,owner\ncat,ann\n", "x must hold examples with features"),
         (CSV.splitlines()[0] + "\n", "it has no rows"),
+        (CSV.replace(",", ";"), "its fields stand between ';': save it with commas"),
+        (CSV.replace(",", "\t"), "its fields stand between '.t': save it with commas"),
         ("", "cannot be used"),
         ("\0\xff", "cannot be used"),
     ],
@@ -435,6 +442,13 @@ def test_a_csv_file_of_another_form_is_refused_by_name(tmp_path, text, message):
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=rf"a\.csv cannot be used: .*{message.removeprefix('cannot be used')}"):
+        read_table(tmp_path / "a.csv", label="species", group="owner")
+
+
+def test_a_csv_file_in_another_encoding_is_refused_with_the_way_out(tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "a.csv").write_bytes(CSV.replace("cat", "kätzchen").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.csv cannot be used: .*: save it as UTF-8"):
         read_table(tmp_path / "a.csv", label="species", group="owner")
 
 

@@ -56,7 +56,7 @@ class Arrays(OwnData):
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts; the examples of `test` come last."""
         table = read_table(self.train, label=self.label, group=self.group)
-        self.class_names = table.class_names or _classes(table.labels)
+        self.class_names = table.class_names or _classes(table.labels, self.train)
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
         if self.test is not None:
@@ -115,10 +115,10 @@ class Arrays(OwnData):
         return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
 
 
-def _classes(labels: list[str]) -> list[str]:
+def _classes(labels: list[str], path: Path) -> list[str]:
     found = {*labels} - {UNKNOWN}
     if lookalikes := sorted(name for name in found if name.lower() in ("unlabeled", "unlabelled")):
-        raise ValueError(f"{lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
+        raise ValueError(f"{path}: {lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
     if all(name.isdecimal() for name in found):
         return sorted(found, key=lambda name: (len(name), name))  # 2 before 10
     return sorted(found)
