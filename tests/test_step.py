@@ -453,6 +453,13 @@ def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
     assert module.layer.weight.grad is not None
 
 
+def test_what_a_hook_keeps_in_a_layer_of_torch_is_left_as_it_was():
+    layer = nn.Linear(5, 3)
+    layer.register_forward_hook(lambda module, _, out: setattr(module, "features", out))
+    Network(nn.Sequential(layer))(rows(), seed=1)
+    assert not hasattr(layer, "features")
+
+
 def test_a_tracked_pass_leaves_its_attributes_behind():
     module = Keeping()
     out = Network(module)(rows(), seed=1, track=True)

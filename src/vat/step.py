@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn.utils import parametrize
 from vat.seeds import stable_seed
 
 Forward = Callable[[Tensor], Tensor]
+OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Network:
         self.module = module
         self._callable = module if module is forward else None if module is None else _Bound(forward, module)
         self._forward = forward
+        self._attributes = [] if module is None else [vars(part) for part in module.modules() if not _forgets(part)]
         self._buffers: dict[str, Tensor] = {}
         self._places: dict[str, list[str]] = {}
         if self._callable is not None and module is not None:
@@ -113,7 +116,7 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device), _one_path(), _attributes(None if track else self.module):
+        with random_state(seed, x.device), _one_path(), _kept([] if track else self._attributes):
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -173,15 +176,21 @@ def _behind(forward: Forward) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def _forgets(part: nn.Module) -> bool:
+    """Whether a pass surely leaves no tensor in its plain attributes: torch's own layers do not, unless a hook does it for them."""
+    return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
+
+
 @contextmanager
-def _attributes(module: nn.Module | None) -> Iterator[None]:
+def _kept(attributes: list[dict[str, Any]]) -> Iterator[None]:
     """After it the tensors that layers keep in plain attributes (a hidden state, a loss of their own) are those from before."""
-    before = [] if module is None else [(vars(part), dict(vars(part))) for part in module.modules()]
+    before = [(now, {name: now[name] for name in now.keys() - OF_EVERY_MODULE}) for now in attributes]
     try:
         yield
     finally:
         for now, kept in before:
-            for name in [name for name, value in now.items() if isinstance(value, Tensor) and value is not kept.get(name)]:
+            own = now.keys() - OF_EVERY_MODULE
+            for name in [name for name in own if isinstance(now[name], Tensor) and now[name] is not kept.get(name)]:
                 if name in kept:
                     now[name] = kept[name]
                 else:
