@@ -548,3 +548,15 @@ def test_a_loss_for_each_row_is_refused():
 
     with pytest.raises(ValueError, match=r"a loss of shape \(8,\), to which nothing can be added: return its mean"):
         fit(PerRow(), RegularizerCallback(VAT(eps=1.0)))
+
+
+def test_a_batch_with_several_inputs_is_pointed_out():
+    x, y, unlabeled = torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), torch.zeros(8, 5)
+    with pytest.warns(UserWarning, match=r"several tensors that may be inputs, and the first is taken: .*inputs=lambda"):
+        found, _ = first_tensors({"labeled": (x, y), "unlabeled": unlabeled})
+    assert found is x
+
+
+def test_targets_of_another_shape_are_no_inputs(recwarn):
+    first_tensors((torch.zeros(4, 5), torch.zeros(4), torch.zeros(4, 1)))
+    assert not recwarn.list

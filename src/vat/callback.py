@@ -1,6 +1,7 @@
 """Any regularizer on any LightningModule."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import partial, update_wrapper
@@ -18,9 +19,16 @@ from vat.training import due_report, explain, refuse_not_finite
 def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
     """The first tensor of a floating dtype in a batch (a tensor, or nested sequences and mappings), and the first of integers."""
     found = list(_tensors(batch))
-    x = next((t for t in found if t.is_floating_point()), None)
-    if x is None:
+    floating = [t for t in found if t.is_floating_point()]
+    if not floating:
         raise ValueError("the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)")
+    x, *others = floating
+    if any(t.dim() > 1 and t.shape[1:] == x.shape[1:] for t in others):  # labelled and unlabelled rows, two views
+        warnings.warn(
+            "the batch holds several tensors that may be inputs, and the first is taken: name what is meant, as "
+            "RegularizerCallback(VAT(eps=2.0), inputs=lambda batch: torch.cat([batch['labeled'][0], batch['unlabeled']]))",
+            stacklevel=2,
+        )
     return x, next((t for t in found if not t.is_floating_point() and t.dtype != torch.bool and t.dim() and len(t) == len(x)), None)
 
 
