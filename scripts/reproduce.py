@@ -279,16 +279,19 @@ def refuse_impossible(study: Study) -> None:
     Raises:
         SystemExit: names the method, and says what Hydra says.
     """
-    for method in study.methods:
-        command = [sys.executable, str(ROOT / "src" / "train.py"), *QUIET, *study.overrides, *method.overrides, "--cfg", "job"]
-        composed = subprocess.run(command, capture_output=True, text=True, env=job_environment(), check=False)
-        if composed.returncode:
-            raise SystemExit(f"{method.name}: {next(iter(composed.stderr.strip().splitlines()), 'it cannot be composed')}")
+    sys.path.insert(0, str(ROOT / "src"))
+    from hydra import compose, initialize_config_dir  # here, as they take seconds that a table without overrides need not wait for
+    from hydra.errors import HydraException
 
+    import schema
 
-def job_environment() -> dict[str, str]:
-    """Of a job: one thread, and mixtures.py within reach."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}
+    schema.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for method in study.methods:
+            try:
+                compose("train", overrides=[*QUIET, *study.overrides, *method.overrides])
+            except HydraException as error:
+                raise SystemExit(f"{method.name}: {str(error).splitlines()[0]}") from None
 
 
 def run(
@@ -319,7 +322,8 @@ def run(
         command += [] if value is None else [f"{method.tuned}={value}"]
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("a") as log:
-            subprocess.run(command, stdout=log, stderr=log, env=job_environment(), check=False)  # what is missing shows below
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}  # for mixtures.py
+            subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
 
     try:
         with ThreadPoolExecutor(jobs) as pool:
