@@ -498,20 +498,20 @@ def test_a_validation_that_calls_the_training_step_is_without_terms(tmp_path):
 
 
 def test_a_second_run_starts_anew_and_one_that_goes_on_does_not(tmp_path):
-    callback, seen = RegularizerCallback(VAT(eps=1.0, fade_out=3), MeanTeacher()), []
+    callback, seen = RegularizerCallback(VAT(eps=1.0, eps_start=0.25, eps_steps=3), MeanTeacher()), []
 
     class Watch(pl.Callback):
         def on_train_start(self, trainer, module):
             vat, teacher = callback.regularizers["vat"], callback.regularizers["mean_teacher"]
             apart = max((p - teacher.teacher[name]).abs().max().item() for name, p in module.named_parameters())
-            seen.append((vat.current_weight, apart))
+            seen.append((vat.current_eps, apart))
 
     for _ in range(2):  # as over folds or seeds
-        trainer = fit(Plain().double(), callback, Watch(), max_steps=3)
-    assert seen == [(1.0, 0.0), (1.0, 0.0)]
+        trainer = fit(Plain(), callback, Watch(), max_steps=3)
+    assert seen == [(0.25, 0.0), (0.25, 0.0)]
     trainer.save_checkpoint(tmp_path / "three.ckpt")
     fit(Plain(), callback, Watch(), max_steps=4, ckpt_path=tmp_path / "three.ckpt")
-    assert seen[2][0] == 0.0
+    assert seen[2][0] == 1.0
     assert seen[2][1] > 0.0
 
 
