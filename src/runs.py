@@ -56,12 +56,12 @@ OUT_OF_MEMORY = (
 
 def register() -> None:
     """Make `${settings_digest:}` and `${run_folder:…}` known to configurations."""
-    OmegaConf.register_new_resolver("settings_digest", _folder_of_settings, replace=True)
+    OmegaConf.register_new_resolver("settings_digest", _digest_for_hydra, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)
 
 
-def _folder_of_settings(*, _root_: DictConfig) -> str:
-    with readable_errors():  # Hydra asks for the folder's name before the job begins
+def _digest_for_hydra(*, _root_: DictConfig) -> str:
+    with readable_errors():  # Hydra asks for it, to name the folder, before the job begins
         return settings_digest(_root_)
 
 

@@ -492,3 +492,8 @@ def test_a_launcher_for_several_jobs_at_a_time_leads_to_the_same_results(shell, 
 def test_the_composition_error_names_what_is_wrong(compose):
     with pytest.raises(HydraException, match=r"vat\.eps"):
         compose("regularizer=none", "vat.eps=1")
+
+
+def test_the_single_run_of_a_job_is_no_sweep_of_its_own(tmp_path):
+    assert "sweep=eps" not in (words := sweeps.command(["sweep=eps", "vat.eps=1"], tmp_path))  # which train.py would refuse
+    assert "vat.eps=1" in words

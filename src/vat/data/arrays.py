@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vat.data.own import OwnData, channel_moments, numbered
+from vat.data.own import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 from vat.data.tables import UNKNOWN, Table, read_table
 
@@ -117,7 +117,7 @@ class Arrays(OwnData):
 
 def _classes(labels: list[str], path: Path) -> list[str]:
     found = {*labels} - {UNKNOWN}
-    if lookalikes := sorted(name for name in found if name.lower() in ("unlabeled", "unlabelled")):
+    if lookalikes := sorted(filter(says_unlabeled, found)):
         raise ValueError(f"{path}: {lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
     if all(name.isdecimal() for name in found):
         return sorted(found, key=lambda name: (len(name), name))  # 2 before 10

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vat.data.image_files import MODES, SUFFIXES, ImageFiles, check_header, read_image
 from vat.data.loader import Inputs
-from vat.data.own import OwnData, channel_moments, numbered
+from vat.data.own import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
@@ -177,7 +177,7 @@ def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     for path in visible:
         if path.is_dir():
-            if path.name != UNLABELED and path.name.lower() in (UNLABELED, "unlabelled"):
+            if path.name != UNLABELED and says_unlabeled(path.name):
                 raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
         elif path.suffix.lower() in SUFFIXES:
             raise ValueError(f"{path} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}")

@@ -116,6 +116,11 @@ class OwnData(ResidentDataModule):
             warnings.warn(f"no labelled example is {lacks}: label more, or choose another split_seed", stacklevel=2)
 
 
+def says_unlabeled(name: str) -> bool:
+    """Whether a class's name says that its examples have none, in either spelling."""
+    return name.lower() in ("unlabeled", "unlabelled")
+
+
 def numbered(groups: Sequence[str]) -> Tensor:
     """Equal numbers for equal names, int64."""
     numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
