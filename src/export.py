@@ -53,8 +53,8 @@ class Format(NamedTuple):
 def main(cfg: DictConfig) -> None:
     """Export one checkpoint."""
     with runs.readable_errors():
-        output = None if cfg.output is None else Path(cfg.output).expanduser()
-        path = export(Path(cfg.ckpt_path).expanduser(), cfg.format, output, allow_targets=cfg.allow_targets)
+        output = None if cfg.output is None else runs.as_path(cfg.output, "output")
+        path = export(runs.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
         report.console.print(f"{report.shown(path.absolute())}: read again, its predictions are those of the checkpoint")
 
 

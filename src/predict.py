@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with runs.readable_errors():
         number = predict(
-            *(Path(path).expanduser() for path in (cfg.ckpt_path, cfg.input, cfg.output)),
+            *(runs.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
             batch_size=cfg.batch_size,
             device=cfg.device,
             allow_targets=cfg.allow_targets,

@@ -142,13 +142,25 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return existing(cfg.ckpt_path)
 
 
+def as_path(value: object, key: str) -> Path:
+    """The path that the setting `key` holds.
+
+    Raises:
+        ValueError: it holds none, as null.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{key}={'null' if value is None else value}: must be a path")
+    return Path(value).expanduser()
+
+
 def existing(path: str | Path, key: str = "ckpt_path") -> Path:
     """The path of a file that the setting `key` names.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: what stands there is no path.
     """
-    found = Path(path).expanduser()
+    found = as_path(path, key)
     if found.is_dir():
         inside = next((file for file in (found / "checkpoints" / "last.ckpt", found / "last.ckpt") if file.is_file()), None)
         raise FileNotFoundError(f"{key}={path}: that is a folder; name a file" + (f", as {key}={inside}" if inside else ""))

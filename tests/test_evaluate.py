@@ -179,6 +179,8 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
     [
         (["ckpt_path=missing"], ["ckpt_path=missing", "no such file"]),
         ([], ["ckpt_path"]),
+        (["ckpt_path=null"], ["ckpt_path=null", "a path"]),
+        (["report=direction", "limit=1"], ["1 examples in 1 batches", "batch norm", "limit"]),
         (["data=moons"], ["was trained on inputs of shape [1, 8, 8]", "Moons has [100]"]),
         (["norms=[l3]"], ["unknown norm 'l3'", "l2, linf"]),
         (["norms=l2"], ["norms=l2", "norms=[l2]"]),
@@ -446,6 +448,7 @@ def test_an_export_that_predicts_otherwise_is_refused(main, trained, tmp_path, m
         (["output=out.txt"], ["output=out.txt", ".safetensors"]),
         (["format=pickle"], ["unknown format 'pickle'", "safetensors, torch_export, onnx"]),
         (["ckpt_path=missing"], ["no such file"]),
+        (["ckpt_path=null"], ["ckpt_path=null: must be a path"]),
     ],
     ids=str,
 )
@@ -536,6 +539,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     assert "out of the range" in message(x=np.full((2, 1, 8, 8), 255.0))
     assert "holds no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
     assert "no such file or folder" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=nowhere")
+    assert "input=null: must be a path" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=null")
     given = f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}"
     assert f"output={tmp_path} is a folder: name another" in refused(main, predict, *given, f"output={tmp_path}")
     for value in ("0", "half", "null"):
