@@ -95,6 +95,30 @@ def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp
     assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | 20.1 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
 
 
+def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_all(reproduce, study, tmp_path):
+    study = reproduce.replace(study, methods=(*study.methods, reproduce.Method("better", among=("none", "VAT"))))
+    # the test, had it been read, would choose otherwise
+    for name, on_validation, on_test in (("none", (0.9, 0.7, 0.8), (0.6, 0.9, 0.5)), ("VAT-2", (0.8, 0.8, 0.8), (0.9, 0.7, 0.8))):
+        cross_entropy = 0.1 if name == "none" else 0.2  # which decides the last seed
+        for seed in study.seeds:
+            leave(
+                tmp_path / "test" / name / str(seed),
+                val__accuracy=on_validation[seed],
+                val__cross_entropy=cross_entropy,
+                test__accuracy=on_test[seed],
+                test__lds=0.2,
+                seconds=1 + seed,
+            )
+    chosen = {"none": None, "VAT": 2, "better": None}
+    reproduce.show(study, chosen, tmp_path)
+    # errors 40, 30, 50, beside 40, 10, 50 of the first: differences 0, 20, 0
+    assert (tmp_path / "table.md").read_text().splitlines()[4] == "| better | – | 40.00 ± 10.00 | – | +6.67 ± 11.55, 0/3 | 0.200 | 4 |"
+    (tmp_path / "test" / "none" / "1" / "metrics.json").unlink()
+    reproduce.show(study, chosen, tmp_path)
+    assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| better | – | not run |")
+    assert "better" not in [m.name for m in study.trained]
+
+
 def test_a_method_that_lacks_a_seed_is_not_run(reproduce, study, tmp_path):
     chosen = {"none": None, "VAT": 2}
     for seed in study.seeds:
