@@ -93,7 +93,7 @@ def diagnostics() -> list[wr.interface.Panel]:
 
 def figures() -> list[wr.interface.Panel]:
     """What the runs drew."""
-    names = ("perturbations", "plane", "kl", "confusion", "class_error", "reliability", "curves")
+    names = ("perturbations", "features", "plane", "kl", "confusion", "class_error", "reliability", "curves")
     return [wr.MediaBrowser(title=name.replace("_", " "), media_keys=[f"figures/{name}"], num_columns=2) for name in names]
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import runs
+from overrides import quoted
 from vat import VAT, Step
 from vat.data.loader import as_input
 from vat.data.mnist import MNIST
@@ -52,7 +53,7 @@ TRAINING = {  # overrides of the training, and how many examples are looked at
 }
 SHARED = ["data=mnist", "data.num_labeled=1000", "data.steps_per_epoch=100000", "logger=none", "test=none"]
 STATES = {
-    "initialisation": None,
+    "initialisation": [],  # of which nothing is trained
     "supervised": ["regularizer=none"],
     "VAT": ["vat.eps=2", "vat.direction=random_margin"],
 }
@@ -129,8 +130,8 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
     place = folder.resolve() / "runs" / f"{name}-{kind}"
     if not (place / runs.METRICS).exists():
         device = ["trainer=gpu"] if torch.cuda.is_available() else []
-        command = [sys.executable, str(ROOT / "src" / "train.py"), *SHARED, *device, *TRAINING[name][0], *(STATES[kind] or [])]
-        subprocess.run([*command, f"hydra.run.dir={place}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        command = [sys.executable, str(ROOT / "src" / "train.py"), *SHARED, *device, *TRAINING[name][0], *STATES[kind]]
+        subprocess.run([*command, f"hydra.run.dir={quoted(place)}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     checkpoint = place / "checkpoints" / "last.ckpt"
     if state != "initialisation":
         return runs.load_network(checkpoint), place

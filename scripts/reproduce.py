@@ -28,6 +28,10 @@ from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from overrides import quoted
+
 CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
@@ -294,7 +298,6 @@ def refuse_impossible(study: Study) -> None:
     Raises:
         SystemExit: names the method, and says what Hydra says.
     """
-    sys.path.insert(0, str(ROOT / "src"))
     from hydra import compose, initialize_config_dir  # here, as they take seconds that a table without overrides need not wait for
     from hydra.errors import HydraException
 
@@ -333,11 +336,12 @@ def run(
             *method.overrides,
             *extra,
         ]
-        command += [f"seed={','.join(map(str, missing))}", f"hydra.sweep.dir={where}", "hydra.sweep.subdir=${seed}"]
+        command += [f"seed={','.join(map(str, missing))}", f"hydra.sweep.dir={quoted(where)}", "hydra.sweep.subdir=${seed}"]
         command += [] if value is None else [f"{method.tuned}={value}"]
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("a") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts")}  # for mixtures.py
+            path = os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])  # the first for mixtures.py
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
             subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
 
     try:

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from overrides import quoted
 from vat.plots import study_figure
 
 RADII = {"digits": ("eps.l2=[1,2]", "eps.linf=[0.125,0.25]"), "mnist": ("eps.l2=[2]", "eps.linf=[0.15]")}
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="evaluations at a time, of one thread each")
     parser.add_argument("--figure", type=Path, help="the file of the figure; robustness.png beside the first table if not given")
     arguments = parser.parse_intermixed_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: must be at least 1")
     overrides = [word for word in arguments.tables if "=" in word]
     folders = [arguments.folder / word for word in arguments.tables if "=" not in word]
     if not folders:
@@ -94,10 +97,10 @@ def evaluate(paths: Sequence[Path], settings: Sequence[str]) -> list[dict[str, A
     Raises:
         SystemExit: it failed.
     """
-    subjects = ",".join(f"'{path.resolve()}'" for path in paths)
+    subjects = ",".join(quoted(path.resolve()) for path in paths)
     log = paths[0].parents[2] / "evaluation"
     command = [sys.executable, str(ROOT / "src" / "evaluate.py"), "-m", f"ckpt_path={subjects}", *settings]
-    command += [f"hydra.sweep.dir='{log.resolve()}'", "hydra.sweep.subdir=."]
+    command += [f"hydra.sweep.dir={quoted(log.resolve())}", "hydra.sweep.subdir=."]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: {paths[0].parents[2]} could not be evaluated: {done.stderr.strip().splitlines()[-1]}")

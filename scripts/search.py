@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30, help="trials in all, those of earlier calls included")
     parser.add_argument("--folder", type=Path, help="for the study and its runs; follows from the overrides where it is not given")
     arguments = parser.parse_intermixed_args()
+    if arguments.trials < 1:
+        parser.error(f"--trials {arguments.trials}: must be at least 1")
     schema.register()
     signal.signal(signal.SIGTERM, _end)  # so that the run at work is ended, too
     with runs.readable_errors():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import report
 from targets import refuse_foreign
-from vat import VAT, RandomPerturbation
-from vat.diagnosis import diagnose, interpretation
+from vat import VAT
+from vat.diagnosis import diagnose, interpretation, looks_for_r
 from vat.step import Key
 
 EXAMPLES = 512
@@ -40,7 +40,7 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
     """
     refuse_foreign(config["regularizers"], allowed=allow_targets)
     for regularizer in instantiate(config["regularizers"], _convert_="all"):
-        if isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation):
+        if looks_for_r(regularizer):
             regularizer.num_updates = regularizer.eps_steps
             return regularizer
     return None
@@ -69,8 +69,9 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: V
 def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
     """Write the report as JSON, and print it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
     direction = getattr(vat.direction, "__name__", str(vat.direction))
+    judged = {"direction": direction, "eps": vat.current_eps, "unit": unit}
+    path.write_text(json.dumps({**judged, **found}, indent=1) + "\n")
     table = Table(show_header=False, title=f"Direction {direction}, ε = {vat.current_eps:g} ({unit}), {found['examples']} examples")
     for name, words in WORDS.items():
         if name in found["mean"]:

@@ -38,6 +38,7 @@ from vat import VAT, plots, robustness
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
+from vat.data.splits import evenly
 from vat.functional import NORMS, by_name
 from vat.loggers import finish_wandb
 
@@ -119,11 +120,6 @@ def subject(cfg: DictConfig) -> Subject:
     rows = rows if cfg.limit is None else evenly(rows, cfg.limit)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return Subject(network, record, data, rows, run, device)
-
-
-def evenly(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly spread: some sets are sorted by class."""
-    return rows if len(rows) <= most else rows[torch.arange(most) * len(rows) // most]
 
 
 def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
@@ -302,7 +298,7 @@ def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
         return None
     norm, ordered = next(iter(radii.items()))
     eps = ordered[len(ordered) // 2]
-    x, y = next(iter(of.batches(len(of.rows) if len(of.rows) < 200 else 200)))
+    x, y = next(iter(of.batches(200)))
     x, y = x.to(of.device), y.to(of.device)
     with robustness.evaluating(of.network):
         x, y = (value[predictions(of.network, x) == y] for value in (x, y))

@@ -110,10 +110,10 @@ def description(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def examples(record: dict[str, Any], number: int = 16) -> Tensor:
-    """Random inputs within the bounds, on which predictions are compared."""
+def examples(record: dict[str, Any]) -> Tensor:
+    """Sixteen random inputs within the bounds, on which predictions are compared."""
     low, high = record.get("bounds") or (-2.0, 2.0)
-    shape = (number, *record["input_shape"])
+    shape = (16, *record["input_shape"])
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 

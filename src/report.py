@@ -146,10 +146,10 @@ def _examples(record: dict[str, Any]) -> str:
     return f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test"
 
 
-def _mistakes(counts: Tensor, class_names: Sequence[str], most: int = 3) -> str:
-    """The commonest ways to be wrong, as shares of the class that was missed."""
+def _mistakes(counts: Tensor, class_names: Sequence[str]) -> str:
+    """The three commonest ways to be wrong, as shares of the class that was missed."""
     wrong = counts.clone().fill_diagonal_(0)
-    number, place = wrong.flatten().topk(min(most, wrong.numel()))
+    number, place = wrong.flatten().topk(min(3, wrong.numel()))
     pairs = [(n, *divmod(p, len(counts))) for n, p in zip(number.tolist(), place.tolist(), strict=True) if n]
     return ", ".join(f"{class_names[a]} for {class_names[b]} {100 * n / int(counts[a].sum()):.1f} %" for n, a, b in pairs) or "none"
 

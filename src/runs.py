@@ -26,7 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from checkpoints import newest_whole, read_checkpoint
-from targets import refuse_foreign
+from targets import names_any, refuse_foreign
 from vat.data.datamodule import ResidentDataModule
 from vat.data.own import OwnData
 from vat.models import Normalize
@@ -267,8 +267,9 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
         for key, kind in DESCRIBED.items():
             if not isinstance(record[key], kind):
                 raise TypeError(f"{key} is {record[key]!r}")
-        with torch.device("meta"):  # first without memory, of which a record may name more than there is
-            make_network(DictConfig(model), record).load_state_dict(state, assign=True)
+        if not names_any(model, allow_targets):  # a constructor of the user's own may read values, as of a schedule it computes
+            with torch.device("meta"):  # first without memory, of which a record may name more than there is
+                make_network(DictConfig(model), record).load_state_dict(state, assign=True)
         network = make_network(DictConfig(model), record)
         network.load_state_dict(state)
     return network.eval()

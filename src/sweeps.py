@@ -32,6 +32,7 @@ import page
 import report
 import runs
 from checkpoints import newest_whole
+from overrides import quoted
 from vat.plots import sweep_figure
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
 
 def command(overrides: Iterable[str], folder: Path, start: Path | None = None) -> list[str]:
     """The command of a single run in `folder`, which goes on from the checkpoint `start`."""
-    words = [*(word for word in overrides if not word.startswith("sweep=")), f"hydra.run.dir={_quoted(folder)}"]
-    words += [] if start is None else [f"ckpt_path={_quoted(start)}"]
+    words = [*(word for word in overrides if not word.startswith("sweep=")), f"hydra.run.dir={quoted(folder)}"]
+    words += [] if start is None else [f"ckpt_path={quoted(start)}"]
     return [sys.executable, str(Path(__file__).with_name("train.py")), *words]
 
 
@@ -132,10 +133,6 @@ def _passing_on_sigterm(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         yield came
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 # --------------------------------------------------------------------------------------------------------------- summary

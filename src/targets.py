@@ -40,6 +40,11 @@ def refuse_foreign(node: Any, *, allowed: Sequence[str] = (), typed: Sequence[st
             )
 
 
+def names_any(node: Any, packages: Sequence[str]) -> bool:
+    """Whether some target of a configuration, as in `refuse_foreign`, is in one of the packages."""
+    return any(key == "_target_" and _within(str(value), package) for key, value in _leaves(node) for package in packages)
+
+
 def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
     """Every value that is no dictionary or list, with the key it stands under."""
     if isinstance(node, dict):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -310,6 +311,7 @@ def test_the_first_floating_tensor_is_the_input_and_the_first_of_integers_of_its
     assert found[0] is x
     assert found[1] is y
     assert first_tensors(x) == (x, None)
+    assert first_tensors(UserDict(x=x, y=y)) == (x, y)  # as a tokeniser's batch
     with pytest.raises(ValueError, match=r"no tensor of a floating dtype.*inputs="):
         first_tensors((y, other))
 

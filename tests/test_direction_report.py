@@ -53,7 +53,7 @@ def test_what_is_abnormal_is_written_and_printed_in_words(tmp_path, capsys):
     found = direction_report.measure(network(), batches(), vat, seed=0, device=CPU)
     path = tmp_path / "evaluation" / "direction.json"
     direction_report.show(found, vat, "pixels", path)
-    assert json.loads(path.read_text()) == found
+    assert json.loads(path.read_text()) == {"direction": "random_margin", "eps": 1e-4, "unit": "pixels", **found}
     printed = capsys.readouterr().out
     assert "eps is too small to matter" in " ".join(printed.split())
     assert "ε = 0.0001 (pixels)" in printed

@@ -46,6 +46,13 @@ def test_every_figure_is_drawn_at_the_end(job, overrides, own):
     assert drawn(ran.folder) <= figures.CAPTIONS.keys()
 
 
+def test_the_random_control_is_not_drawn_as_vat(job, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "draw", lambda network, data, part, vat: seen.append(vat) or {})
+    job("figures=0", "regularizer=random_perturbation", *MOONS, "trainer.max_steps=1", "data.steps_per_epoch=1")
+    assert [type(vat) for vat in seen] == [VAT]
+
+
 @pytest.mark.usefixtures("fast")
 def test_figures_at_an_interval_are_drawn_at_the_validation_after_it(job):
     ran = job("figures=4", *MOONS, "trainer.max_steps=9", "trainer.val_check_interval=1", "data.steps_per_epoch=3", "test=none")

@@ -1,12 +1,14 @@
 """The tables: chosen on validation, gone on with where they were interrupted, summarised as said."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import scripts
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
 
@@ -31,7 +33,7 @@ def leave(folder, *, lr=1.0, **metrics):
 def pretend_training(monkeypatch, reproduce, commands, accuracy=lambda place, seed: 0.5):
     def run(command, **_):
         commands.append(command)
-        where = Path(next(word for word in command if word.startswith("hydra.sweep.dir=")).split("=")[1])
+        where = Path(next(word for word in command if word.startswith("hydra.sweep.dir=")).split("=")[1].strip("'"))
         seeds = next(word for word in command if word.startswith("seed=")).split("=")[1].split(",")
         for seed in map(int, seeds):
             value = accuracy(where.name, seed)
@@ -61,6 +63,19 @@ def test_only_what_is_missing_is_trained(reproduce, study, tmp_path, monkeypatch
     assert all({"-m", "data=digits", "regularizer=vat", "test=none"} <= set(command) for command in commands)
     reproduce.run(study, blocks, tmp_path, jobs=1)
     assert len(commands) == 2
+
+
+def test_jobs_find_the_users_packages_and_folders_of_any_name(reproduce, study, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, env, **_: given.append((command, env)))
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    with pytest.raises(SystemExit):
+        reproduce.run(study, [(study.methods[0], range(1), (None,), ())], tmp_path / "größe, (old)", jobs=1)
+    ((command, env),) = given
+    assert env["PYTHONPATH"].split(os.pathsep)[1:] == ["theirs"]
+    (folder,) = [word for word in command if word.startswith("hydra.sweep.dir=")]
+    (override,) = OverridesParser.create().parse_overrides([folder])
+    assert override.value() == str(tmp_path / "größe, (old)" / "none")
 
 
 def test_a_job_that_leaves_no_metrics_is_named(reproduce, study, tmp_path, monkeypatch):

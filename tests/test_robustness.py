@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vat import robustness
-from vat.attacks import APGD, FGM, PGD, Attack, RandomNoise, Square
+from vat.attacks import APGD, FGM, PGD, Attack, AutoAttack, RandomNoise, Square
 from vat.robustness import corrupt, corruptions, evaluate
 
 CENTRES = torch.tensor([[-1.0, 0.0, 0.0, 0.5], [1.0, 0.0, 0.0, 0.5], [0.0, 1.5, 0.0, -0.5]])
@@ -162,6 +162,14 @@ def test_a_cascade_has_the_same_worst_case(honest):
 
 def test_a_masked_network_is_flagged_in_a_cascade_too():
     assert {"black_box_l2", "black_box_linf"} <= measured(Quantised(), cascade=True)["warnings"].keys()
+
+
+def test_what_an_ensemble_fells_without_gradients_is_not_put_down_to_them():
+    class Ensemble(Square):
+        white_box = AutoAttack.white_box
+
+    found = measured(Quantised(), attacks=(*ATTACKS[:-1], Ensemble(queries=40), ATTACKS[-1]))
+    assert {"black_box_l2", "black_box_linf"} <= found["warnings"].keys()
 
 
 def test_an_eps_of_zero_leaves_the_clean_accuracy():

@@ -474,6 +474,8 @@ class AutoAttack(Attack):
         ValueError: `pyautoattack` is not installed.
     """
 
+    white_box = None  # Square uses no gradient
+
     def __init__(self) -> None:
         if importlib.util.find_spec("pyautoattack") is None:
             raise ValueError("attack=autoattack takes pyautoattack, not installed here: pip install pyautoattack==0.2.0")

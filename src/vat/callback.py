@@ -182,7 +182,7 @@ class _Regularized:
 def _tensors(batch: Any) -> Iterable[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, dict):
+    elif isinstance(batch, Mapping):
         for value in batch.values():
             yield from _tensors(value)
     elif isinstance(batch, list | tuple):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,16 @@ from torch.autograd import grad
 
 from vat.directions import margin, random_margin
 from vat.functional import L2, Divergence, Norm, wide
-from vat.regularizers.vat import VAT
+from vat.regularizers import VAT, RandomPerturbation
 from vat.step import Key, Step
 
 FLAT = 1e-5
 """Nats below which a penalty teaches nothing."""
+
+
+def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
+    """Whether it is a `VAT` that can be judged: `RandomPerturbation`, its control, looks for nothing."""
+    return isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation)
 
 
 def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vat import VAT, history, plots
 from vat.data.datamodule import EVALUATION_BATCH_SIZE, ROWS_WITH_GRAPH
 from vat.data.loader import EvalLoader, as_input
+from vat.data.splits import evenly
+from vat.diagnosis import looks_for_r
 from vat.functional import probabilities
 from vat.precision import full_precision
 from vat.step import Key, Step, is_divided
@@ -72,7 +74,7 @@ class Figures(pl.Callback):
         if not (trainer.is_global_zero or is_divided(pl_module.network)):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        vat = next((r for r in pl_module.regularizers.values() if isinstance(r, VAT) and r.current_eps > 0), None)
+        vat = next((r for r in pl_module.regularizers.values() if looks_for_r(r) and r.current_eps > 0), None)
         vat = vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True)
         figures = draw(pl_module.network, data, part, vat)
         if not trainer.is_global_zero:
@@ -101,13 +103,13 @@ def draw(network: nn.Module, data: Any, part: Literal["validation", "test"] | st
         part: of `data.split`.
         vat: what finds r.
     """
-    rows = _spread(getattr(data.split, part), MOST_EXAMPLES)
+    rows = evenly(getattr(data.split, part), MOST_EXAMPLES)
     loader = EvalLoader(data.x, data.y, rows, batch_size=EVALUATION_BATCH_SIZE)
     found = [(probabilities(network(x)).cpu(), y.cpu()) for x, y in loader]
     chances, y = (torch.cat(parts) for parts in zip(*found, strict=True))
     counts = torch.bincount(y * data.num_classes + chances.argmax(1), minlength=data.num_classes**2).view(2 * [data.num_classes])
     return {
-        **_perturbations(network, data, _spread(rows, MOST_PERTURBED), vat),
+        **_perturbations(network, data, evenly(rows, MOST_PERTURBED), vat),
         "confusion": plots.confusion_figure(counts, data.class_names),
         "class_error": plots.class_error_figure(counts, data.class_names),
         "reliability": plots.reliability_figure(chances, y),
@@ -137,8 +139,3 @@ def _perturbations(network: nn.Module, data: Any, rows: Tensor, vat: VAT) -> Map
         names = (data.preparation or {}).get("columns") or [f"feature {i}" for i in range(x.shape[1])]
         figures["features"] = plots.feature_figure(r, names=names, eps=eps)
     return figures
-
-
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly spaced: some sets are sorted by class."""
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).round().long()]

@@ -93,9 +93,9 @@ def _points(panel: Axes, z: Tensor, y: Tensor) -> None:
 
 
 def perturbation_figure(
-    x: Tensor, r: Tensor, before: Tensor, after: Tensor, kl: Tensor, y: Tensor, *, class_names: Sequence[str], eps: float, columns: int = 8
+    x: Tensor, r: Tensor, before: Tensor, after: Tensor, kl: Tensor, y: Tensor, *, class_names: Sequence[str], eps: float
 ) -> Figure:
-    """Images with their r, perturbed, and what the network says of both: from the least to the most moved.
+    """Up to eight images with their r, perturbed, and what the network says of both: from the least to the most moved.
 
     Args:
         x: images (N, C, H, W) of one or three channels.
@@ -106,23 +106,12 @@ def perturbation_figure(
         y: labels (N,).
         class_names: of the classes.
         eps: length of r, for the title.
-        columns: examples that are shown, at evenly spaced ranks of `kl`.
     """
     order = kl.argsort()
-    chosen = order[torch.linspace(0, len(order) - 1, min(columns, len(order))).round().long()]
-    low, high = float(x[chosen].amin()), float(x[chosen].amax())
-    reach = float(r[chosen].abs().amax()) or 1.0
+    chosen = order[torch.linspace(0, len(order) - 1, min(8, len(order))).round().long()]
     figure = _figure(1.3 * len(chosen) + 0.9, 5.6)
-    axes = figure.subplots(3, len(chosen), squeeze=False)
+    axes, reach = _perturbed(figure, x[chosen], r[chosen], None)
     for column, i in enumerate(chosen.tolist()):
-        for row, picture in enumerate((x[i], r[i], x[i] + r[i])):
-            panel = axes[row, column]
-            if row == 1:  # its sign matters: white is 0
-                panel.imshow(_picture((picture / reach + 1) / 2), cmap="PuOr_r", vmin=0, vmax=1, interpolation="nearest")
-            else:
-                panel.imshow(_picture((picture - low) / ((high - low) or 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-            panel.spines[:].set_visible(False)
         for row, chances in ((0, before), (2, after)):
             said = int(chances[i].argmax())
             right = said == int(y[i])
@@ -190,14 +179,14 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability_figure(chances: Tensor, y: Tensor, *, bins: int = 15) -> Figure:
+def reliability_figure(chances: Tensor, y: Tensor) -> Figure:
     """Is the network as often right as it claims to be? Accuracy against confidence, and how often each confidence occurs.
 
     Args:
         chances: probabilities (N, classes).
         y: labels (N,).
-        bins: of equal width, as the calibration error has them.
     """
+    bins = 15  # of equal width, as the calibration error has them
     confidence, said = chances.max(1)
     right = (said == y).to(confidence.dtype)
     edges = torch.linspace(0, 1, bins + 1)
@@ -425,6 +414,25 @@ def _natural(label: str) -> list[tuple[int, float, str]]:
     return [(0, float(part), "") if _is_number([part]) else (1, 0.0, part) for part in label.split()]
 
 
+def _perturbed(figure: Figure, x: Tensor, r: Tensor, bounds: tuple[float, float] | None) -> tuple[Any, float]:
+    """Panels of images (N, C, H, W), of r, and of their sum, a column each; and the largest |r|, which has the full colour.
+
+    Black and white are the bounds, or the least and greatest value of the images.
+    """
+    low, high = bounds or (float(x.amin()), float(x.amax()))
+    reach = float(r.abs().amax()) or 1.0
+    panels = figure.subplots(3, len(x), squeeze=False)
+    for row, pictures in enumerate((x, r, x + r)):
+        for panel, picture in zip(panels[row], pictures, strict=True):
+            if row == 1:  # its sign matters: white is 0
+                panel.imshow(_picture((picture / reach + 1) / 2), cmap="PuOr_r", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                panel.imshow(_picture((picture - low) / ((high - low) or 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+    return panels, reach
+
+
 def _picture(image: Tensor) -> Tensor:
     """(C, H, W) as matplotlib takes it: (H, W) of one channel, else (H, W, 3)."""
     image = image.float().clamp(0, 1)
@@ -479,24 +487,16 @@ def adversarial_figure(
         x: images (N, C, H, W) of one or three channels.
         adversarial: what they were changed to, likewise.
         names: of the class of each, and of the class it is taken for.
-        bounds: black and white; the least and greatest value shown if None.
+        bounds: black and white; the images' least and greatest value if None.
         title: of the figure.
     """
-    low, high = bounds or (float(min(x.min(), adversarial.min())), float(max(x.max(), adversarial.max())))
-    change = adversarial - x
-    largest = float(change.abs().max()) or 1.0
-    rows = [(x - low) / (high - low), 0.5 + change / (2 * largest), (adversarial - low) / (high - low)]
-    figure = Figure(figsize=(1.3 * len(x) + 0.4, 4.6), layout="constrained")
-    panels = figure.subplots(3, len(x), squeeze=False)
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images.clamp(0, 1)):
-            panel = panels[row, column]
-            panel.imshow((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy(), cmap="gray", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
+    figure = _figure(1.3 * len(x) + 0.4, 4.6)
+    panels, largest = _perturbed(figure, x, adversarial - x, bounds)
     for column, (true, taken) in enumerate(names):
         panels[0, column].set_title(true, fontsize=9)
         panels[2, column].set_title(taken, fontsize=9)
-    figure.suptitle(f"{title}: image and class, perturbation (grey is none, full scale ±{largest:.2g}), result and prediction", fontsize=9)
+    sign = "orange +, " if x.shape[1] == 1 else ""
+    figure.suptitle(f"{title}: image and class, perturbation ({sign}full scale ±{largest:.2g}), result and prediction", fontsize=9)
     return figure
 
 

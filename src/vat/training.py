@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vat.diagnosis import interpretation
-from vat.regularizers import VAT, RandomPerturbation, Regularizer
+from vat.diagnosis import interpretation, looks_for_r
+from vat.regularizers import Regularizer
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
 def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> None:
     """Warn, in words, where the diagnostics that were logged last say that a `VAT` does not work; its names are those in the logs."""
     for name, regularizer in regularizers.items():
-        if isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation) and trainer.is_global_zero:
+        if looks_for_r(regularizer) and trainer.is_global_zero:
             prefix = f"train/{name}/"
             values = {k.removeprefix(prefix): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
             for sentence in interpretation(values):

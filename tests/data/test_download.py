@@ -103,7 +103,7 @@ def test_when_no_mirror_is_right_one_error_says_why_and_what_to_do(mirror, tmp_p
         f"{mirror}/broken: the transfer broke off after {len(PACKED) // 2} of {len(PACKED)} bytes",
         f"{mirror}/unsized: sends a file of digest",
         f"Put the file there yourself, from {mirror}/absent or {mirror}/wrong",
-        "point data_dir to a folder that holds it",
+        "data.data_dir, or VAT_DATA_DIR, moves that folder",
     ):
         assert part in message
     assert whole_or_absent(tmp_path) == []

@@ -162,6 +162,11 @@ def test_labels_can_be_restricted_to_classes_other_than_those_of_the_pool(small)
         assert torch.bincount(data.y[rows]).tolist() == [0, 0, each, each, 0, each, 0, 0, 0, each]
 
 
+def test_a_class_with_too_few_examples_is_called_by_its_own_number(small):
+    with pytest.raises(ValueError, match="asks for 24 examples of class 2, which has 16"):
+        small(labeled_classes=[2, 5], num_labeled=32, imbalance=3.0)
+
+
 @pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])
 def test_no_class_at_all_is_refused(small, option):
     with pytest.raises(ValueError, match=rf"{option} must name a class, or be null for all; got \[\]"):

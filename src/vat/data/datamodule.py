@@ -120,10 +120,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             ValueError: If the settings cannot be met.
         """
         candidates, validation, test = (restricted(rows, y, self.labeled_classes) for rows in (pool, validation, test))
-        labels = y[candidates]
-        if self.labeled_classes is not None:
-            labels = labels.unique(return_inverse=True)[1]  # a balanced subset takes 0..C-1 for classes that all have examples
-        chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance)
+        labels, numbers = y[candidates], None
+        if self.labeled_classes is not None:  # a balanced subset takes 0..C-1 for classes that all have examples
+            numbers, labels = labels.unique(return_inverse=True)
+        chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance, numbers=numbers)
         labeled = candidates[chosen]
         unlabeled = restricted(pool if extra is None else torch.cat([pool, extra]), y, self.unlabeled_classes)
         if self.unlabeled_classes is not None:

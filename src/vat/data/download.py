@@ -163,5 +163,5 @@ def _instructions(file: PublishedFile, folder: Path, faults: Sequence[str]) -> s
     addresses = " or ".join(file.urls)
     return (
         f"{file.name} is not in {folder.absolute()}, and was not downloaded:\n{tried}\n"
-        f"Put the file there yourself, from {addresses} (digest {file.digest}), or point data_dir to a folder that holds it."
+        f"Put the file there yourself, from {addresses} (digest {file.digest}); data.data_dir, or VAT_DATA_DIR, moves that folder."
     )

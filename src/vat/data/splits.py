@@ -100,7 +100,15 @@ def grouped_parts(labels: Tensor, groups: Tensor, sizes: Sequence[int], *, seed:
     return [torch.nonzero(part_of[group] == p).flatten() for p in range(len(sizes))]
 
 
-def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, seed: int, imbalance: float = 1.0) -> Tensor:
+def labeled_subset(
+    labels: Tensor,
+    num_labeled: int | None,
+    *,
+    balanced: bool,
+    seed: int,
+    imbalance: float = 1.0,
+    numbers: Sequence[int] | Tensor | None = None,
+) -> Tensor:
     """Rows of the examples whose labels training may see.
 
     With one seed the smaller of two subsets lies within the larger, so that a curve over the number of labels is paired (under an
@@ -114,6 +122,7 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
         seed: Determines the subset, with the other arguments; the global generator is neither read nor moved.
         imbalance: How many times as many examples class 0 has as the last class, where the numbers fall by one factor from class to
             class (Cui et al., arXiv 1901.05555); 1 for the same number from each. Needs `balanced`.
+        numbers: What an error calls the classes, where `labels` count within some of them; shape (C,).
 
     Returns:
         Ascending row numbers into `labels`, int64 on the CPU.
@@ -141,8 +150,9 @@ def labeled_subset(labels: Tensor, num_labeled: int | None, *, balanced: bool, s
     chosen = []
     for c, (rows, wanted) in enumerate(zip(_shuffled_classes(labels, generator), counts, strict=True)):
         if len(rows) < wanted:
+            called = c if numbers is None else int(numbers[c])
             raise ValueError(
-                f"num_labeled={num_labeled} asks for {wanted} examples of class {c}, which has {len(rows)}. "
+                f"num_labeled={num_labeled} asks for {wanted} examples of class {called}, which has {len(rows)}. "
                 "Ask for fewer labels or set balanced=False."
             )
         chosen.append(rows[:wanted])
@@ -240,3 +250,8 @@ def _checked(labels: Tensor) -> Tensor:
     if labels.min() < 0:
         raise ValueError(f"labels must be classes 0..C-1; got {int(labels.min())} in row {int(labels.argmin())}")
     return labels.cpu()
+
+
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly spread: some sets are sorted by class."""
+    return rows if len(rows) <= most else rows[torch.arange(most) * len(rows) // most]
