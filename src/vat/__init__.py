@@ -3,7 +3,8 @@
     vat = VAT(eps=2.0)
     loss = F.cross_entropy(model(x), y) + vat(model, x)
 
-The core needs torch alone. `vat.callback`, `vat.classifier` and `vat.data` need Lightning and are imported by name.
+The core needs torch alone. `vat.callback`, `vat.classifier`, the data modules of `vat.data` and what draws and logs need Lightning and
+more, and are imported by name.
 """
 
 from vat.regularizers import (

@@ -40,7 +40,7 @@ def read_table(path: Path, *, label: str | None, group: str | None, features: Se
     """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV or Parquet file these two columns, and the others
     as features, or those that `features` names in its order. Without a `label` none is known.
 
-    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string or, in a CSV or Parquet file, NaN.
+    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string, or NaN, which is no number in a .npz but the word.
     Where a .npz holds `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
 
     Raises:

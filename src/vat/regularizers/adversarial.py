@@ -18,7 +18,7 @@ class Adversarial(Regularizer):
         eps: radius ε, in the units of the tensor that is handed in.
         norm: of r: "l2", "linf", or a `vat.functional.Norm`.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     needs_labels = True

@@ -24,7 +24,7 @@ class ClassBalance(Regularizer):
     Args:
         prior: frequency of each class, up to a common factor; all alike if None.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
         fade_out: optimizer step at which the weight has fallen linearly to 0, where it stays; 0 for never.
 
     Raises:

@@ -12,7 +12,7 @@ class Entropy(Regularizer):
 
     Args:
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     differentiates_clean_pass = True

@@ -21,7 +21,7 @@ class MeanTeacher(Regularizer):
     Args:
         decay: of the moving average; the first steps use min(1 - 1 / (t + 1), decay), so that the start is forgotten.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     needs_view = True

@@ -15,7 +15,7 @@ class PiModel(Regularizer):
 
     Args:
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     needs_view = True

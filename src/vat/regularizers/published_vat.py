@@ -25,7 +25,7 @@ class PublishedVAT(Regularizer):
         move_statistics: every pass moves the running statistics of batch norm, as an ordinary call does.
         adversarial_entropy: weight of the entropy of the perturbed predictions, which is then part of the penalty.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     def __init__(

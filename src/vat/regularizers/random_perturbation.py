@@ -12,7 +12,7 @@ class RandomPerturbation(VAT):
         norm: of r, as for `VAT`.
         divergence: as for `VAT`.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     def __init__(

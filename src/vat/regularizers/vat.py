@@ -36,7 +36,7 @@ class VAT(Regularizer):
         eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
         eps_steps: optimizer steps over which it does. A loop of your own calls `on_optimizer_step_end` after each step.
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises from 0.
+        ramp_up: optimizer steps over which the weight rises.
     """
 
     def __init__(
