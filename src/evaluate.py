@@ -13,7 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,9 @@ def subject(cfg: DictConfig) -> Subject:
     data.setup()
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)
-    if not cfg.get("data"):
+    if cfg.get("data"):
+        refuse_training_examples(checkpoint, data, path, allow_targets=cfg.allow_targets)
+    else:
         refuse_changed_data(record, data, path)
     for key in ("batch_size", "limit"):
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
@@ -148,8 +150,9 @@ def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: P
     refuse_other_columns(trained, own, path)
     if own != trained:
         assert isinstance(data.x, Tensor)  # features are not streamed
-        mean, std, trained_mean, trained_std = (torch.tensor(of[key]) for of in (own, trained) for key in ("mean", "std"))
-        data.x = (data.x * std + mean - trained_mean) / trained_std
+        values = (torch.tensor(of[key], dtype=torch.float64) for of in (own, trained) for key in ("mean", "std"))
+        mean, std, trained_mean, trained_std = values
+        data.x = ((data.x.double() * std + mean - trained_mean) / trained_std).float()
 
 
 def preparation(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -180,6 +183,27 @@ def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: 
         raise ValueError(
             f"{path} was trained on other data: the files have changed since, so that examples of its training may be among those to test. "
             "Put the old ones back, or name data that it has not seen by data=..."
+        )
+
+
+def refuse_training_examples(
+    checkpoint: dict[str, Any], data: ResidentDataModule, path: Path, *, allow_targets: Sequence[str] = ()
+) -> None:
+    """Of the set that the network was trained on, divided otherwise, no example of its training is tested.
+
+    Raises:
+        ValueError: some are.
+    """
+    record = checkpoint["record"]
+    if record.get("data") != runs.data_digest(data) or record.get("split") == data.split.digest:
+        return
+    trained = instantiate(runs.data_of(checkpoint, path, allow_targets=allow_targets), _convert_="all")
+    trained.setup()
+    seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
+    if number := int(torch.isin(data.split.test, seen).sum()):
+        raise ValueError(
+            f"{path} was trained on {number} of the {len(data.split.test)} examples to test, as these data are its own, divided otherwise: "
+            "leave out data=..., or divide them as they were"
         )
 
 

@@ -8,7 +8,20 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from vat.attacks import APGD, FGM, PGD, AutoAttack, RandomNoise, Square, Threat, Transfer, logit_difference, predictions, scaled_difference
+from vat.attacks import (
+    APGD,
+    FGM,
+    PGD,
+    AutoAttack,
+    RandomNoise,
+    Square,
+    Threat,
+    Transfer,
+    _Ascent,
+    logit_difference,
+    predictions,
+    scaled_difference,
+)
 from vat.functional import NORMS
 from vat.robustness import evaluating
 
@@ -297,3 +310,44 @@ def test_autoattack_is_hardly_stronger_than_the_projects_own(digits, norm, eps):
         theirs = standing(AutoAttack(), network, x, y, threat)
     assert own.sum() - theirs.sum() <= 0.005 * len(x)
     assert theirs.sum() < 0.8 * len(x)
+
+
+def test_each_restart_begins_elsewhere():
+    def hump(x):  # downhill from 0 leads away from the only boundary, at -0.6
+        p = x[:, 0]
+        f = torch.where(p < -0.3, p + 0.6, 1 - 0.2 * p)
+        return torch.stack([torch.zeros_like(f), f], 1)
+
+    x, y, threat = torch.zeros(64, 1), torch.ones(64, dtype=torch.long), Threat(NORMS["l2"], 1.0)
+    assert standing(PGD(steps=5), hump, x, y, threat).all()
+    assert not standing(PGD(steps=5, restarts=12), hump, x, y, threat).any()
+
+
+def test_targets_are_the_likeliest_other_classes_in_turn():
+    aims = []
+
+    def loss(logits, y, target):
+        aims.append(target.tolist())
+        return scaled_difference(logits, y, target)
+
+    w, x = torch.randn(5, 6, generator=seeded()), torch.randn(3, 6, generator=seeded())
+    order = (x @ w.T).argsort(1, descending=True)
+    APGD(steps=4, loss=loss, targets=3)(lambda x: x @ w.T, x, order[:, 0], Threat(NORMS["l2"], 1e-6), seeded())
+    assert aims[::5] == order[:, 1:4].T.tolist()
+
+
+@pytest.mark.parametrize(
+    ("rises", "checked_loss", "halved", "halves"),
+    [(3.0, 2.0, True, True), (4.0, 2.0, False, False), (4.0, 3.0, False, True), (4.0, 3.0, True, False)],
+    ids=["too few rises", "enough rises", "stuck", "stuck, halved at the last check"],
+)
+def test_apgd_halves_its_step_and_returns_to_the_best_point(rises, checked_loss, halved, halves):
+    # Croce and Hein, arXiv 2003.01690, conditions 1 and 2, with a share of 0.75 of 5 steps
+    one = torch.ones(1, 1)
+    state = _Ascent(
+        *(one, one, torch.zeros(1), one, 2 * torch.ones(1), 5 * one, 7 * one),
+        *(torch.tensor([value]) for value in (3.0, rises, halved, checked_loss)),
+    )
+    after = state.checked(4)
+    found = after.size.item(), after.point.item(), after.gradient.item(), after.rises.item()
+    assert found == ((1.0, 5.0, 7.0, 0.0) if halves else (2.0, 1.0, 1.0, 0.0))

@@ -562,3 +562,32 @@ def test_a_batch_with_several_inputs_is_pointed_out():
 def test_targets_of_another_shape_are_no_inputs(recwarn):
     first_tensors((torch.zeros(4, 5), torch.zeros(4), torch.zeros(4, 1)))
     assert not recwarn.list
+
+
+def test_each_micro_step_and_rank_has_draws_and_rows_of_its_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr("vat.callback.Step", lambda *given, **options: seen.append(options) or Step(*given, **options))
+    position = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=7))
+    trainer = SimpleNamespace(global_rank=1, world_size=2, global_step=2, fit_loop=position)
+    RegularizerCallback(VAT(1.0))._terms(trainer, Plain(), next(iter(batches())), None)
+    (step,) = seen
+    assert (step["start"], step["total"], step["key"].micro_step, step["key"].rank) == (8, 16, 7, 1)
+
+
+def test_a_term_that_is_not_finite_stops_the_run_by_its_name():
+    class Broken(Regularizer):
+        def penalty(self, step):
+            return step.clean.logits.sum() * float("nan")
+
+    with pytest.raises(FloatingPointError, match="broken = nan"):
+        fit(Plain(), RegularizerCallback(Broken()))
+
+
+def test_a_run_after_a_restored_one_starts_anew(tmp_path):
+    fit(Plain(), RegularizerCallback(MeanTeacher()), max_steps=2).save_checkpoint(tmp_path / "two.ckpt")
+    teacher = MeanTeacher()
+    callback = RegularizerCallback(teacher)
+    fit(Plain(), callback, max_steps=3, ckpt_path=tmp_path / "two.ckpt")
+    assert teacher.num_updates == 3
+    fit(Plain(), callback, max_steps=1)
+    assert teacher.num_updates == 1

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation
-from vat.classifier import Classifier
+from vat.classifier import Classifier, CrossEntropy
 from vat.data.datamodule import ROWS_WITH_GRAPH, ResidentDataModule
 from vat.data.loader import ResidentLoader
 from vat.data.splits import Split
@@ -508,3 +508,10 @@ def test_with_mean_teacher_the_teacher_is_evaluated(job):
     teacher = checkpoint["current_model_state"]["regularizers.mean_teacher._extra_state"]["teacher"]
     assert set(teacher) == {name for name, _ in loaded(run.checkpoint).named_parameters()}
     assert_metrics(run.metrics, loaded(run.checkpoint), "val")
+
+
+def test_cross_entropy_is_the_mean_over_examples_and_not_over_batches():
+    metric, logits, y = CrossEntropy(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    metric.update(logits[:4], y[:4])
+    metric.update(logits[4:], y[4:])
+    assert metric.compute().item() == pytest.approx(F.cross_entropy(logits, y).item())

@@ -7,6 +7,7 @@ from torch import nn
 from torch.autograd.functional import hessian
 from torch.nn.functional import cosine_similarity
 
+from vat import VAT
 from vat.directions import DIRECTIONS, ascent, exact, finite_difference, margin, random, random_margin
 from vat.functional import DIVERGENCES, L2, NORMS, Categorical, Divergence
 from vat.step import Key, Step
@@ -456,3 +457,47 @@ def test_finite_differences_say_that_half_precision_makes_them_noise():
         pytest.warns(UserWarning, match="noise in half precision: take direction 'random_margin', 'margin' or 'exact'"),
     ):
         direction("finite_difference", step)
+
+
+@pytest.mark.parametrize("name", ["finite_difference", "ascent", "exact", "margin"])
+def test_what_computed_the_inputs_gets_its_gradient_through_r_too(name):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    vat = VAT(0.5, direction=name, gradient_through_r=True, gradient_through_target=True)
+
+    def loss(scale):  # as of an embedding
+        return vat.term(Step(module, scale * rows(), key=KEY, live=True))
+
+    scale, h = torch.tensor(1.3, dtype=torch.float64, requires_grad=True), 1e-5
+    (g,) = torch.autograd.grad(loss(scale), scale)
+    by_differences = (loss((scale + h).detach()) - loss((scale - h).detach())) / (2 * h)
+    assert g.item() == pytest.approx(by_differences.item(), rel=2e-2)
+
+
+def test_finite_differences_probe_at_a_thousandth_of_the_mean_length():
+    seen = []
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    module.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    x = rows()
+    direction("finite_difference", Step(module, x, key=KEY))
+    lengths = torch.stack([(probed - x).norm(dim=1) for probed in seen]).amax(0)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 1e-3 * x.norm(dim=1).mean()))
+
+
+@pytest.mark.parametrize("lead", [12, 17])
+@pytest.mark.parametrize("whole", [True, False], ids=["half", "autocast"])
+@pytest.mark.parametrize("name", ["exact", "ascent"])
+def test_a_confident_network_in_float16_loses_no_direction(name, whole, lead):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 3))
+    with torch.no_grad():
+        module[2].bias[0] += lead
+    x, draw = rows(16, 40, dtype=torch.float32), rows(16, 40, dtype=torch.float32, seed=2)
+    found = []
+    for dtype in (torch.float16 if whole else torch.float32, torch.float64):
+        step = Step(copy.deepcopy(module).to(dtype), x.to(dtype), key=KEY)
+        step.normal = lambda purpose, one_row=False, dtype=dtype: draw.to(dtype)
+        with torch.autocast("cpu", torch.float16, enabled=dtype is torch.float32):
+            found.append(direction(name, step))
+    assert cosines(*found).median() > 0.99

@@ -293,6 +293,13 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
         main(evaluate, *given, "data=arrays", f"data.train={path}", f"data.test={more}")
         assert len(list((tmp_path / "run" / "evaluation").iterdir())) == number
 
+    for changed in ({"data.split_seed": 1}, {"data.test_share": 0.4}):
+        words = [f"{key}={value}" for key, value in changed.items()]
+        assert "examples to test, as these data are its own" in refused(main, evaluate, *given, "data=arrays", f"data.train={path}", *words)
+    main(evaluate, *given, "data=arrays", f"data.train={path}", "data.num_labeled=20")  # the same parts, fewer labels
+
+    np.savez(path, x=-x, y=y)
+    assert "the files have changed since" in refused(main, evaluate, *given)
     np.savez(path, x=x[1:], y=y[1:])  # a row less moves the split: examples of the training would be tested on
     assert "the files have changed since" in refused(main, evaluate, *given)
 
@@ -555,3 +562,44 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     (tmp_path / "some" / "b.png").write_bytes(b"no image at all")
     assert "b.png cannot be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'some'}", "batch_size=1")
     assert not list(tmp_path.glob("*predictions.csv"))
+
+
+def test_features_are_standardised_by_the_moments_of_training():
+    raw, own, trained = torch.randn(6, 2), ([1.0, 2.0], [2.0, 4.0]), ([5.0, 0.0], [0.5, 3.0])
+    data = SimpleNamespace(preparation=dict(zip(("mean", "std"), own, strict=True)), x=(raw - torch.tensor(own[0])) / torch.tensor(own[1]))
+    evaluate.prepare_as_trained({"preparation": dict(zip(("mean", "std"), trained, strict=True))}, data, Path("x"))
+    torch.testing.assert_close(data.x, (raw - torch.tensor(trained[0])) / torch.tensor(trained[1]))
+
+
+def test_features_far_from_zero_are_predicted_as_they_were_trained_on():
+    record = {
+        "config": {"data": {}},
+        "unit": "standard deviations of each feature",
+        "preparation": {"mean": [1e7 + 3.3], "std": [2.0]},
+        "bounds": None,
+    }
+    x = torch.tensor([[1e7], [1e7 + 7]])
+    torch.testing.assert_close(predict.prepared(x, record, Path("x")), torch.tensor([[-1.65], [1.85]]), rtol=0, atol=1e-6)
+
+
+def test_the_radii_of_both_norms_follow_the_radius_of_lds():
+    data = SimpleNamespace(lds_eps=2.0, input_shape=(1, 8, 8))
+    assert evaluate.default_radii("l2", data) == [0.5, 1, 2, 4]
+    assert evaluate.default_radii("linf", data) == [0.0625, 0.125, 0.25, 0.5]  # of the same length where every pixel moves, halved
+
+
+def test_images_with_their_channels_last_are_predicted():
+    x = torch.rand(2, 3, 5, 5)
+    assert torch.equal(predict._arranged(x.permute(0, 2, 3, 1), (3, 5, 5), Path("x")), x)
+
+
+def test_a_checkpoint_that_was_written_anew_is_evaluated_anew(main, trained, tmp_path):
+    path = tmp_path / "own" / "last.ckpt"
+    path.parent.mkdir()
+    saved = torch.load(trained.mlp, weights_only=True)
+    for number in (1, 2):
+        name = next(key for key, value in saved["state_dict"].items() if torch.is_tensor(value) and value.ndim == 2)
+        saved["state_dict"][name] = number * saved["state_dict"][name]
+        torch.save(saved, path)
+        main(evaluate, f"ckpt_path={path}", "limit=10", "attack=fgm", "norms=[]")
+        assert len(list((path.parent / "evaluation").iterdir())) == number

@@ -472,3 +472,9 @@ def test_names_are_looked_up_and_objects_pass_through():
     assert by_name("norm", NORMS, "l2") is NORMS["l2"]
     with pytest.raises(ValueError, match="unknown norm 'l3': choose one of l2, linf"):
         by_name("norm", NORMS, "l3")
+
+
+def test_a_bernoulli_margin_is_the_mean_over_positions_of_the_nearest_or_the_chosen_output():
+    logits = torch.tensor([[[1.0, -5.0], [-0.5, 2.0]]])  # one example, two outputs, two positions
+    torch.testing.assert_close(DIVERGENCES["bernoulli"].margin(logits), torch.tensor([(0.5 + 2.0) / 2]))
+    torch.testing.assert_close(DIVERGENCES["bernoulli"].margin(logits, torch.tensor([0.1])), torch.tensor([(1.0 + 5.0) / 2]))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vat import robustness
-from vat.attacks import APGD, FGM, PGD, Attack, AutoAttack, RandomNoise, Square
-from vat.robustness import corrupt, corruptions, evaluate
+from vat.attacks import APGD, FGM, PGD, Attack, AutoAttack, RandomNoise, Square, predictions
+from vat.robustness import SEVERITIES, corrupt, corruptions, evaluate
 
 CENTRES = torch.tensor([[-1.0, 0.0, 0.0, 0.5], [1.0, 0.0, 0.0, 0.5], [0.0, 1.5, 0.0, -0.5]])
 
@@ -397,3 +397,46 @@ def test_corruptions_are_what_they_say():
     assert float(flat.max() - flat.min()) == pytest.approx(0.1, abs=1e-5)
     noise = corrupt("noise", torch.full((100, 1, 8, 8), 0.5), 1, seeded(), (-9.0, 11.0)) - 0.5
     assert float(noise.std()) == pytest.approx(0.08 * 20, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["blur", "contrast"])
+def test_accuracy_under_corruptions_is_that_of_all_batches(kind):
+    x, w = torch.rand(90, 1, 6, 6, generator=seeded()), torch.randn(36, generator=seeded())
+
+    def network(x):
+        s = x.flatten(1) @ w - 0.5 * w.sum() - 0.3
+        return torch.stack([-s, s], 1)
+
+    y, bounds = predictions(network, x), (0.0, 1.0)
+    found = evaluate(network, list(zip(x.split(40), y.split(40), strict=True)), attacks=(), eps={}, bounds=bounds)["corruptions"]
+    corrupted = [corrupt(kind, x, severity, seeded(), bounds) for severity in SEVERITIES]
+    expected = [float((predictions(network, c) == y).double().mean()) for c in corrupted]
+    assert found[kind] == pytest.approx(expected)
+    assert 0.5 < min(expected) < 1
+
+
+def test_noise_on_inputs_without_bounds_is_a_share_of_their_spread():
+    x = 3 * torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert float((corrupt("noise", x, 2, seeded()) - x).std()) == pytest.approx(2 * 0.2 * float(x.std()), rel=0.05)
+
+
+def test_the_steepest_slope_is_that_of_the_ball_and_not_of_its_centre():
+    def cubic(x):
+        s = x[:, 0] ** 3 + x[:, 0]
+        return torch.stack([torch.zeros_like(s), s], 1)
+
+    x = torch.zeros(200, 3)
+    x[:, 0] = 1.0
+    clean = evaluate(cubic, [(x, torch.ones(200, dtype=torch.long))], attacks=(), eps={}, lds_eps=1.0)["clean"]
+    assert 4.5 < clean["lipschitz"] <= 13.01  # 4 at the centre, 13 at its end
+    assert clean["distance"] == pytest.approx(2 / 4)
+
+
+def test_an_attack_that_leaves_the_range_of_inputs_is_caught():
+    class Below(Attack):
+        def __call__(self, network, x, y, threat, generator):
+            return x - threat.eps / 2
+
+    given = [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(RuntimeError, match=r"left its ball .* or the range"):
+        evaluate(lambda x: torch.stack([x.sum(1), x.sum(1) - 1], 1), given, attacks=(Below(),), eps={"linf": (0.2,)}, bounds=(0.0, 1.0))

@@ -166,11 +166,11 @@ def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: boo
 
 
 def _pulled_back(logits: Tensor, x: Tensor, u: Tensor, *, retain_graph: bool, create_graph: bool) -> Tensor:
-    """Jᵀ u with J = ∂logits/∂x, in float32 or wider where x is."""
+    """Jᵀ u with J = ∂logits/∂x, of float16 logits up to a positive factor: directions are wanted, and its range would lose small ones."""
     if logits.dtype is not torch.float16:  # a scale of each rank's own would tell through a batch norm over all of them
         return grad(logits, x, u.to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
-    scale = u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else 1.0  # or the range of float16 loses it
-    return scale * grad(logits, x, (u / scale).to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
+    scale = u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else 1.0
+    return grad(logits, x, (u / scale).to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
 
 
 DIRECTIONS: dict[str, Direction] = {

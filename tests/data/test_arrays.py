@@ -496,3 +496,15 @@ def test_the_command_that_a_user_types_ends_well(shell, path):
     result = shell(ROOT / "src" / "train.py", *command)
     assert result.returncode == 0, result.stderr
     assert "standard deviations of each feature" in result.stdout
+
+
+def test_a_parquet_file_whose_columns_are_numbers_is_read_with_and_without_labels(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 3)))
+    frame.assign(**{"3": 1}).to_parquet(tmp_path / "train.parquet")
+    frame.to_parquet(tmp_path / "new.parquet")
+    known = read_table(tmp_path / "train.parquet", label="3", group=None)
+    assert known.columns == ["0", "1", "2"]
+    new = read_table(tmp_path / "new.parquet", label=None, group=None, features=known.columns)
+    assert np.array_equal(new.x, known.x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vat.classifier import Classifier
-from vat.data import image_files
+from vat.data import image_files, own
 from vat.data.image_files import ImageFiles, check_header, read_image
 from vat.data.images import Images, find_images
 
@@ -465,3 +465,16 @@ def test_the_command_that_a_user_types_ends_well(shell, folder):
     result = shell(ROOT / "src" / "train.py", *command)
     assert result.returncode == 0, result.stderr
     assert "pixels in [0, 1]" in result.stdout
+
+
+def test_moments_of_a_large_pool_are_of_examples_from_all_of_it(monkeypatch):
+    monkeypatch.setattr(own, "MOST_FOR_MOMENTS", 400)
+    x = torch.arange(2000.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)  # sorted, as by class
+    (mean,), (std,) = own.channel_moments(x, torch.arange(2000), seed=0)
+    assert mean == pytest.approx(1000, abs=100)
+    assert std == pytest.approx(577, abs=60)
+
+
+def test_moments_of_values_far_from_zero_are_right():
+    x = 1e8 + 8.0 * torch.arange(2).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    assert own.channel_moments(x, torch.arange(2), seed=0) == ((pytest.approx(1e8 + 4, abs=1e-3),), (pytest.approx(4.0),))

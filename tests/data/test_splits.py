@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import vat.data.splits
 from vat.data.loader import indices
-from vat.data.splits import Split, grouped_parts, labeled_subset, stratified_parts
+from vat.data.splits import Split, evenly, grouped_parts, labeled_subset, stratified_parts
 from vat.seeds import stable_seed
 
 SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -308,3 +308,8 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
         stratified_parts(labels, [1], seed=0)
     with pytest.raises(ValueError, match=message):
         labeled_subset(labels, 1, balanced=False, seed=0)
+
+
+def test_rows_are_taken_evenly():
+    assert evenly(torch.arange(10, 20), 4).tolist() == [10, 12, 15, 17]
+    assert evenly(torch.arange(3), 4).tolist() == [0, 1, 2]

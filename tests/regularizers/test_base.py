@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from vat import VAT, Adversarial, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
+from vat import VAT, Adversarial, ClassBalance, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
 from vat.directions import DIRECTIONS
 from vat.functional import Categorical
+from vat.regularizers import PublishedVAT, by_unique_name
 from vat.step import Key
 
 KEY = Key(seed=5)
@@ -453,3 +454,27 @@ def test_a_divergence_that_takes_the_mean_itself_is_refused():
 
     with pytest.raises(ValueError, match=r"a value for each example, of shape \(N,\), got a single number"):
         VAT(1.0, divergence=Mean())(nn.Linear(2, 2), torch.ones(3, 2))
+
+
+MAKES = {
+    "vat": lambda **o: VAT(0.5, **o),
+    "random_perturbation": lambda **o: RandomPerturbation(0.5, **o),
+    "adversarial": lambda **o: Adversarial(0.5, **o),
+    "entropy": Entropy,
+    "class_balance": ClassBalance,
+    "pi_model": PiModel,
+    "mean_teacher": MeanTeacher,
+    "published_vat": lambda **o: PublishedVAT(0.5, xi=1e-3, **o),
+}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_weight_and_ramp_are_taken_by_all(make):
+    made = make(weight=3.0, ramp_up=4)
+    assert (made.weight, made.ramp_up) == (3.0, 4)
+
+
+def test_one_that_stood_second_is_alone_in_another_run():
+    first, second = VAT(1.0), VAT(2.0)
+    assert list(by_unique_name([first, second])) == ["vat", "vat_2"]
+    assert list(by_unique_name([second])) == ["vat"]

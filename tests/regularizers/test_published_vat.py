@@ -23,7 +23,7 @@ def rows():
     return torch.randn(8, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0):
+def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0, num_power_iterations=1):
     """Three ordinary calls of the network, the noise of each from a seed of its own."""
     module, x = network(), rows()
 
@@ -36,14 +36,14 @@ def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0):
 
     clean = call(x, 0).detach()
     d = Step(module, x, key=KEY).normal("direction")
-    d = d / d.norm(dim=1, keepdim=True)
-    r = (xi * d).requires_grad_()
-    (g,) = torch.autograd.grad(kl(clean, call(x + r, 1)).sum(), r)
-    perturbed = call(x + EPS * g / g.norm(dim=1, keepdim=True), 2)
+    for number in range(num_power_iterations):
+        r = (xi * d / d.norm(dim=1, keepdim=True)).requires_grad_()
+        (d,) = torch.autograd.grad(kl(clean, call(x + r, 1 + number)).sum(), r)
+    perturbed = call(x + EPS * d / d.norm(dim=1, keepdim=True), 1 + num_power_iterations)
     return kl(clean, perturbed).mean() + adversarial_entropy * entropy(perturbed).mean()
 
 
-@pytest.mark.parametrize("choice", [{}, {"reverse_kl": True}, {"adversarial_entropy": 0.5}], ids=str)
+@pytest.mark.parametrize("choice", [{}, {"reverse_kl": True}, {"adversarial_entropy": 0.5}, {"num_power_iterations": 3}], ids=str)
 @pytest.mark.parametrize("xi", [1e-3, 10.0])
 def test_penalty_is_that_of_ordinary_calls(xi, choice):
     ours = PublishedVAT(EPS, xi=xi, **choice).penalty(Step(network(), rows(), key=KEY))

@@ -404,3 +404,18 @@ def test_lds_can_be_measured_where_inference_mode_forbids_gradients():
     expected = local_distributional_smoothness(network, x, eps=0.5, key=Key(5))
     with torch.inference_mode():
         assert torch.equal(local_distributional_smoothness(network, x + 0, eps=0.5, key=Key(5)), expected)
+
+
+def test_the_random_r_of_the_report_is_another_than_the_direction_random_draws():
+    report = {}
+    VAT(0.5, direction="random").penalty(Step(smooth_network(), rows(), key=KEY, report=report))
+    assert report["vat/kl_random"] != report["vat/lds"]
+
+
+def test_smoothness_is_monitored_by_five_iterations():
+    one, five, default = (
+        local_distributional_smoothness(smooth_network(), rows(20), eps=0.5, key=KEY, **options)
+        for options in ({"num_power_iterations": 1}, {"num_power_iterations": 5}, {})
+    )
+    assert torch.equal(default, five)
+    assert not torch.allclose(one, five, rtol=1e-3)

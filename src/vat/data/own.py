@@ -142,8 +142,9 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
         generator = torch.Generator().manual_seed(stable_seed("channel moments", seed))
         pool = pool[torch.randperm(len(pool), generator=generator)[:MOST_FOR_MOMENTS]]
     sums, squares, lows, highs = [], [], [], []
+    near = as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]  # or squares of far values would lose the variance
     for rows in pool.split(100):  # 120 MB in float64 at 3 × 224 × 224
-        pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1)
+        pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1) - near
         sums.append(pixels.mean(1) * len(rows))
         squares.append(pixels.square().mean(1) * len(rows))
         lows.append(pixels.amin(1))
@@ -151,4 +152,4 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
     mean = torch.stack(sums).sum(0) / len(pool)
     variance = torch.stack(squares).sum(0) / len(pool) - mean.square()
     constant = torch.stack(lows).amin(0) == torch.stack(highs).amax(0)  # not variance == 0, which rounding misses
-    return tuple(mean.tolist()), tuple(variance.sqrt().where(~constant, 1.0).tolist())
+    return tuple((mean + near.squeeze(1)).tolist()), tuple(variance.sqrt().where(~constant, 1.0).tolist())

@@ -40,7 +40,8 @@ def read_table(path: Path, *, label: str | None, group: str | None, features: Se
     """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV or Parquet file these two columns, and the others
     as features, or those that `features` names in its order. Without a `label` none is known.
 
-    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string, or NaN, which is no number in a .npz but the word.
+    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string, or NaN (in a .npz the word, no
+    number).
     Where a .npz holds `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
 
     Raises:
@@ -174,7 +175,7 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
             raise ValueError(f"{error}: save it as UTF-8") from error
     if frame.empty:
         raise ValueError("it has no rows")
-    columns = [str(name) for name in frame.columns]
+    frame.columns = columns = [str(name) for name in frame.columns]  # a Parquet file's may be numbers
     if len(columns) == 1 and (separator := re.search(r"[;\t]", columns[0])):
         raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas")
     for name in [*text, *(features or ())]:

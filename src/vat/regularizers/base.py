@@ -22,8 +22,8 @@ class Regularizer(nn.Module):
 
     Args:
         weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises as exp(-5 (1 - t)²), from 0.7 % of itself (Laine and Aila, arXiv 1610.02242); 0 for
-            full weight from the start. A loop of your own that uses it calls `on_optimizer_step_end` after each step.
+        ramp_up: optimizer steps over which the weight rises as exp(-5 (1 - t)²), from 0.7 % of itself (Laine and Aila, arXiv 1610.02242);
+            0 for full weight from the start. A loop of your own that uses it calls `on_optimizer_step_end` after each step.
     """
 
     needs_labels = False
