@@ -174,11 +174,6 @@ def interpretation(values: Mapping[str, float]) -> list[str]:
             f"r changes the predictions by {lds:.2g} nats only: eps is too small to matter, or the network is flat (untrained, "
             "saturated, or collapsed to one prediction)"
         )
-    elif lds < 0.5 * chance:
-        found.append(
-            f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the network has learnt to be flat where r is looked for and nowhere "
-            "else, as under adversarial training in one step; noise on its hidden units may help (docs/mnist.md)"
-        )
     elif lds < 1.5 * chance:
         found.append(
             f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the direction is hardly better than noise. Finite differences in "
