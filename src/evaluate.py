@@ -195,7 +195,7 @@ def refuse_training_examples(
         ValueError: some are.
     """
     record = checkpoint["record"]
-    if record.get("data") != runs.data_digest(data) or record.get("split") == data.split.digest:
+    if record.get("split") == data.split.digest or record.get("data") != runs.data_digest(data):  # which reads every file
         return
     trained = instantiate(runs.data_of(checkpoint, path, allow_targets=allow_targets), _convert_="all")
     trained.setup()

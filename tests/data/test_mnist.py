@@ -165,6 +165,8 @@ def test_labels_can_be_restricted_to_classes_other_than_those_of_the_pool(small)
 def test_a_class_with_too_few_examples_is_called_by_its_own_number(small):
     with pytest.raises(ValueError, match="asks for 24 examples of class 2, which has 16"):
         small(labeled_classes=[2, 5], num_labeled=32, imbalance=3.0)
+    with pytest.raises(ValueError, match="leaves class 5 without one of 4 labels"):
+        small(labeled_classes=[2, 5], num_labeled=4, imbalance=100.0)
 
 
 @pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])

@@ -147,12 +147,15 @@ def labeled_subset(
             "Ask for more labels or set balanced=False."
         )
     counts = _class_counts(num_labeled, num_classes, imbalance, generator)
+    called = range(num_classes) if numbers is None else [int(number) for number in numbers]
+    if min(counts) < 1:
+        without = called[counts.index(min(counts))]
+        raise ValueError(f"imbalance={imbalance:g} leaves class {without} without one of {num_labeled} labels; ask for more labels")
     chosen = []
     for c, (rows, wanted) in enumerate(zip(_shuffled_classes(labels, generator), counts, strict=True)):
         if len(rows) < wanted:
-            called = c if numbers is None else int(numbers[c])
             raise ValueError(
-                f"num_labeled={num_labeled} asks for {wanted} examples of class {called}, which has {len(rows)}. "
+                f"num_labeled={num_labeled} asks for {wanted} examples of class {called[c]}, which has {len(rows)}. "
                 "Ask for fewer labels or set balanced=False."
             )
         chosen.append(rows[:wanted])
@@ -168,12 +171,7 @@ def _class_counts(total: int, num_classes: int, imbalance: float, generator: tor
     quotas = [total * share / sum(shares) for share in shares]
     counts = [int(quota) for quota in quotas]
     favoured = sorted(range(num_classes), key=lambda c: counts[c] - quotas[c])[: total - sum(counts)]  # the largest remainders
-    counts = [count + (c in favoured) for c, count in enumerate(counts)]
-    if min(counts) < 1:
-        raise ValueError(
-            f"imbalance={imbalance:g} leaves class {counts.index(min(counts))} without one of {total} labels; ask for more labels"
-        )
-    return counts
+    return [count + (c in favoured) for c, count in enumerate(counts)]
 
 
 def restricted(rows: Tensor, labels: Tensor, classes: Sequence[int] | None) -> Tensor:
