@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from vat.attacks import (
     APGD,
@@ -351,3 +352,28 @@ def test_apgd_halves_its_step_and_returns_to_the_best_point(rises, checked_loss,
     after = state.checked(4)
     found = after.size.item(), after.point.item(), after.gradient.item(), after.rises.item()
     assert found == ((1.0, 5.0, 7.0, 0.0) if halves else (2.0, 1.0, 1.0, 0.0))
+
+
+def test_apgd_steps_with_momentum():
+    # Croce and Hein, arXiv 2003.01690, algorithm 1: z = P(x + η g), then P(x + 0.75 (z − x) + 0.25 (x − the point before))
+    eps, asked = 0.5, []
+    x, y = torch.randn(1, 6, generator=seeded(), dtype=torch.float64), torch.tensor([0])
+    w = torch.randn(3, 6, generator=seeded(1), dtype=torch.float64)
+
+    def network(inputs):
+        asked.append(inputs.detach().clone())
+        return (inputs @ w.T).sin() + torch.tensor([9.0, 0.0, 0.0])  # of class 0 everywhere
+
+    def ball(point):
+        return x + (point - x) * min(1.0, eps / (point - x).norm().item())
+
+    def ahead(point):
+        (g,) = torch.autograd.grad(cross_entropy(network(point.requires_grad_()), y), point)
+        return ball(point.detach() + 2 * eps * g / g.norm())
+
+    APGD(steps=20)(network, x, y, Threat(NORMS["l2"], eps), seeded())
+    points = list(asked)
+    assert points[1] == pytest.approx(ahead(points[0].clone()))
+    for before, here, after in zip(points[:3], points[1:4], points[2:5], strict=True):  # until the first look at the progress
+        z = ahead(here.clone())
+        assert after == pytest.approx(ball(here + 0.75 * (z - here) + 0.25 * (here - before)))

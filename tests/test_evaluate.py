@@ -171,7 +171,10 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
     (tmp_path / "run" / "metrics.csv").write_text("train/loss\n0.5\n")  # Lightning's logger would delete it
     main(evaluate, f"ckpt_path={checkpoint}", "limit=10", "attack=fgm", "norms=[]", "logger=csv")
     assert (tmp_path / "run" / "metrics.1.csv").read_text() == "train/loss\n0.5\n"
-    assert "evaluation/accuracy" in (tmp_path / "run" / "metrics.csv").read_text()
+    first = (tmp_path / "run" / "metrics.csv").read_text()
+    assert "evaluation/accuracy" in first
+    main(evaluate, f"ckpt_path={checkpoint}", "limit=9", "attack=fgm", "norms=[]", "logger=csv")
+    assert [(tmp_path / "run" / f"metrics.{i}.csv").read_text() for i in (1, 2)] == ["train/loss\n0.5\n", first]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,14 @@ def test_the_end_is_zero_and_stays_there():
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
 
 
+def test_every_group_of_parameters_falls_from_its_own_values():
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = torch.optim.Adam([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.01, "betas": (0.7, 0.99)}], lr=0.001)
+    run(optimizer, LinearDecay(optimizer, 10, final_beta1=0.5), 5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0005, 0.005])
+    assert [group["betas"] for group in optimizer.param_groups] == [pytest.approx((0.7, 0.999)), pytest.approx((0.6, 0.99))]
+
+
 def test_without_a_final_beta1_any_optimizer_will_do():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0)
     schedule = LinearDecay(optimizer, 4)
