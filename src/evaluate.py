@@ -399,11 +399,6 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
     rows = evenly(of.rows, direction_report.EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
-    if len(rows) // batches.num_batches < 2:
-        raise ValueError(
-            f"report=direction on {len(rows)} examples in {batches.num_batches} batches: some batch would be of one, of which batch norm "
-            "has no statistics in training mode; give a larger limit or batch_size"
-        )
     config = of.record["config"]
     vat = direction_report.judged(config, allow_targets=cfg.allow_targets)
     if vat is None:

@@ -149,7 +149,8 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
     preparation = record.get("preparation") or {}
     if "mean" in preparation:
         mean, std = (torch.tensor(preparation[key], dtype=torch.float64) for key in ("mean", "std"))
-        x = ((x.double() - mean) / std).float()
+        x = (x.double() - mean) / std
+    x = x.float()
     low, high = record.get("bounds") or ((0.0, 1.0) if record["unit"].startswith("pixels") else (-torch.inf, torch.inf))
     slack = 1e-4 * (high - low)
     if float(x.min()) < low - slack or float(x.max()) > high + slack:

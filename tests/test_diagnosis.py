@@ -29,6 +29,13 @@ def rows(n=N, *shape):
     return torch.randn(n, *(shape or (D,)), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+class Curve(nn.Module):
+    """Two logits of inputs (N,)."""
+
+    def forward(self, x):
+        return torch.stack([x.sin(), x.square()], 1)
+
+
 def step(module, x):
     return Step(module, x, key=KEY, live=True)
 
@@ -192,3 +199,21 @@ def test_a_direction_that_misses_most_is_named():
 
 def test_nothing_is_said_of_what_was_not_measured():
     assert interpretation({}) == []
+
+
+def test_a_single_example_is_diagnosed_under_batch_norm():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    found = diagnose(module, torch.randn(1, 6), VAT(1.0))
+    assert all(value.shape == (1,) and value.isfinite() for value in found.values())
+    assert all(part.training for part in module.modules())
+
+
+def test_inputs_of_one_number_each_are_diagnosed():
+    found = diagnose(Curve(), torch.tensor([0.3, -0.2, 1.0]), VAT(0.1))
+    torch.testing.assert_close(found["cosine"], torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(found["curvature"], found["eigenvalue"])
+    report: dict[str, torch.Tensor] = {}
+    VAT(0.1).penalty(Step(Curve(), torch.tensor([0.3, -0.2, 1.0]), report=report))
+    assert report["vat/cosine"].item() == pytest.approx(1.0, abs=1e-3)
+    assert report["vat/curvature"].item() == pytest.approx(found["eigenvalue"].mean().item(), rel=0.05)

@@ -501,3 +501,24 @@ def test_a_confident_network_in_float16_loses_no_direction(name, whole, lead):
         with torch.autocast("cpu", torch.float16, enabled=dtype is torch.float32):
             found.append(direction(name, step))
     assert cosines(*found).median() > 0.99
+
+
+@pytest.mark.parametrize("name", ["exact", "ascent"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_doubtful_example_takes_no_direction_from_confident_ones_in_float16(name, training):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3, bias=False)).train(training)
+    with torch.no_grad():
+        module[1].weight.copy_(torch.eye(3, 8) * 1.5)
+    x, draw = 0.3 * rows(12, 8, dtype=torch.float32), rows(12, 8, dtype=torch.float32, seed=2)
+    x[:, 0] += torch.arange(12)  # the first class leads by 0 to 16 logits
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        step = Step(copy.deepcopy(module).to(dtype), x.to(dtype), key=KEY)
+        step.normal = lambda purpose, one_row=False, dtype=dtype: draw.to(dtype)
+        found.append(direction(name, step))
+    found = cosines(*found)
+    if training:  # batch norm couples the rows, so that they have one scale
+        assert found.median() > 0.99
+    else:
+        assert found.min() > 0.99

@@ -183,7 +183,6 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
         (["ckpt_path=missing"], ["ckpt_path=missing", "no such file"]),
         ([], ["ckpt_path"]),
         (["ckpt_path=null"], ["ckpt_path=null", "a path"]),
-        (["report=direction", "limit=1"], ["1 examples in 1 batches", "batch norm", "limit"]),
         (["data=moons"], ["was trained on inputs of shape [1, 8, 8]", "Moons has [100]"]),
         (["norms=[l3]"], ["unknown norm 'l3'", "l2, linf"]),
         (["norms=l2"], ["norms=l2", "norms=[l2]"]),

@@ -478,3 +478,9 @@ def test_a_bernoulli_margin_is_the_mean_over_positions_of_the_nearest_or_the_cho
     logits = torch.tensor([[[1.0, -5.0], [-0.5, 2.0]]])  # one example, two outputs, two positions
     torch.testing.assert_close(DIVERGENCES["bernoulli"].margin(logits), torch.tensor([(0.5 + 2.0) / 2]))
     torch.testing.assert_close(DIVERGENCES["bernoulli"].margin(logits, torch.tensor([0.1])), torch.tensor([(1.0 + 5.0) / 2]))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_standard_deviation_that_cannot_be_is_refused(sigma):
+    with pytest.raises(ValueError, match="sigma must be a finite number > 0"):
+        Gaussian(sigma)

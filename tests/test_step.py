@@ -453,6 +453,67 @@ def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
     assert module.layer.weight.grad is not None
 
 
+class KeepingMore(nn.Module):
+    """Keeps what else a layer may: a length seen, which says how long a buffer is, buffers that a first call makes, and containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.longest, self.state, self.losses, self.seen, self.sizes = 0, (torch.zeros(3), 0), [], {}, set()
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("mean", None)
+
+    def forward(self, x):
+        if len(x) > self.longest:
+            self.longest = len(x)
+            self.register_buffer("scale", torch.full((1,), float(len(x))))
+            self.register_buffer("extra", torch.ones(1))
+        if self.mean is None:
+            self.mean = x.mean(0)
+        out = self.layer(x - self.mean) * self.scale + self.state[1]
+        self.state = (out.detach(), self.state[1] + 1)
+        self.losses.append(out.square().mean())
+        self.seen["out"] = out
+        self.sizes.add(len(x))
+        return out
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_whatever_else_layers_keep_is_left_as_it_was(constant):
+    untouched, module = KeepingMore(), KeepingMore()
+    module.load_state_dict(untouched.state_dict())
+    losses = module.losses
+    for inputs in (rows(), 2 * rows()[:2]):
+        passes = [Network(module)(torch.cat([inputs + 1] * 2), seed=1, constant=constant) for _ in range(2)]
+        assert torch.equal(*passes)
+        assert torch.equal(module(inputs), untouched(inputs))
+        assert module.longest == untouched.longest
+        assert module.state[1] == untouched.state[1]
+        assert module.losses is losses
+        assert len(losses) == len(untouched.losses)
+        assert torch.equal(module.seen["out"], untouched.seen["out"])
+        assert module.sizes == untouched.sizes
+        assert dict(module.named_buffers()).keys() == dict(untouched.named_buffers()).keys()
+
+
+class BuiltByUse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.built, self.layer = False, None
+
+    def forward(self, x):
+        if not self.built:
+            self.layer, self.built = nn.Linear(x.shape[1], 3), True
+        return self.layer(x)
+
+
+def test_a_layer_that_a_pass_has_built_stays_built():
+    module = BuiltByUse()
+    first, second = (Network(module)(rows(), seed=1) for _ in range(2))
+    assert module.built
+    assert torch.equal(first, second)
+
+
 def test_what_a_hook_keeps_in_a_layer_of_torch_is_left_as_it_was():
     layer = nn.Linear(5, 3)
     layer.register_forward_hook(lambda module, _, out: setattr(module, "features", out))

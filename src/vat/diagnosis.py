@@ -8,6 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.directions import margin, random_margin
 from vat.functional import L2, Divergence, Norm, wide
@@ -36,7 +37,8 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
         Tensors (N,) by name, divergences in nats where they are KL:
 
         - `lds`: the divergence at r;
-        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise;
+        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise (batch norm as in evaluation mode for a
+          single example, of which it has no statistics);
         - `kl_random`, `kl_maximum`: at a random r, and at the worst r that a long search finds;
         - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x; in L2 only;
         - `cosine`: |⟨d, the top eigenvector⟩|; in L2 only;
@@ -49,6 +51,9 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
     if not eps:
         raise ValueError("eps must be > 0 for an r to be judged, got 0")
     with _mode(network, training=True), torch.no_grad():
+        if len(x) == 1:
+            for layer in network.modules():
+                layer.training &= not isinstance(layer, _BatchNorm)
         step = Step(network, x, key=key)
         found = {"kl_at_zero": divergence(step.target, step.network(step.x, constant=True))}
     with _mode(network, training=False):
@@ -62,7 +67,7 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
         if isinstance(norm, L2):
             root = root_of_hessian(step, divergence)
             found["eigenvalue"], eigenvector = top_eigenpair(root)
-            d = (r.double() / eps).flatten(1)
+            d = (r.double() / eps)[..., None].flatten(1)
             found["curvature"] = (root @ d[..., None]).square().sum((1, 2))
             found["cosine"] = (d * eigenvector).sum(1).abs()
             starts += [eigenvector.view_as(x).to(x.dtype), -eigenvector.view_as(x).to(x.dtype)]
@@ -87,7 +92,7 @@ def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
     outputs = logits[:1].numel()
     basis = [e.view(1, *logits.shape[1:]).expand_as(logits) for e in torch.eye(outputs, dtype=logits.dtype, device=x.device)]
     with torch.enable_grad():
-        pulled_back = [grad(logits, x, e, retain_graph=True)[0].flatten(1).double() for e in basis]
+        pulled_back = [grad(logits, x, e, retain_graph=True)[0][..., None].flatten(1).double() for e in basis]
     fisher = torch.stack([divergence.hvp(logits.detach(), e).reshape(len(x), outputs).double() for e in basis], 1)
     values, vectors = torch.linalg.eigh((fisher + fisher.mT) / 2)
     return values.clamp(min=0).sqrt()[..., None] * (vectors.mT @ torch.stack(pulled_back, 1))

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
-from vat.functional import Divergence, Norm
+from vat.functional import NORMS, Divergence, Norm
 from vat.precision import coarse
 from vat.step import Step, is_divided
 
@@ -86,7 +86,7 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
             x, logits = step.clean.x, step.clean.logits  # not before: the memory of its graph would come on top
             u = divergence.hvp(logits if create_graph else logits.detach(), jd)
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
-            d = norm.dual(_pulled_back(logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
+            d = norm.dual(pulled_back(step, logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
     return d
 
 
@@ -105,8 +105,11 @@ def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool) -> Tensor:
 
 def _loses_third_derivative(layer: nn.Module) -> bool:
     # pytorch/pytorch#175754; measured in torch 2.13: a directional derivative of -0.57 in place of -0.65 with BatchNorm1d.
-    of_its_input = layer.training or not getattr(layer, "track_running_stats", True)  # normalises by statistics of its own input
-    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _NormBase) and of_its_input)
+    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _NormBase) and _normalizes_by_its_input(layer))
+
+
+def _normalizes_by_its_input(layer: nn.Module) -> bool:
+    return layer.training or not getattr(layer, "track_running_stats", True)
 
 
 def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
@@ -162,15 +165,20 @@ def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: boo
         r = r if r.requires_grad else r.requires_grad_()
         perturbed = step.network((step.inputs if create_graph else step.x) + r, constant=not create_graph)
         u = divergence.gradient(clean, perturbed if create_graph else perturbed.detach())
-        return _pulled_back(perturbed, r, u, retain_graph=create_graph, create_graph=create_graph)
+        return pulled_back(step, perturbed, r, u, retain_graph=create_graph, create_graph=create_graph)
 
 
-def _pulled_back(logits: Tensor, x: Tensor, u: Tensor, *, retain_graph: bool, create_graph: bool) -> Tensor:
-    """Jᵀ u with J = ∂logits/∂x, of float16 logits up to a positive factor: directions are wanted, and its range would lose small ones."""
-    if logits.dtype is not torch.float16:  # a scale of each rank's own would tell through a batch norm over all of them
-        return grad(logits, x, u.to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
-    scale = u.detach().abs().max().clamp(min=torch.finfo(u.dtype).tiny) if len(u) else 1.0
-    return grad(logits, x, (u / scale).to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
+def pulled_back(step: Step, logits: Tensor, x: Tensor, u: Tensor, *, retain_graph: bool, create_graph: bool = False) -> Tensor:
+    """Jᵀ u with J = ∂logits/∂x; of float16 logits up to a positive factor for each example.
+
+    Directions are wanted, and float16's range would lose those of confident examples.
+    """
+    if logits.dtype is torch.float16 and len(u):  # a scale of each rank's own would tell through a batch norm over all of them
+        scale = NORMS["linf"].length(u.detach())
+        if step.module is None or any(isinstance(m, _BatchNorm) and _normalizes_by_its_input(m) for m in step.module.modules()):
+            scale = scale.max()  # each row's gradient is of the whole batch
+        u = u / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return grad(logits, x, u.to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
 
 
 DIRECTIONS: dict[str, Direction] = {

@@ -144,9 +144,14 @@ class Gaussian(Divergence):
 
     Args:
         sigma: the standard deviation, in the units of the output.
+
+    Raises:
+        ValueError: it is not a finite number > 0.
     """
 
     def __init__(self, sigma: float = 1.0):
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be a finite number > 0, got {sigma}")
         self.sigma = sigma
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ passes of a step, because each of them starts from the same key.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,8 @@ from vat.seeds import stable_seed
 
 Forward = Callable[[Tensor], Tensor]
 OF_EVERY_MODULE = vars(nn.Module()).keys()
+STATE = (Tensor, bool, int, float, complex, str, tuple, list, dict, set, type(None))
+"""Types of what a layer may keep in a plain attribute as its state; objects of others are taken for parts of it, and left alone."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def random_state(seed: int, device: torch.device) -> Iterator[None]:
             yield
         return
     module = torch.get_device_module(device)
-    with torch.random.fork_rng(devices=[device], device_type=device.type), module.device(device):
+    current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
+    with torch.random.fork_rng(devices=[device], device_type=device.type), current:
         torch.default_generator.manual_seed(seed)
         module.manual_seed(seed)
         yield
@@ -70,7 +72,8 @@ class Network:
     """A differentiable function of the input, whose calls leave the module behind it as it was.
 
     Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
-    layer under `torch.utils.checkpoint` computes again in the backward pass is out of its reach: batch norm in there moves then.
+    layer under `torch.utils.checkpoint` computes again in the backward pass is out of its reach: batch norm in there moves then. So is
+    a tensor in a plain attribute that a layer changes in place: make it a buffer.
 
     Args:
         forward: x -> logits; a module, or any function.
@@ -88,7 +91,7 @@ class Network:
         self.module = module
         self._callable = module if module is forward else None if module is None else _Bound(forward, module)
         self._forward = forward
-        self._attributes = [] if module is None else [vars(part) for part in module.modules() if not _forgets(part)]
+        self._keepers = [] if module is None else [part for part in module.modules() if not _forgets(part)]
         self._buffers: dict[str, Tensor] = {}
         self._places: dict[str, list[str]] = {}
         if self._callable is not None and module is not None:
@@ -116,7 +119,7 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device), _one_path(), _kept([] if track else self._attributes):
+        with random_state(seed, x.device), _one_path(), _kept([] if track else self._keepers):
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -177,24 +180,48 @@ def _behind(forward: Forward) -> nn.Module | None:
 
 
 def _forgets(part: nn.Module) -> bool:
-    """Whether a pass surely leaves no tensor in its plain attributes: torch's own layers do not, unless a hook does it for them."""
+    """Whether a pass surely leaves nothing in its plain attributes: torch's own layers do not, unless a hook does it for them."""
     return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
 
 
 @contextmanager
-def _kept(attributes: list[dict[str, Any]]) -> Iterator[None]:
-    """After it the tensors that layers keep in plain attributes (a hidden state, a loss of their own) are those from before."""
-    before = [(now, {name: now[name] for name in now.keys() - OF_EVERY_MODULE}) for now in attributes]
+def _kept(parts: list[nn.Module]) -> Iterator[None]:
+    """After it layers have the buffers from before, and in plain attributes the state from before: a hidden state, losses, a length seen."""
+    before = [_Kept(part) for part in parts]
     try:
         yield
     finally:
-        for now, kept in before:
-            own = now.keys() - OF_EVERY_MODULE
-            for name in [name for name in own if isinstance(now[name], Tensor) and now[name] is not kept.get(name)]:
-                if name in kept:
-                    now[name] = kept[name]
-                else:
-                    del now[name]
+        for kept in before:
+            kept.put_back()
+
+
+class _Kept:
+    """What a layer keeps at a time, apart from the values of its buffers."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+        self.parts = self._parts()
+        self.buffers = layer._buffers.copy()
+        self.attributes = {name: vars(layer)[name] for name in vars(layer).keys() - OF_EVERY_MODULE}
+        self.contents = [(held, held.copy()) for held in self.attributes.values() if isinstance(held, list | dict | set)]
+
+    def put_back(self) -> None:
+        if self._parts() != self.parts:  # the pass has built the layer, and what says so must stay
+            return
+        buffers, now = self.layer._buffers, vars(self.layer)
+        for name in buffers.keys() - self.buffers.keys():
+            del buffers[name]
+        buffers |= {name: None for name, buffer in self.buffers.items() if buffer is None}
+        for name in now.keys() - OF_EVERY_MODULE - self.attributes.keys():
+            if isinstance(now[name], STATE):
+                del now[name]
+        now |= {name: old for name, old in self.attributes.items() if isinstance(old, STATE) and isinstance(now.get(name), STATE)}
+        for held, contents in self.contents:
+            held.clear()
+            held.extend(contents) if isinstance(held, list) else held.update(contents)
+
+    def _parts(self) -> set[str]:
+        return {name for name, part in (*self.layer._modules.items(), *self.layer._parameters.items()) if part is not None}
 
 
 @contextmanager

@@ -119,6 +119,16 @@ def test_features_are_standardised_one_by_one_over_the_pool(path):
     assert (data.x.dtype, data.mean, data.unit) == (torch.float32, None, "standard deviations of each feature")
 
 
+def test_numbers_that_float32_cannot_tell_apart_are_standardised_first(path, tmp_path):
+    seconds = 1.7e9 + np.arange(60.0)
+    x = np.column_stack([seconds, X[:, 0]])
+    new = {"x": x[:9].astype(np.float32), "y": Y[:9]}  # of another type
+    data = ready(written(path, x=x, y=HALF), test=str(written(tmp_path / "test.npz", **new)))
+    pool = seconds[data.split.unlabeled.numpy()]
+    np.testing.assert_allclose(data.x[:60, 0].numpy(), (seconds - pool.mean()) / pool.std(), rtol=1e-5, atol=1e-6)
+    assert data.x.dtype == torch.float32
+
+
 def test_features_stay_as_they_are_when_told_so(path):
     data = ready(written(path, x=X, y=HALF), standardize=False)
     assert torch.equal(data.x, torch.from_numpy(X).float())
@@ -255,7 +265,7 @@ def test_labels_that_do_not_suffice_are_refused(path, y, options, message):
     [
         ({"x": X[:9], "y": np.array([0, 1, -1] * 3)}, r"test\.npz: test examples must be labelled; row 2 is not"),
         ({"x": X[:9], "y": Y[:9] + 1}, r"test\.npz: row 2 has the label '3'; the classes are 0, 1, 2"),
-        ({"x": X[:9, :3], "y": Y[:9]}, r"like those of .*a\.npz, torch\.float32 of shape \(4,\); got torch\.float32 of shape \(3,\)"),
+        ({"x": X[:9, :3], "y": Y[:9]}, r"like those of .*a\.npz, numbers of shape \(4,\); got numbers of shape \(3,\)"),
         (
             {"x": X[:9], "y": Y[:9], "class_names": np.array([*"abc"])},
             r"has the class_names \['a', 'b', 'c'\]; those of .* \['0', '1', '2'\]",
@@ -332,7 +342,7 @@ def test_a_header_for_structured_types_is_refused(path):
 
 def test_inputs_alone_are_read_where_no_label_is_asked_for(path):
     table = read_table(written(path, x=X), label=None, group=None)
-    np.testing.assert_array_equal(table.x, X.astype(np.float32))
+    np.testing.assert_array_equal(table.x, X)
     assert set(table.labels) == {""}
 
 
@@ -428,6 +438,7 @@ def test_what_was_measured_is_no_label(tmp_path):
         (CSV.replace("4.5", "inf"), "row 2 is the first of 1 with a feature that is NaN, infinite"),
         (CSV.replace("species", "kind"), "it has no column 'species' but age, weight, kind, owner"),
         (CSV.replace("age", ""), "it has a column without a name"),
+        (CSV.replace("weight", "species"), "it has two columns called 'species': rename or remove one"),
         (CSV.replace("ann", ""), "row 0 is of no group: owner must be known in every row"),
         (CSV + "5,6.5,cat,eve,more\n", "cannot be used"),
         ("species,owner\ncat,ann\n", "x must hold examples with features"),

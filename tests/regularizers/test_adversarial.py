@@ -62,3 +62,13 @@ def test_a_saturated_example_still_gets_a_finite_perturbation():
 def test_an_unknown_norm_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="unknown norm 'l1': choose one of l2, linf"):
         Adversarial(EPS, norm="l1")
+
+
+def test_confident_examples_keep_their_direction_in_float16():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 3))
+    with torch.no_grad():
+        module[2].bias[0] += 12  # cross entropies of 6e-6 and their gradients, over 64 examples
+    x, y = torch.randn(64, 40), torch.zeros(64, dtype=torch.long)
+    expected = Adversarial(8.0)(module, x, y)
+    assert Adversarial(8.0)(module.half(), x.half(), y).item() == pytest.approx(expected.item(), rel=0.02)

@@ -54,6 +54,17 @@ def test_a_class_that_nobody_predicts_gives_a_finite_gradient_towards_it():
     assert (module.logits.grad[:, 1] < 0).all()
 
 
+def test_a_class_that_is_ruled_out_costs_nothing_more_than_its_absence():
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[:, 2] = -torch.inf
+    logits.requires_grad_()
+    p = logits.detach()[:, :2].softmax(1).mean(0)
+    penalty = ClassBalance().penalty(Step(lambda x: logits, torch.zeros(5, 2), live=True))
+    assert penalty.item() == pytest.approx((p * (3 * p).log()).sum().item())
+    penalty.backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_a_single_logit_is_two_classes_and_positions_are_pooled():
     assert ClassBalance()(Constant([[3.0], [-3.0]]), torch.ones(2, 2)).item() == pytest.approx(0, abs=1e-6)
     maps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from vat import VAT, Step, local_distributional_smoothness
 from vat.diagnosis import root_of_hessian
-from vat.directions import DIRECTIONS
+from vat.directions import DIRECTIONS, ascent, finite_difference
 from vat.functional import DIVERGENCES, Categorical, Divergence
 from vat.step import Key
 
@@ -419,3 +420,14 @@ def test_smoothness_is_monitored_by_five_iterations():
     )
     assert torch.equal(default, five)
     assert not torch.allclose(one, five, rtol=1e-3)
+
+
+def test_a_direction_that_is_a_function_keeps_its_own_settings():
+    def found(direction, **options):
+        return VAT(1.0, direction=direction, **options).virtual_adversarial_perturbation(Step(module, x, key=KEY))
+
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.randn(5, 6, dtype=torch.float64)
+    assert torch.equal(found(partial(ascent, num_power_iterations=4)), found("ascent", num_power_iterations=4))
+    assert torch.equal(found(partial(finite_difference, xi=2.0)), found("finite_difference", xi=2.0))
+    assert torch.equal(found(partial(finite_difference, xi=2.0), xi=0.5), found("finite_difference", xi=0.5))

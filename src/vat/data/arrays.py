@@ -64,11 +64,8 @@ class Arrays(OwnData):
                 raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
             held_out = self._fitting(self.test, read_table(self.test, label=self.label, group=self.group), table)
             test_x, test_y = self._examples(self.test, held_out)
-            if test_x.dtype != x.dtype or test_x.shape[1:] != x.shape[1:]:
-                raise ValueError(
-                    f"{self.test} must hold inputs like those of {self.train}, {x.dtype} of shape {tuple(x.shape[1:])}; "
-                    f"got {test_x.dtype} of shape {tuple(test_x.shape[1:])}"
-                )
+            if (given := _described(test_x)) != (expected := _described(x)):
+                raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}; got {given}")
             x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
             groups = None if groups is None else groups + (held_out.groups or [])
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test)
@@ -78,12 +75,12 @@ class Arrays(OwnData):
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:
             mean, std = _moments(x, split.unlabeled)
-            x = ((x - mean) / std).float()
+            x = (x - mean) / std  # before it becomes float32, in which the seconds since 1970 of a day are 700 numbers
             self.preparation = {"mean": mean.tolist(), "std": std.tolist()}
             self.unit = "standard deviations of each feature"
         if table.columns is not None:
             self.preparation = {**(self.preparation or {}), "columns": table.columns}
-        return x, y, split
+        return (x if x.dtype == torch.uint8 else x.float()), y, split
 
     def _examples(self, path: Path, table: Table) -> tuple[Tensor, Tensor]:
         """Inputs, images with their channels first, and labels as numbers."""
@@ -113,6 +110,10 @@ class Arrays(OwnData):
         if different := sorted({*columns} ^ {*expected}):
             raise ValueError(f"{path} and {self.train} must have the same columns; only one has {', '.join(different)}")
         return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
+
+
+def _described(x: Tensor) -> str:
+    return f"{'bytes' if x.dtype == torch.uint8 else 'numbers'} of shape {tuple(x.shape[1:])}"
 
 
 def _classes(labels: list[str], path: Path) -> list[str]:

@@ -22,7 +22,8 @@ class Table(NamedTuple):
     """What a file holds.
 
     Attributes:
-        x: Inputs (N, ...): uint8 where the file has bytes of three or four dimensions, images, and float32 otherwise; all finite.
+        x: Inputs (N, ...): uint8 where the file has bytes of three or four dimensions, images; otherwise float32, or float64 where the file
+            has numbers that may not fit into it; all finite, in float32 too.
         labels: The class of each example by name, or `UNKNOWN`.
         groups: The group of each example by name; None where no group was asked for.
         columns: The names of the features; None where they have none.
@@ -71,9 +72,9 @@ def _inputs(x: np.ndarray) -> np.ndarray:
         raise ValueError(f"x must hold examples with features, (N, ...); its shape is {x.shape}")
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         return x
+    x = x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        x = x.astype(np.float32)
-    broken = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+        broken = np.flatnonzero(~np.isfinite(x.astype(np.float32, copy=False)).reshape(len(x), -1).all(axis=1))
     if len(broken):
         raise ValueError(f"row {broken[0]} is the first of {len(broken)} with a feature that is NaN, infinite or beyond float32")
     return x
@@ -176,6 +177,10 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
     if frame.empty:
         raise ValueError("it has no rows")
     frame.columns = columns = [str(name) for name in frame.columns]  # a Parquet file's may be numbers
+    # As they are written: pandas calls the second of two y, which may be the label once more, y.1.
+    header = columns if parquet else pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
     if len(columns) == 1 and (separator := re.search(r"[;\t]", columns[0])):
         raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas")
     for name in [*text, *(features or ())]:

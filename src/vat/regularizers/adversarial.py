@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vat.functional import NORMS, Norm, by_name, cross_entropy
+from vat.directions import pulled_back
+from vat.functional import NORMS, Norm, by_name, cross_entropy, wide
 from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
@@ -34,6 +35,8 @@ class Adversarial(Regularizer):
             raise ValueError("adversarial training needs labels: call it as regularizer(model, x, y)")
         clean = step.clean
         with torch.enable_grad():
-            (g,) = torch.autograd.grad(cross_entropy(clean.logits, step.y), clean.x, retain_graph=step.live)
+            logits = wide(clean.logits.detach()).requires_grad_()
+            (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)
+        g = pulled_back(step, clean.logits, clean.x, u, retain_graph=step.live)
         d = self.norm.dual(g, otherwise=self.norm.sample(step.normal("direction", one_row=True)))
         return cross_entropy(step.network(step.inputs + self.eps * d), step.y)

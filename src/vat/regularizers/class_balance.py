@@ -56,6 +56,7 @@ class ClassBalance(Regularizer):
             raise ValueError(f"prior has {len(self.prior)} frequencies for {classes} classes: give one for each")
         if count == 0:
             return log_p.sum()
+        log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)  # finite also where a logit of -inf rules a class out
         log_mean = log_p.logsumexp(0) - math.log(count)  # through log-probabilities: no class's share rounds to 0
         log_prior = -math.log(classes) if self.prior is None else self.prior.to(log_mean).log()
         return (log_mean.exp() * (log_mean - log_prior)).sum()

@@ -11,6 +11,9 @@ from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
 
+UNSET = {"num_power_iterations": 1, "xi": None}
+"""Options of a direction's search, by the value at which the direction's own default holds."""
+
 
 class VAT(Regularizer):
     """Local distributional smoothness: the mean of D[p(y|x) ‖ p(y|x + r)] at the r within ‖r‖ ≤ ε that changes the prediction most.
@@ -25,7 +28,7 @@ class VAT(Regularizer):
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
         direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature. If None, "random_margin"
             where the output decides something, otherwise "finite_difference".
-        num_power_iterations: iterations of the direction's search, or steps of its ascent.
+        num_power_iterations: iterations of the direction's search, or steps of its ascent; a function's own default if 1.
         xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
@@ -81,12 +84,12 @@ class VAT(Regularizer):
             others = ", ".join(name for name, function in DIRECTIONS.items() if function not in ACROSS_A_BOUNDARY)
             raise ValueError(f"{type(self.divergence).__name__} outputs have no decision to change: choose one of the directions {others}")
         taken = inspect.signature(self.direction).parameters
-        for name, value, unset in (("num_power_iterations", num_power_iterations, 1), ("xi", xi, None)):
-            if name not in taken and value != unset:
+        for name, unset in UNSET.items():
+            if name not in taken and (value := getattr(self, name)) != unset:
                 chosen = getattr(self.direction, "__name__", self.direction)
                 others = ", ".join(n for n, function in DIRECTIONS.items() if name in inspect.signature(function).parameters)
                 raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}, or choose one of {others}")
-        self._options = [name for name in ("eps", "num_power_iterations", "xi") if name in taken]
+        self._takes_eps = "eps" in taken
 
     @property
     def current_eps(self) -> float:
@@ -107,7 +110,9 @@ class VAT(Regularizer):
                 "by local_distributional_smoothness"
             )
         with torch.set_grad_enabled(self.gradient_through_r):
-            options = {name: self.current_eps if name == "eps" else getattr(self, name) for name in self._options}
+            options = {name: value for name, unset in UNSET.items() if (value := getattr(self, name)) != unset}
+            if self._takes_eps:
+                options["eps"] = self.current_eps
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
                 d = d * self._better_sign(step, d)
@@ -149,8 +154,8 @@ class VAT(Regularizer):
             found["kl_ascent"] = at(eps * further)
             if isinstance(norm, L2) and not coarse(step.x, clean, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
-                found["curvature"] = mean((d * product).flatten(1).sum(1))
-                found["cosine"] = mean((d * norm.dual(product, otherwise=d)).flatten(1).sum(1))
+                found["curvature"] = mean((d * product)[..., None].flatten(1).sum(1))
+                found["cosine"] = mean((d * norm.dual(product, otherwise=d))[..., None].flatten(1).sum(1))
         before, after = divergence.decision(clean), divergence.decision(perturbed)
         if before is not None and after is not None:
             found["flip_rate"] = (before != after).float().mean()
