@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -62,6 +63,24 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def bring_best(start: Path, saved: dict[str, Any], folder: Path) -> bool:
+    """Bring the best checkpoint along where a run goes on in another folder than that of the checkpoint `start`, which holds `saved`.
+
+    Returns:
+        Whether the best so far is in `folder` now, or there was none yet.
+    """
+    best, here = start.with_name(BEST), folder / BEST
+    if best.resolve() != here.resolve():
+        if best.is_file():
+            partial = here.with_name(f"{BEST}.{os.getpid()}.part")  # each rank brings it: none goes on before it is there
+            shutil.copyfile(best, partial)
+            os.replace(partial, here)
+        else:
+            here.unlink(missing_ok=True)  # of another run
+    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(SaveBest.__name__)]
+    return here.is_file() or not any(state.get("best_model_path") for state in states)
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the file and then renames, so that a run killed at any time leaves whole checkpoints; keeps the last but one too.
 
@@ -88,6 +107,24 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"{path} cannot be written ({error.strerror}): make room or make it writable; ckpt_path=last then goes on from the "
                 "checkpoint before it"
             ) from error
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps the checkpoint whose validation was the best, in `folder`; of a run that goes on from another, that one's where it lies there.
+
+    Lightning's own forgets the best where the folder is not the one it was saved in, also by another name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False)
+        self.path = Path(str(self.dirpath)) / BEST  # as Lightning writes it, or it would take the file for another one, and remove it
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["best_model_path"] and self.path.is_file():
+            place = str(self.path)
+            places = {"best_model_path": place, "kth_best_model_path": place, "best_k_models": {place: state_dict["best_model_score"]}}
+            state_dict = {**state_dict, **places, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
 
 
 class SaveLast(Checkpoint):

@@ -77,9 +77,10 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
         raise ValueError(f"output={path}: its name must end in {form.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    x = examples(record)
     part = path.with_name(f".part-{path.name}")
+    with runs.writable(path.parent, "output"):
+        part.touch()
+    x = examples(record)
     form.save(network, x[:2], text, part)
     predict, found = form.load(part)
     if json.loads(found) != json.loads(text):

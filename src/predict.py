@@ -75,8 +75,9 @@ def predict(
     network = runs.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
     names, inputs = read_inputs(data, record)
     starts = range(0, len(names), batch_size)
-    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".part-{output.name}")
+    with runs.writable(output.parent, "output"):
+        part.touch()
     try:
         with part.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
             writer = csv.writer(file)
@@ -98,6 +99,8 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
+    if data.suffix.lower() in (".csv", ".parquet") and len(shape) == 3:
+        raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
     if data.is_file() and data.suffix.lower() not in SUFFIXES:
         preparation = record.get("preparation") or {}
         table = read_table(data, label=None, group=None, features=preparation.get("columns"))

@@ -42,6 +42,13 @@ class Progress(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+def clear(folder: Path) -> None:
+    """Take away the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
+    figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
+    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / "best.ckpt", *figures):
+        path.unlink(missing_ok=True)
+
+
 def settings(cfg: DictConfig) -> None:
     """Print the resolved configuration, a node a line; of torch's and Lightning's own arguments only those that are set."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import get_class, instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,7 +49,7 @@ OUTPUTS = Path("outputs")
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
 """The last is written last: a folder that has it is done."""
 
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 OUT_OF_MEMORY = (
     "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
     "or the model's size; ckpt_path=last goes on where the settings stay the same"
@@ -389,6 +391,28 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         )
     if trained.get("data", record["data"]) != record["data"]:
         raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
+    theirs, ours = (flattened(config) for config in (trained["config"], record["config"]))
+    there, here = theirs.get("ema"), ours.get("ema")
+    if there != here:
+        raise ValueError(f"{path} was trained with ema={there}, here it is {here}: an average goes on as one; keep it, or start anew")
+    if changed := [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key] and _matters(key)]:
+        warnings.warn(f"goes on with other settings than {path}: {', '.join(changed)}", stacklevel=2)
+
+
+def _matters(key: str) -> bool:
+    """Whether a setting takes part in the training; the regularizers have nodes of their own beside their list."""
+    node, _, name = key.partition(".")
+    if node == "trainer":
+        return name in ("precision", "accumulate_grad_batches", "gradient_clip_val")
+    return node not in (*BYSTANDERS, "test", "regularizers") and key not in ("data.data_dir", "data.num_workers")
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their keys, as `vat.eps`; those of a list by their numbers."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        return {prefix: node}
+    return {key: value for name, child in items for key, value in flattened(child, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def _settings(node: Any) -> dict[str, str]:

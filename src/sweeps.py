@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -165,6 +166,14 @@ class Sweep(HydraCallback):
     """Names a sweep, so that its jobs find together, and sums it up at its end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hand the sweep's name on to its jobs.
+
+        Raises:
+            SystemExit: several grids of conf/sweep are asked for at once, of which a job would know nothing.
+        """
+        for word in config.hydra.overrides.task:
+            if word.startswith("sweep=") and re.search(r"[,(]", word):
+                raise SystemExit(f"error: {word}: one sweep at a time; run them one after the other")
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{NAME}={_name(config)}")
         source = str(Path(__file__).parent)  # a launcher's worker is no `python src/train.py`

@@ -24,8 +24,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 
 import allocator
@@ -36,7 +37,7 @@ import runs
 import schema
 import sharding
 import sweeps
-from checkpoints import BEST, LAST, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints
+from checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
 from vat.classifier import Classifier
 from vat.figures import Figures
 from vat.history import HISTORY, History
@@ -85,6 +86,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
             f"data.steps_per_epoch={data.steps_per_epoch} steps; lower that, or take test=last"
         )
+    epochs = cfg.trainer.max_epochs
+    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * data.steps_per_epoch < batches:
+        raise ValueError(
+            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
+            "falls: give its length by trainer.max_steps"
+        )
     data.setup()
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
     network = runs.make_network(cfg.model, record)
@@ -92,6 +99,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     if cfg.compile:
         compilation.compile_in_place(network)
+    saved = None
     if start is not None:
         saved = runs.read_checkpoint(start)
         runs.refuse_other_run(saved, start, network, record)
@@ -111,6 +119,11 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with runs.claimed(folder):
+        if start is None or saved is None:
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                report.clear(folder)
+        elif not bring_best(start, saved, folder / "checkpoints") and cfg.test == "best":
+            raise ValueError(f"{start} goes on, but the best of its run, {BEST}, is not beside it: put it there, or take test=last")
         (folder / runs.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
         environment = {**record["environment"], "data": record["data"]}
         (folder / runs.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
@@ -125,6 +138,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
+            if trainer.global_step < cfg.trainer.max_steps:
+                reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
+                warnings.warn(f"ended after {reached}: the learning rate has not come to the end of its schedule", stacklevel=1)
             if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
                 classifier.load_state_dict(runs.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
@@ -163,11 +179,18 @@ def check(cfg: DictConfig) -> None:
             ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
         ),
     }
+    possible |= {
+        "trainer.accumulate_grad_batches": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
+        "trainer.gradient_clip_val": (lambda v: v is None or (type(v) in (int, float) and v >= 0), "a number >= 0, or null"),
+        "trainer.log_every_n_steps": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0"),
+    }
     for key, (allows, what) in possible.items():
-        if not allows(cfg[key]):
-            raise ValueError(f"{key}={cfg[key]}: must be {what}")
+        if not allows(value := OmegaConf.select(cfg, key)):
+            raise ValueError(f"{key}={value}: must be {what}")
     if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
         raise ValueError(f"scheduler.T_max={cfg.scheduler.T_max}: give the run a length by trainer.max_steps")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        raise ValueError("trainer.limit_train_batches=0: nothing would be trained; src/evaluate.py evaluates a checkpoint")
     for key in ("limit_val_batches", "limit_test_batches"):
         if cfg.trainer.get(key) == 0:
             raise ValueError(f"trainer.{key}=0: a run ends with a validation, and with a test unless test=none")
@@ -203,7 +226,7 @@ def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
         SaveOnSignal(saved / LAST),
         SaveEnd(saved / LAST),
         # Before the last, which is to know what the best was.
-        ModelCheckpoint(saved, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False),
+        SaveBest(saved),
         SaveLast(saved / LAST),
     ]
     if cfg.trainer.enable_progress_bar is not False:

@@ -270,6 +270,13 @@ def test_the_same_settings_in_another_sweep_are_not_trained_again(main, tmp_path
     assert len(list(tmp_path.glob("multirun/*/summary.csv"))) == 2
 
 
+@pytest.mark.parametrize("word", ["sweep=eps,labels", "sweep=choice(eps,labels)"])
+def test_several_grids_at_once_are_refused(main, tmp_path, word):
+    with pytest.raises(SystemExit, match=r"sweep=.*: one sweep at a time"):
+        main("-m", word)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_an_unknown_key_is_refused_before_the_first_job(main, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main("-m", *SMALL, "vat.esp=1,2")

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import warnings
+from itertools import chain, repeat
 from pathlib import Path
 
 import official
@@ -74,6 +76,11 @@ def assert_refused(main, folder, overrides, *words):
         ("trainer.max_steps=-1", ["scheduler.T_max=-1", "trainer.max_steps"]),
         ("trainer.limit_val_batches=0", ["trainer.limit_val_batches=0", "ends with a validation"]),
         ("trainer.limit_test_batches=0", ["trainer.limit_test_batches=0", "test=none"]),
+        ("trainer.limit_train_batches=0", ["trainer.limit_train_batches=0", "nothing would be trained"]),
+        ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches=0", "an integer >= 1"]),
+        ("trainer.accumulate_grad_batches=-1", ["trainer.accumulate_grad_batches=-1", "an integer >= 1"]),
+        ("trainer.gradient_clip_val=-1", ["trainer.gradient_clip_val=-1", ">= 0"]),
+        ("trainer.max_epochs=0", ["trainer.max_epochs=0", "trainer.max_steps"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_any_training(main, no_training, tmp_path, override, words):
@@ -360,6 +367,63 @@ def test_the_last_weights_are_saved_though_they_are_not_the_best(job, kill, monk
     folder = Path("dead") / "checkpoints"
     steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
     assert steps == {"last.ckpt": 10, "previous.ckpt": 5, "best.ckpt": 5}
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "elsewhere"])
+def test_the_best_of_a_run_is_known_where_it_goes_on_in_another_folder(job, kill, monkeypatch, tmp_path, moved):
+    from vat.classifier import Classifier
+
+    added = chain([1.0], repeat(0.0))
+    end = Classifier.on_validation_epoch_end
+
+    def of_which_the_first_is_best(self):
+        end(self)
+        self.log("val/accuracy", next(added))  # Lightning takes the mean
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", of_which_the_first_is_best)
+    kill(job, 12, "trainer.max_steps=15", "test=best", name="dead")
+    name = "moved" if moved else "elsewhere"
+    if moved:
+        (tmp_path / "dead").rename(tmp_path / name)
+    last = tmp_path / (name if moved else "dead") / "checkpoints" / "last.ckpt"
+    resumed = job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name=name)
+    assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5
+    last.with_name("best.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"the best of its run, best\.ckpt, is not beside it"):
+        job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name="later")
+
+
+def test_a_run_that_goes_on_with_other_settings_says_so(job):
+    one = job(name="one")
+    with pytest.warns(UserWarning, match=r"with other settings than .*last\.ckpt: .*vat\.eps 2\.0 -> 0\.5") as said:
+        job("vat.eps=0.5", "trainer.precision=bf16-mixed", f"ckpt_path={one.checkpoint}", name="other")
+    assert any("trainer.precision None -> bf16-mixed" in str(warning.message) for warning in said)
+    with warnings.catch_warnings(record=True) as said:
+        job("trainer.enable_model_summary=true", f"ckpt_path={one.checkpoint}", name="same")
+    assert not any("other settings" in str(warning.message) for warning in said)
+    with pytest.raises(ValueError, match=r"was trained with ema=None, here it is 0\.9"):
+        job("ema=0.9", f"ckpt_path={one.checkpoint}", name="averaged")
+
+
+def test_a_run_begins_without_the_results_of_another(job, tmp_path):
+    old = [tmp_path / "job" / name for name in ("figures/plane.png", "confusion.csv", "checkpoints/best.ckpt")]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    job("test=none", "trainer.max_steps=3")
+    assert not any(path.exists() for path in old)
+
+
+def test_a_run_that_ends_early_says_that_its_schedule_did_not(job, monkeypatch):
+    step = Classifier.training_step
+
+    def last(self, batch, batch_idx):
+        self.trainer.should_stop = self.global_step >= 2
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", last)
+    with pytest.warns(UserWarning, match="ended after 3 of 5 steps: the learning rate"):
+        job("test=none")
 
 
 @pytest.mark.parametrize("overrides", [[], ["ema=0.5"], ["reestimate_batch_norm=true"]], ids=" ".join)

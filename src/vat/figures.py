@@ -53,6 +53,7 @@ class Figures(pl.Callback):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.at_end = at_end
+        self._drawn = 0
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -63,7 +64,7 @@ class Figures(pl.Callback):
         elif self.at_end == "validation":
             self._draw(trainer, pl_module, "validation", Path())
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._drawn = trainer.global_step // self.every_n_steps if self.every_n_steps else 0
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -186,7 +186,7 @@ def _forgets(part: nn.Module) -> bool:
 
 @contextmanager
 def _kept(parts: list[nn.Module]) -> Iterator[None]:
-    """After it layers have the buffers from before, and in plain attributes the state from before: a hidden state, losses, a length seen."""
+    """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
     before = [_Kept(part) for part in parts]
     try:
         yield

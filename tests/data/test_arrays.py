@@ -1,4 +1,5 @@
 import io
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -127,6 +128,21 @@ def test_numbers_that_float32_cannot_tell_apart_are_standardised_first(path, tmp
     pool = seconds[data.split.unlabeled.numpy()]
     np.testing.assert_allclose(data.x[:60, 0].numpy(), (seconds - pool.mean()) / pool.std(), rtol=1e-5, atol=1e-6)
     assert data.x.dtype == torch.float32
+
+
+def test_copies_of_training_examples_among_those_held_out_are_counted(path, tmp_path):
+    test = written(tmp_path / "test.npz", x=np.concatenate([X[HALF < 0][:5], X[:4] + 1]), y=Y[:9])  # five of the pool without labels
+    with pytest.warns(UserWarning, match=r"^5 of 9 test examples are copies of examples to train on"):
+        ready(written(path, x=X, y=HALF), test=str(test))
+    twice = np.concatenate([X, X])
+    with pytest.warns(UserWarning, match=r"validation examples and \d+ of 24 test examples are copies") as said:
+        data = ready(written(path, x=twice, y=np.concatenate([Y, Y])))
+    pool = {row.tobytes() for row in data.x[data.split.unlabeled].numpy()}
+    expected = sum(row.tobytes() in pool for row in data.x[data.split.test].numpy())
+    assert f"and {expected} of 24" in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ready(written(path, x=twice, y=np.concatenate([Y, Y]), g=np.tile(np.arange(60), 2)), group="g")
 
 
 def test_features_stay_as_they_are_when_told_so(path):

@@ -80,7 +80,9 @@ class Arrays(OwnData):
             self.unit = "standard deviations of each feature"
         if table.columns is not None:
             self.preparation = {**(self.preparation or {}), "columns": table.columns}
-        return (x if x.dtype == torch.uint8 else x.float()), y, split
+        x = x if x.dtype == torch.uint8 else x.float()
+        self.warn_of_copies(x, split)
+        return x, y, split
 
     def _examples(self, path: Path, table: Table) -> tuple[Tensor, Tensor]:
         """Inputs, images with their channels first, and labels as numbers."""

@@ -109,6 +109,7 @@ class Images(OwnData):
             y = torch.tensor([file.label for file in files])[kept]
             split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=num_test)
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+        self.warn_of_copies(x, split)
         return x, y, split
 
     def _groups(self, files: Sequence["FoundImage"]) -> list[str]:
