@@ -15,7 +15,8 @@ class Grids(BasicSweeper):
     """The jobs of each grid, one grid after the other.
 
     Overrides of the command line are crossed with every grid. One of a key that only some grids have is for those alone, and takes the
-    place of their own values. A single value is `mean_teacher.weight=choice(3)`: what is no sweep, Hydra wants in the command's own regularizer.
+    place of their own values. A single value is `mean_teacher.weight=choice(3)`: as a plain override Hydra would look for its key in the
+    regularizer at hand.
 
     Args:
         grids: each maps keys to what a sweep on the command line would say of them, as `{vat.eps: "0.5,1,2"}`.

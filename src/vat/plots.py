@@ -214,7 +214,7 @@ def reliability_figure(chances: Tensor, y: Tensor) -> Figure:
         Patch(color=WRONG, label="claims too much by"),
         Patch(color="black", label="claims too little by"),
     ]
-    above.legend(handles=legend, frameon=False, loc="upper left", fontsize=8.5).set_zorder(5)
+    above.legend(handles=legend, framealpha=0.85, edgecolor="none", loc="upper left", fontsize=8.5)  # bars may stand behind it
     below.bar(centres, (100 * number / len(y)).tolist(), width=0.92 / bins, color="#999999")
     below.set(xlabel="confidence", ylabel="examples, %", xlim=(0, 1))
     return figure
