@@ -19,6 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+STATE_OF_BEST = ModelCheckpoint.__qualname__
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -63,22 +64,27 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def bring_best(start: Path, saved: dict[str, Any], folder: Path) -> bool:
+def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool) -> None:
     """Bring the best checkpoint along where a run goes on in another folder than that of the checkpoint `start`, which holds `saved`.
 
-    Returns:
-        Whether the best so far is in `folder` now, or there was none yet.
+    Raises:
+        ValueError: it is `needed`, there was one, and it is not there.
     """
-    best, here = start.with_name(BEST), folder / BEST
-    if best.resolve() != here.resolve():
-        if best.is_file():
-            partial = here.with_name(f"{BEST}.{os.getpid()}.part")  # each rank brings it: none goes on before it is there
-            shutil.copyfile(best, partial)
-            os.replace(partial, here)
-        else:
-            here.unlink(missing_ok=True)  # of another run
-    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(SaveBest.__name__)]
-    return here.is_file() or not any(state.get("best_model_path") for state in states)
+    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(STATE_OF_BEST)]
+    known = {Path(place).resolve() for state in states if (place := state.get("best_model_path"))}
+    best, here = start.resolve().with_name(BEST), folder / BEST
+    if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
+        best = here
+    if needed and known and not best.is_file():
+        raise ValueError(f"{start} goes on, but the best of its run, {BEST}, is not beside it: put it there, or take test=last")
+    if best == here:
+        return
+    if best.is_file():
+        partial = here.with_name(f"{BEST}.{os.getpid()}.part")  # each rank brings it: none goes on before it is there
+        shutil.copyfile(best, partial)
+        os.replace(partial, here)
+    else:
+        here.unlink(missing_ok=True)  # of another run
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -118,6 +124,11 @@ class SaveBest(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False)
         self.path = Path(str(self.dirpath)) / BEST  # as Lightning writes it, or it would take the file for another one, and remove it
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's own, under which earlier checkpoints hold it."""
+        return super().state_key.replace(type(self).__qualname__, STATE_OF_BEST, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["best_model_path"] and self.path.is_file():

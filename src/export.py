@@ -80,17 +80,20 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     part = path.with_name(f".part-{path.name}")
     with runs.writable(path.parent, "output"):
         part.touch()
-    x = examples(record)
-    form.save(network, x[:2], text, part)
-    predict, found = form.load(part)
-    if json.loads(found) != json.loads(text):
-        raise ValueError(f"{part} holds another description than was written")
-    with torch.no_grad():
-        expected, got = network(x), predict(x)
-    difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if expected.shape != got.shape or not difference <= TOLERANCE:
-        raise ValueError(f"{part} gives other predictions than {checkpoint}: logits differ by {difference:.2g} of the largest")
-    part.replace(path)
+    try:
+        x = examples(record)
+        form.save(network, x[:2], text, part)
+        predict, found = form.load(part)
+        if json.loads(found) != json.loads(text):
+            raise ValueError(f"{part} holds another description than was written")
+        with torch.no_grad():
+            expected, got = network(x), predict(x)
+        difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if expected.shape != got.shape or not difference <= TOLERANCE:
+            raise ValueError(f"{part} gives other predictions than {checkpoint}: logits differ by {difference:.2g} of the largest")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 

@@ -86,8 +86,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
             f"data.steps_per_epoch={data.steps_per_epoch} steps; lower that, or take test=last"
         )
-    epochs = cfg.trainer.max_epochs
-    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * data.steps_per_epoch < batches:
+    epochs, updates = cfg.trainer.max_epochs, math.ceil(data.steps_per_epoch / cfg.trainer.accumulate_grad_batches)
+    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * updates < cfg.trainer.max_steps:
         raise ValueError(
             f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
             "falls: give its length by trainer.max_steps"
@@ -122,8 +122,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if start is None or saved is None:
             if getattr(rank_zero_only, "rank", 0) == 0:
                 report.clear(folder)
-        elif not bring_best(start, saved, folder / "checkpoints") and cfg.test == "best":
-            raise ValueError(f"{start} goes on, but the best of its run, {BEST}, is not beside it: put it there, or take test=last")
+        else:
+            bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
         (folder / runs.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
         environment = {**record["environment"], "data": record["data"]}
         (folder / runs.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
@@ -138,7 +138,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
-            if trainer.global_step < cfg.trainer.max_steps:
+            if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
                 reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
                 warnings.warn(f"ended after {reached}: the learning rate has not come to the end of its schedule", stacklevel=1)
             if cfg.test == "best":  # not by the trainer: it would take the weights behind an average

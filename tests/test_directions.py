@@ -8,7 +8,7 @@ from torch.autograd.functional import hessian
 from torch.nn.functional import cosine_similarity
 
 from vat import VAT
-from vat.directions import DIRECTIONS, ascent, exact, finite_difference, margin, random, random_margin
+from vat.directions import DIRECTIONS, ascent, exact, finite_difference, gradient, margin, random, random_margin
 from vat.functional import DIVERGENCES, L2, NORMS, Categorical, Divergence
 from vat.step import Key, Step
 
@@ -518,7 +518,25 @@ def test_a_doubtful_example_takes_no_direction_from_confident_ones_in_float16(na
         step.normal = lambda purpose, one_row=False, dtype=dtype: draw.to(dtype)
         found.append(direction(name, step))
     found = cosines(*found)
-    if training:  # batch norm couples the rows, so that they have one scale
+    if training:  # batch norm couples the rows, which then have one scale
         assert found.median() > 0.99
     else:
         assert found.min() > 0.99
+
+
+class BatchNormByHand(nn.Module):
+    def forward(self, x):
+        return (x - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
+
+
+def test_rows_that_a_layer_from_elsewhere_couples_have_one_scale_in_float16():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), BatchNormByHand(), nn.Linear(5, 3))
+    with torch.no_grad():
+        module[2].weight *= 3
+    x, r = rows(8, 6, dtype=torch.float32), 0.1 * rows(8, 6, dtype=torch.float32, seed=2)
+    half, whole = (
+        gradient(Step(copy.deepcopy(module).to(dtype), x.to(dtype), key=KEY), DIVERGENCES["categorical"], r.to(dtype))
+        for dtype in (torch.float16, torch.float32)
+    )
+    assert cosines(half, whole).min() > 0.99

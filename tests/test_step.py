@@ -507,11 +507,44 @@ class BuiltByUse(nn.Module):
         return self.layer(x)
 
 
-def test_a_layer_that_a_pass_has_built_stays_built():
-    module = BuiltByUse()
+class BuiltIntoAList(BuiltByUse):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList()
+
+    def forward(self, x):
+        if not self.built:
+            self.layers.append(nn.Linear(x.shape[1], 3))
+            self.built = True
+        return sum(layer(x) for layer in self.layers)
+
+
+@pytest.mark.parametrize("make", [BuiltByUse, BuiltIntoAList])
+def test_a_layer_that_a_pass_has_built_stays_built(make):
+    module = make()
     first, second = (Network(module)(rows(), seed=1) for _ in range(2))
     assert module.built
     assert torch.equal(first, second)
+
+
+def test_a_lazy_layer_knows_its_width_after_a_tracked_pass():
+    module = nn.Sequential(nn.LazyLinear(3))
+    Network(module)(rows(), seed=1, track=True)
+    assert module[0].in_features == rows().shape[1]
+
+
+class Frozen(list):
+    def clear(self):
+        raise TypeError("does not support mutation")
+
+
+def test_scripted_layers_and_containers_of_other_kinds_are_left_alone():
+    scripted = nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
+    assert Network(scripted)(rows().float(), seed=1).shape == (len(rows()), 3)
+    module = KeepingMore()
+    module.fixed = Frozen([1, 2])
+    Network(module)(rows(), seed=1)
+    assert module.fixed == [1, 2]
 
 
 def test_what_a_hook_keeps_in_a_layer_of_torch_is_left_as_it_was():

@@ -388,6 +388,10 @@ def test_the_best_of_a_run_is_known_where_it_goes_on_in_another_folder(job, kill
     last = tmp_path / (name if moved else "dead") / "checkpoints" / "last.ckpt"
     resumed = job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name=name)
     assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5
+    backup = tmp_path / "backup.ckpt"
+    backup.write_bytes(resumed.checkpoint.read_bytes())
+    job("trainer.max_steps=15", "test=best", f"ckpt_path={backup}", name=name)  # into the run's own folder, where its best stays
+    assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5
     last.with_name("best.ckpt").unlink()
     with pytest.raises(ValueError, match=r"the best of its run, best\.ckpt, is not beside it"):
         job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name="later")

@@ -175,10 +175,16 @@ def pulled_back(step: Step, logits: Tensor, x: Tensor, u: Tensor, *, retain_grap
     """
     if logits.dtype is torch.float16 and len(u):  # a scale of each rank's own would tell through a batch norm over all of them
         scale = NORMS["linf"].length(u.detach())
-        if step.module is None or any(isinstance(m, _BatchNorm) and _normalizes_by_its_input(m) for m in step.module.modules()):
+        if step.module is None or any(map(_may_couple_rows, step.module.modules())):
             scale = scale.max()  # each row's gradient is of the whole batch
         u = u / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return grad(logits, x, u.to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
+
+
+def _may_couple_rows(layer: nn.Module) -> bool:
+    """Whether it normalises over the batch, or is a layer from elsewhere, which may."""
+    known = type(layer).__module__.startswith(("torch.nn.modules.", "vat.models."))
+    return (isinstance(layer, _BatchNorm) and _normalizes_by_its_input(layer)) or not (known or [*layer.children()])
 
 
 DIRECTIONS: dict[str, Direction] = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from vat.seeds import stable_seed
@@ -119,7 +120,8 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device), _one_path(), _kept([] if track else self._keepers):
+        module, keepers = (None, []) if track else (self.module, self._keepers)
+        with random_state(seed, x.device), _one_path(), _kept(module, keepers):
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -181,18 +183,29 @@ def _behind(forward: Forward) -> nn.Module | None:
 
 def _forgets(part: nn.Module) -> bool:
     """Whether a pass surely leaves nothing in its plain attributes: torch's own layers do not, unless a hook does it for them."""
+    if isinstance(part, torch.jit.ScriptModule):  # keeps nothing that Python sees
+        return True
     return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
 
 
 @contextmanager
-def _kept(parts: list[nn.Module]) -> Iterator[None]:
+def _kept(module: nn.Module | None, keepers: list[nn.Module]) -> Iterator[None]:
     """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
-    before = [_Kept(part) for part in parts]
+    parts, before = _parts(module), [_Kept(layer) for layer in keepers]
     try:
         yield
     finally:
-        for kept in before:
-            kept.put_back()
+        if _parts(module) == parts:  # otherwise the pass has built a layer, and what says so must stay
+            for kept in before:
+                kept.put_back()
+
+
+def _parts(module: nn.Module | None) -> set[str]:
+    """The names of a network's layers and of the parameters that are there."""
+    if module is None:
+        return set()
+    there = (name for name, parameter in module.named_parameters() if not is_lazy(parameter))
+    return {name for name, _ in module.named_modules()}.union(there)
 
 
 class _Kept:
@@ -200,14 +213,13 @@ class _Kept:
 
     def __init__(self, layer: nn.Module):
         self.layer = layer
-        self.parts = self._parts()
         self.buffers = layer._buffers.copy()
         self.attributes = {name: vars(layer)[name] for name in vars(layer).keys() - OF_EVERY_MODULE}
-        self.contents = [(held, held.copy()) for held in self.attributes.values() if isinstance(held, list | dict | set)]
+        # Thousands of entries are a table, a vocabulary perhaps, and no state.
+        held = [held for held in self.attributes.values() if type(held) in (list, dict, set) and len(held) < 1000]
+        self.contents = [(some, some.copy()) for some in held]
 
     def put_back(self) -> None:
-        if self._parts() != self.parts:  # the pass has built the layer, and what says so must stay
-            return
         buffers, now = self.layer._buffers, vars(self.layer)
         for name in buffers.keys() - self.buffers.keys():
             del buffers[name]
@@ -219,9 +231,6 @@ class _Kept:
         for held, contents in self.contents:
             held.clear()
             held.extend(contents) if isinstance(held, list) else held.update(contents)
-
-    def _parts(self) -> set[str]:
-        return {name for name, part in (*self.layer._modules.items(), *self.layer._parameters.items()) if part is not None}
 
 
 @contextmanager

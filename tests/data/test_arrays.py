@@ -132,10 +132,10 @@ def test_numbers_that_float32_cannot_tell_apart_are_standardised_first(path, tmp
 
 def test_copies_of_training_examples_among_those_held_out_are_counted(path, tmp_path):
     test = written(tmp_path / "test.npz", x=np.concatenate([X[HALF < 0][:5], X[:4] + 1]), y=Y[:9])  # five of the pool without labels
-    with pytest.warns(UserWarning, match=r"^5 of 9 test examples are copies of examples to train on"):
+    with pytest.warns(UserWarning, match=r"^5 of 9 test examples have the values of examples to train on"):
         ready(written(path, x=X, y=HALF), test=str(test))
     twice = np.concatenate([X, X])
-    with pytest.warns(UserWarning, match=r"validation examples and \d+ of 24 test examples are copies") as said:
+    with pytest.warns(UserWarning, match=r"validation examples and \d+ of 24 test examples have the values") as said:
         data = ready(written(path, x=twice, y=np.concatenate([Y, Y])))
     pool = {row.tobytes() for row in data.x[data.split.unlabeled].numpy()}
     expected = sum(row.tobytes() in pool for row in data.x[data.split.test].numpy())

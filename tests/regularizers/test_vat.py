@@ -431,3 +431,8 @@ def test_a_direction_that_is_a_function_keeps_its_own_settings():
     assert torch.equal(found(partial(ascent, num_power_iterations=4)), found("ascent", num_power_iterations=4))
     assert torch.equal(found(partial(finite_difference, xi=2.0)), found("finite_difference", xi=2.0))
     assert torch.equal(found(partial(finite_difference, xi=2.0), xi=0.5), found("finite_difference", xi=0.5))
+
+    def asking(step, divergence, norm, *, num_power_iterations, create_graph=False):
+        return ascent(step, divergence, norm, eps=1.0, num_power_iterations=num_power_iterations, create_graph=create_graph)
+
+    assert torch.equal(found(asking), found("ascent"))

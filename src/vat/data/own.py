@@ -114,12 +114,15 @@ class OwnData(ResidentDataModule):
         """Warn where examples held out are the same, to the bit, as some that training sees. Streamed inputs are not looked through."""
         if not isinstance(x, Tensor):
             return
-        rows = x.cpu().flatten(1).numpy()
+        rows = x.cpu().numpy()
         seen = {hash(rows[i].tobytes()) for i in split.unlabeled.tolist()}
         parts = {"validation": split.validation, "test": split.test}
         copies = {name: sum(hash(rows[i].tobytes()) in seen for i in part.tolist()) for name, part in parts.items()}
         if said := " and ".join(f"{number} of {len(parts[name])} {name} examples" for name, number in copies.items() if number):
-            warnings.warn(f"{said} are copies of examples to train on, and flatter the result: give copies one group", stacklevel=2)
+            warnings.warn(
+                f"{said} have the values of examples to train on: where these are copies, which flatter the result, give them one group",
+                stacklevel=2,
+            )
 
     def _warn_of_absent_classes(self, parts: Mapping[str, Tensor]) -> None:
         absent = {part: [name for c, name in enumerate(self.class_names) if not (y == c).any()] for part, y in parts.items()}

@@ -179,7 +179,8 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
     frame.columns = columns = [str(name) for name in frame.columns]  # a Parquet file's may be numbers
     # As they are written: pandas calls the second of two y, which may be the label once more, y.1.
     header = columns if parquet else pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+    used = set(header) if features is None else {*text, *(name for name in features if f"{name}.1" not in features)}
+    if twice := sorted({name for name in used if name and header.count(name) > 1}):
         raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
     if len(columns) == 1 and (separator := re.search(r"[;\t]", columns[0])):
         raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas")

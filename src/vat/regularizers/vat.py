@@ -90,6 +90,7 @@ class VAT(Regularizer):
                 others = ", ".join(n for n, function in DIRECTIONS.items() if name in inspect.signature(function).parameters)
                 raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}, or choose one of {others}")
         self._takes_eps = "eps" in taken
+        self._required = [name for name in UNSET if name in taken and taken[name].default is inspect.Parameter.empty]
 
     @property
     def current_eps(self) -> float:
@@ -110,7 +111,7 @@ class VAT(Regularizer):
                 "by local_distributional_smoothness"
             )
         with torch.set_grad_enabled(self.gradient_through_r):
-            options = {name: value for name, unset in UNSET.items() if (value := getattr(self, name)) != unset}
+            options = {name: value for name, unset in UNSET.items() if (value := getattr(self, name)) != unset or name in self._required}
             if self._takes_eps:
                 options["eps"] = self.current_eps
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
