@@ -93,6 +93,7 @@ class Network:
         self._callable = module if module is forward else None if module is None else _Bound(forward, module)
         self._forward = forward
         self._keepers = [] if module is None else [part for part in module.modules() if not _forgets(part)]
+        self._parts = _parts(module) if module is not None and self._keepers else set()
         self._buffers: dict[str, Tensor] = {}
         self._places: dict[str, list[str]] = {}
         if self._callable is not None and module is not None:
@@ -120,8 +121,7 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        module, keepers = (None, []) if track else (self.module, self._keepers)
-        with random_state(seed, x.device), _one_path(), _kept(module, keepers):
+        with random_state(seed, x.device), _one_path(), _kept([] if track else self._keepers, self._is_whole):
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -134,6 +134,9 @@ class Network:
                 "of both counts the examples; hand in a function that puts it there"
             )
         return logits
+
+    def _is_whole(self) -> bool:
+        return self.module is not None and _parts(self.module) == self._parts
 
     def _on_copies(self, x: Tensor, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Tensor:
         assert self._callable is not None
@@ -189,21 +192,24 @@ def _forgets(part: nn.Module) -> bool:
 
 
 @contextmanager
-def _kept(module: nn.Module | None, keepers: list[nn.Module]) -> Iterator[None]:
-    """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
-    parts, before = _parts(module), [_Kept(layer) for layer in keepers]
+def _kept(keepers: list[nn.Module], is_whole: Callable[[], bool]) -> Iterator[None]:
+    """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before.
+
+    Args:
+        keepers: layers that may keep something.
+        is_whole: whether the network has the parts it had; if not, a pass has built a layer, and what says so must stay.
+    """
+    before = [_Kept(layer) for layer in keepers]
     try:
         yield
     finally:
-        if _parts(module) == parts:  # otherwise the pass has built a layer, and what says so must stay
+        if before and is_whole():
             for kept in before:
                 kept.put_back()
 
 
-def _parts(module: nn.Module | None) -> set[str]:
+def _parts(module: nn.Module) -> set[str]:
     """The names of a network's layers and of the parameters that are there."""
-    if module is None:
-        return set()
     there = (name for name, parameter in module.named_parameters() if not is_lazy(parameter))
     return {name for name, _ in module.named_modules()}.union(there)
 
