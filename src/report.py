@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import page
+from checkpoints import BEST
 from vat.figures import CAPTIONS
 
 CONFUSION = "confusion.csv"
@@ -42,10 +44,11 @@ class Progress(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+@rank_zero_only
 def clear(folder: Path) -> None:
     """Take away the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
     figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
-    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / "best.ckpt", *figures):
+    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / BEST, *figures):
         path.unlink(missing_ok=True)
 
 

@@ -391,7 +391,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         )
     if trained.get("data", record["data"]) != record["data"]:
         raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
-    theirs, ours = (flattened(config) for config in (trained["config"], record["config"]))
+    theirs, ours = (_flattened(config) for config in (trained["config"], record["config"]))
     there, here = theirs.get("ema"), ours.get("ema")
     if there != here:
         raise ValueError(f"{path} was trained with ema={there}, here it is {here}: an average goes on as one; keep it, or start anew")
@@ -407,12 +407,12 @@ def _matters(key: str) -> bool:
     return node not in (*BYSTANDERS, "test", "regularizers") and key not in ("data.data_dir", "data.num_workers")
 
 
-def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+def _flattened(node: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a configuration by their keys, as `vat.eps`; those of a list by their numbers."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
     if items is None:
         return {prefix: node}
-    return {key: value for name, child in items for key, value in flattened(child, f"{prefix}.{name}".lstrip(".")).items()}
+    return {key: value for name, child in items for key, value in _flattened(child, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def _settings(node: Any) -> dict[str, str]:

@@ -24,7 +24,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
@@ -120,8 +119,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
 
     with runs.claimed(folder):
         if start is None or saved is None:
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                report.clear(folder)
+            report.clear(folder)
         else:
             bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
         (folder / runs.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -178,8 +176,6 @@ def check(cfg: DictConfig) -> None:
         **dict.fromkeys(
             ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
         ),
-    }
-    possible |= {
         "trainer.accumulate_grad_batches": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
         "trainer.gradient_clip_val": (lambda v: v is None or (type(v) in (int, float) and v >= 0), "a number >= 0, or null"),
         "trainer.log_every_n_steps": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0"),

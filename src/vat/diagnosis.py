@@ -11,7 +11,7 @@ from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.directions import margin, random_margin
-from vat.functional import L2, Divergence, Norm, wide
+from vat.functional import L2, Divergence, Norm, flat, wide
 from vat.regularizers import VAT, RandomPerturbation
 from vat.step import Key, Step
 
@@ -67,7 +67,7 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
         if isinstance(norm, L2):
             root = root_of_hessian(step, divergence)
             found["eigenvalue"], eigenvector = top_eigenpair(root)
-            d = (r.double() / eps)[..., None].flatten(1)
+            d = flat(r.double() / eps)
             found["curvature"] = (root @ d[..., None]).square().sum((1, 2))
             found["cosine"] = (d * eigenvector).sum(1).abs()
             starts += [eigenvector.view_as(x).to(x.dtype), -eigenvector.view_as(x).to(x.dtype)]
@@ -92,7 +92,7 @@ def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
     outputs = logits[:1].numel()
     basis = [e.view(1, *logits.shape[1:]).expand_as(logits) for e in torch.eye(outputs, dtype=logits.dtype, device=x.device)]
     with torch.enable_grad():
-        pulled_back = [grad(logits, x, e, retain_graph=True)[0][..., None].flatten(1).double() for e in basis]
+        pulled_back = [flat(grad(logits, x, e, retain_graph=True)[0]).double() for e in basis]
     fisher = torch.stack([divergence.hvp(logits.detach(), e).reshape(len(x), outputs).double() for e in basis], 1)
     values, vectors = torch.linalg.eigh((fisher + fisher.mT) / 2)
     return values.clamp(min=0).sqrt()[..., None] * (vectors.mT @ torch.stack(pulled_back, 1))

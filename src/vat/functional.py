@@ -155,8 +155,7 @@ class Gaussian(Divergence):
         self.sigma = sigma
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
-        squares = ((wide(clean) - wide(perturbed)) / self.sigma).square() / 2
-        return squares.flatten(1).sum(1) if squares.dim() > 1 else squares
+        return (flat((wide(clean) - wide(perturbed)) / self.sigma).square() / 2).sum(1)
 
 
 DIVERGENCES: dict[str, Divergence] = {"categorical": Categorical(), "bernoulli": Bernoulli(), "gaussian": Gaussian()}
@@ -165,6 +164,11 @@ DIVERGENCES: dict[str, Divergence] = {"categorical": Categorical(), "bernoulli":
 def wide(x: Tensor) -> Tensor:
     """`x` in float32, or in its own dtype where that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def flat(x: Tensor) -> Tensor:
+    """The entries of each example (N, D), of x (N, …) or (N,)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def as_classes(logits: Tensor) -> Tensor:

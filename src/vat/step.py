@@ -121,7 +121,7 @@ class Network:
         if self._callable is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with random_state(seed, x.device), _one_path(), _kept([] if track else self._keepers, self._is_whole):
+        with random_state(seed, x.device), _one_path(), nullcontext() if track else self._kept():
             logits = self._forward(x) if self._callable is None else self._on_copies(x, parameters, constant, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -135,8 +135,17 @@ class Network:
             )
         return logits
 
-    def _is_whole(self) -> bool:
-        return self.module is not None and _parts(self.module) == self._parts
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
+        before = [_Kept(layer) for layer in self._keepers]
+        try:
+            yield
+        finally:
+            # With other parts than before the pass has built a layer, and what says so must stay.
+            if self.module is not None and before and _parts(self.module) == self._parts:
+                for kept in before:
+                    kept.put_back()
 
     def _on_copies(self, x: Tensor, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Tensor:
         assert self._callable is not None
@@ -189,23 +198,6 @@ def _forgets(part: nn.Module) -> bool:
     if isinstance(part, torch.jit.ScriptModule):  # keeps nothing that Python sees
         return True
     return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
-
-
-@contextmanager
-def _kept(keepers: list[nn.Module], is_whole: Callable[[], bool]) -> Iterator[None]:
-    """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before.
-
-    Args:
-        keepers: layers that may keep something.
-        is_whole: whether the network has the parts it had; if not, a pass has built a layer, and what says so must stay.
-    """
-    before = [_Kept(layer) for layer in keepers]
-    try:
-        yield
-    finally:
-        if before and is_whole():
-            for kept in before:
-                kept.put_back()
 
 
 def _parts(module: nn.Module) -> set[str]:

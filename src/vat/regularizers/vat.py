@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
-from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name
+from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name, flat
 from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Forward, Key, Step
@@ -155,8 +155,8 @@ class VAT(Regularizer):
             found["kl_ascent"] = at(eps * further)
             if isinstance(norm, L2) and not coarse(step.x, clean, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
-                found["curvature"] = mean((d * product)[..., None].flatten(1).sum(1))
-                found["cosine"] = mean((d * norm.dual(product, otherwise=d))[..., None].flatten(1).sum(1))
+                found["curvature"] = mean(flat(d * product).sum(1))
+                found["cosine"] = mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
         before, after = divergence.decision(clean), divergence.decision(perturbed)
         if before is not None and after is not None:
             found["flip_rate"] = (before != after).float().mean()
