@@ -133,7 +133,7 @@ class Bernoulli(Divergence):
             return distance
         if choice is None:
             return _mean_over_positions(distance.amin(1))
-        return _mean_over_positions(distance[torch.arange(len(distance)), _pick(choice, distance.shape[1])])
+        return _mean_over_positions(distance[torch.arange(len(distance), device=distance.device), _pick(choice, distance.shape[1])])
 
     def decision(self, logits: Tensor) -> Tensor:
         return logits > 0
