@@ -42,7 +42,7 @@ from vat.history import HISTORY, read
 
 LOOK_EVERY = 0.5  # seconds
 QUIET = {"test": "none", "figures": "null", "trainer.enable_progress_bar": "false"}
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 class JobFailedError(RuntimeError):

@@ -30,7 +30,7 @@ FILES = {
 }
 
 # Wide enough that a path is not broken where nobody looks at a terminal.
-console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False)
+console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
 class Progress(RichProgressBar):

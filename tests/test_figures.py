@@ -46,6 +46,14 @@ def test_every_figure_is_drawn_at_the_end(job, overrides, own):
     assert drawn(ran.folder) <= figures.CAPTIONS.keys()
 
 
+def test_a_figure_that_fails_costs_the_run_nothing_else(job, monkeypatch):
+    monkeypatch.setattr(figures.plots, "reliability_figure", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match="figures are missing, the run goes on: ZeroDivisionError: division by zero"):
+        ran = job("figures=0", *MOONS)
+    assert "test/accuracy" in ran.metrics
+    assert (ran.folder / report.PAGE).is_file()
+
+
 def test_the_random_control_is_not_drawn_as_vat(job, monkeypatch):
     seen = []
     monkeypatch.setattr(figures, "draw", lambda network, data, part, vat: seen.append(vat) or {})

@@ -5,6 +5,7 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 from vat import plots
@@ -256,3 +257,21 @@ def test_a_study_shows_every_seed_of_every_method():
     assert [label.get_text() for label in above.get_yticklabels()] == ["VAT", "none"]
     assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("digits, l2", "mnist_100, l2")
     assert [text.get_text() for text in below.get_legend().get_texts()] == ["clean", "ε = 1"]
+
+
+@pytest.mark.parametrize("of", ["confusion", "class error", "features", "perturbations", "adversarial"])
+def test_names_with_dollar_signs_are_drawn_as_they_stand(of, tmp_path):
+    names, counts = [r"$\frac{$", "from $5 to $6", "plain"], torch.tensor([[3, 1, 0], [0, 2, 1], [1, 0, 4]])
+    x, chances, y = torch.rand(3, 1, 4, 4), torch.eye(3), torch.arange(3)
+    figure = {
+        "confusion": lambda: plots.confusion_figure(counts, names),
+        "class error": lambda: plots.class_error_figure(counts, names),
+        "features": lambda: plots.feature_figure(torch.rand(5, 3), names=names, eps=1.0),
+        "perturbations": lambda: plots.perturbation_figure(x, x, chances, chances, torch.rand(3), y, class_names=names, eps=1.0),
+        "adversarial": lambda: plots.adversarial_figure(x, x, [(name, name) for name in names], bounds=None, title=""),
+    }[of]()
+
+    figure.savefig(tmp_path / "figure.png")
+
+    said = [text.get_text() for text in figure.findobj(Text)]
+    assert all(any(name.replace("$", r"\$") in text for text in said) for name in names)

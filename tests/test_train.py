@@ -11,6 +11,7 @@ import official
 import pytest
 import torch
 
+import report
 from vat.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +247,15 @@ def test_mistakes_are_counted_by_the_names_of_the_classes(job):
     assert {name: sum(row) for name, row in counts.items()} == {"class 0": 500, "class 1": 500}
     right = counts["class 0"][0] + counts["class 1"][1]
     assert right / 1000 == pytest.approx(ran.metrics["test/accuracy"])
+
+
+def test_names_in_brackets_are_printed_as_they_stand(capsys):
+    parts = dict.fromkeys(("labeled", "unlabeled", "validation", "test"), 3)
+    record = {"class_names": ["[bold]", "[/cat]"], "parts": parts}
+    report.closing({"seconds": 1.0}, Path("[raw]"), record, lds="", counts=torch.tensor([[2, 1], [1, 2]]))
+    said = capsys.readouterr().out
+    assert "[bold] for [/cat] 33.3 %" in said
+    assert "[raw]/metrics.json" in said
 
 
 @pytest.mark.parametrize(

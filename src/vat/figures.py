@@ -1,5 +1,6 @@
 """The figures of a run: drawn at an interval and at its end, into its folder and to its loggers."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,8 @@ CAPTIONS = {
 class Figures(pl.Callback):
     """Draws a run's figures as PNG into its folder, and hands them to W&B and TensorBoard.
 
-    Those at an interval are of the validation examples, as those at the end of a run that is not tested.
+    Those at an interval are of the validation examples, as those at the end of a run that is not tested. A figure that fails (memory, disk,
+    W&B) costs a run nothing but the figure.
 
     Args:
         folder: of the run. The figures of its end are `figures/NAME.png`, earlier ones `figures/step-N/NAME.png`.
@@ -74,6 +76,12 @@ class Figures(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
         if not (trainer.is_global_zero or is_divided(pl_module.network)):
             return
+        try:
+            self._draw_all(trainer, pl_module, part, place)
+        except Exception as error:  # whatever it is must not cost a run its result
+            warnings.warn(f"figures are missing, the run goes on: {type(error).__name__}: {error}", stacklevel=2)
+
+    def _draw_all(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         vat = next((r for r in pl_module.regularizers.values() if looks_for_r(r) and r.current_eps > 0), None)
         vat = vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True)

@@ -115,7 +115,7 @@ def perturbation_figure(
         for row, chances in ((0, before), (2, after)):
             said = int(chances[i].argmax())
             right = said == int(y[i])
-            text = f"{class_names[said]}\n{100 * float(chances[i, said]):.0f} %"
+            text = f"{_literal(class_names[said])}\n{100 * float(chances[i, said]):.0f} %"
             axes[row, column].set_title(text, fontsize=8.5, color="black" if right else WRONG, fontweight="normal" if right else "bold")
         axes[1, column].set_title(f"KL {float(kl[i]):.2g}", fontsize=8.5)
     for row, name in enumerate(("input", f"r, up to {reach:.2g}" + (" (orange +)" if x.shape[1] == 1 else ""), "input + r")):
@@ -136,7 +136,7 @@ def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 2
     size, place = r.abs().mean(0).topk(min(most, r.shape[1]))
     figure = _figure(6, 0.26 * len(size) + 1.3)
     axes = _tidy(figure.subplots())
-    axes.barh([names[i] for i in place.tolist()], size.tolist(), color=COLOURS[0])
+    axes.barh([_literal(names[i]) for i in place.tolist()], size.tolist(), color=COLOURS[0])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.margins(y=0.02)
@@ -167,11 +167,11 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
                 colour = "white" if dark else "#444444" if i == j else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else "normal")
         ticks = range(len(counts))
-        long = max(map(len, class_names)) > 3
+        long, names = max(map(len, class_names)) > 3, [_literal(name) for name in class_names]
         axes.set_xticks(
-            ticks, class_names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None
+            ticks, names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None
         )
-        axes.set_yticks(ticks, class_names)
+        axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="taken for", ylabel="class", title="Confusion, % of each class")
@@ -261,7 +261,7 @@ def class_error_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
     """
     total = counts.sum(1).double()
     seen = torch.nonzero(total)[:, 0]
-    n, names = total[seen], [class_names[i] for i in seen.tolist()]
+    n, names = total[seen], [_literal(class_names[i]) for i in seen.tolist()]
     share = 1 - counts.diagonal().double()[seen] / n
     z = 1.96
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -443,6 +443,11 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _literal(name: str) -> str:
+    """A user's word, in which matplotlib would take two dollar signs for a formula."""
+    return name.replace("$", r"\$")
+
+
 def _tidy(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -493,8 +498,8 @@ def adversarial_figure(
     figure = _figure(1.3 * len(x) + 0.4, 4.6)
     panels, largest = _perturbed(figure, x, adversarial - x, bounds)
     for column, (true, taken) in enumerate(names):
-        panels[0, column].set_title(true, fontsize=9)
-        panels[2, column].set_title(taken, fontsize=9)
+        panels[0, column].set_title(_literal(true), fontsize=9)
+        panels[2, column].set_title(_literal(taken), fontsize=9)
     sign = "orange +, " if x.shape[1] == 1 else ""
     figure.suptitle(f"{title}: image and class, perturbation ({sign}full scale ±{largest:.2g}), result and prediction", fontsize=9)
     return figure
