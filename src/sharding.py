@@ -33,13 +33,20 @@ StrategyRegistry.register("fsdp2", FSDP2)
 
 
 def refuse_whole_weights(cfg: DictConfig) -> None:
-    """Refuse settings that copy, load or compile the weights of all layers at once, which torch does not for those of FSDP2.
+    """Refuse settings that copy, load or compile the weights of all layers at once, which torch does not for those of FSDP2, and float16,
+    whose scaling of gradients Lightning does not know to do there.
 
     Raises:
         ValueError: names them.
     """
     teachers = [node for node in cfg.regularizers if node["_target_"].endswith(".MeanTeacher")]
-    asked = {"ema": cfg.ema is not None, "test=best": cfg.test == "best", "MeanTeacher": bool(teachers), "compile=true": cfg.compile}
+    asked = {
+        "ema": cfg.ema is not None,
+        "test=best": cfg.test == "best",
+        "MeanTeacher": bool(teachers),
+        "compile=true": cfg.compile,
+        "trainer.precision=16-mixed": cfg.trainer.precision == "16-mixed",
+    }
     if named := [name for name, given in asked.items() if given]:
         raise ValueError(
             f"trainer.strategy=fsdp2 divides the weights; {' and '.join(named)} cannot do with parts: leave it out, or take ddp"

@@ -115,7 +115,7 @@ class Network:
             x: inputs (N, …).
             seed: of the noise drawn inside the network.
             parameters: used in place of the module's own, by name in the `unwrapped` module.
-            constant: take the parameters as constants, so that no backward pass can reach them.
+            constant: take the parameters as constants, so that no backward pass can reach them (but under FSDP2, which sees to them itself).
             track: let this pass move the module's own buffers, as an ordinary call does.
         """
         if self.module is None and parameters is not None:
@@ -144,7 +144,7 @@ class Network:
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
             others += self._by_name(parameters)
-        elif constant:
+        elif constant and not is_divided(self.module):  # FSDP2 puts its own in their place, and keeps what it finds in its first pass
             others += [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._layers)]
         others = [(held, name, tensor) for tensor, places in others for held, name in places]
         own = [(held, name, held[name]) for held, name, _ in others]
