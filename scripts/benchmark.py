@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import count
+from itertools import repeat
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
@@ -321,7 +321,7 @@ def section_data(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     )
     batches = iter(resident)
     loader = DataLoader(PerSample(x, y), batch_size=128, shuffle=True, drop_last=True)
-    ordinary = (batch for _ in count() for batch in loader)
+    ordinary = (batch for epoch in repeat(loader) for batch in epoch)
     found = in_turn(
         {"resident": lambda: next(batches), "ordinary": lambda: next(ordinary)}, reference="resident", repeats=arguments.repeats
     )

@@ -109,13 +109,13 @@ def perturbation_figure(
     """
     order = kl.argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(8, len(order))).round().long()]
-    figure = _figure(1.3 * len(chosen) + 0.9, 5.6)
+    figure, names = _figure(1.3 * len(chosen) + 0.9, 5.6), _literal(class_names)
     axes, reach = _perturbed(figure, x[chosen], r[chosen], None)
     for column, i in enumerate(chosen.tolist()):
         for row, chances in ((0, before), (2, after)):
             said = int(chances[i].argmax())
             right = said == int(y[i])
-            text = f"{_literal(class_names[said])}\n{100 * float(chances[i, said]):.0f} %"
+            text = f"{names[said]}\n{100 * float(chances[i, said]):.0f} %"
             axes[row, column].set_title(text, fontsize=8.5, color="black" if right else WRONG, fontweight="normal" if right else "bold")
         axes[1, column].set_title(f"KL {float(kl[i]):.2g}", fontsize=8.5)
     for row, name in enumerate(("input", f"r, up to {reach:.2g}" + (" (orange +)" if x.shape[1] == 1 else ""), "input + r")):
@@ -136,7 +136,8 @@ def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 2
     size, place = r.abs().mean(0).topk(min(most, r.shape[1]))
     figure = _figure(6, 0.26 * len(size) + 1.3)
     axes = _tidy(figure.subplots())
-    axes.barh([_literal(names[i]) for i in place.tolist()], size.tolist(), color=COLOURS[0])
+    literal = _literal(names)
+    axes.barh([literal[i] for i in place.tolist()], size.tolist(), color=COLOURS[0])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.margins(y=0.02)
@@ -167,7 +168,7 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
                 colour = "white" if dark else "#444444" if i == j else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else "normal")
         ticks = range(len(counts))
-        long, names = max(map(len, class_names)) > 3, [_literal(name) for name in class_names]
+        long, names = max(map(len, class_names)) > 3, _literal(class_names)
         axes.set_xticks(
             ticks, names, rotation=45 if long else 0, ha="right" if long else "center", rotation_mode="anchor" if long else None
         )
@@ -261,7 +262,8 @@ def class_error_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
     """
     total = counts.sum(1).double()
     seen = torch.nonzero(total)[:, 0]
-    n, names = total[seen], [_literal(class_names[i]) for i in seen.tolist()]
+    literal = _literal(class_names)
+    n, names = total[seen], [literal[i] for i in seen.tolist()]
     share = 1 - counts.diagonal().double()[seen] / n
     z = 1.96
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -443,9 +445,9 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _literal(name: str) -> str:
-    """A user's word, in which matplotlib would take two dollar signs for a formula."""
-    return name.replace("$", r"\$")
+def _literal(names: Iterable[str]) -> list[str]:
+    """Users' words, in which matplotlib would take two dollar signs for a formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _tidy(axes: Axes) -> Axes:
@@ -497,9 +499,9 @@ def adversarial_figure(
     """
     figure = _figure(1.3 * len(x) + 0.4, 4.6)
     panels, largest = _perturbed(figure, x, adversarial - x, bounds)
-    for column, (true, taken) in enumerate(names):
-        panels[0, column].set_title(_literal(true), fontsize=9)
-        panels[2, column].set_title(_literal(taken), fontsize=9)
+    for column, (true, taken) in enumerate(map(_literal, names)):
+        panels[0, column].set_title(true, fontsize=9)
+        panels[2, column].set_title(taken, fontsize=9)
     sign = "orange +, " if x.shape[1] == 1 else ""
     figure.suptitle(f"{title}: image and class, perturbation ({sign}full scale ±{largest:.2g}), result and prediction", fontsize=9)
     return figure

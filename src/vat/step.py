@@ -115,7 +115,7 @@ class Network:
             x: inputs (N, …).
             seed: of the noise drawn inside the network.
             parameters: used in place of the module's own, by name in the `unwrapped` module.
-            constant: take the parameters as constants, so that no backward pass can reach them (but under FSDP2, which sees to them itself).
+            constant: take the parameters as constants, so that no backward pass can reach them (FSDP2 sees to its own).
             track: let this pass move the module's own buffers, as an ordinary call does.
         """
         if self.module is None and parameters is not None:
