@@ -364,10 +364,9 @@ def test_tied_weights_are_replaced_in_each_of_their_places():
 
 
 def test_weights_for_a_bare_function_are_refused():
-    network = moving_network()
-    step = Step(lambda x: network(x), rows(), key=KEY)
+    step = Step(torch.sin, rows(), key=KEY)
     with pytest.raises(ValueError, match="name the one behind the function"):
-        step.network(step.x, parameters=dict(network.named_parameters()))
+        step.network(step.x, parameters=dict(moving_network().named_parameters()))
 
 
 @pytest.mark.parametrize("output", [tuple, list])
@@ -572,15 +571,63 @@ class WithMethods(nn.Module):
         return self(x)
 
 
-@pytest.mark.parametrize(
-    "function", [lambda m: m.forward, lambda m: m.classify, lambda m: partial(m, scale=2.0), lambda m: partial(m.classify)]
-)
-def test_the_module_behind_a_method_or_a_partial_is_protected_without_being_named(function):
+class Loop:
+    """A trainer of one's own."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def classify(self, x):
+        return self.module(x)
+
+    def as_lambda(self):
+        return lambda x: self.module(x)
+
+    def __call__(self, x):
+        return self.module(x)
+
+
+BEHIND = {
+    "method": lambda m: m.forward,
+    "other method": lambda m: m.classify,
+    "partial": lambda m: partial(m, scale=2.0),
+    "partial of a method": lambda m: partial(m.classify),
+    "argument of a partial": lambda m: partial(lambda module, x: module(x), m),
+    "lambda": lambda m: lambda x: m(x),
+    "method of a loop": lambda m: Loop(m).classify,
+    "lambda in a loop": lambda m: Loop(m).as_lambda(),
+    "callable": Loop,
+}
+
+
+@pytest.mark.parametrize("function", BEHIND.values(), ids=BEHIND)
+def test_the_module_behind_a_function_is_protected_without_being_named(function):
     module = WithMethods()
     network = Network(function(module))
     assert network.module is module
     network(rows(), seed=1)
     assert module.layer.num_batches_tracked == 0
+
+
+def test_all_modules_behind_a_function_are_protected():
+    one, other = WithMethods(), WithMethods()
+    network = Network(lambda x: other(one(x)))
+    logits = network(rows().requires_grad_(), seed=1, constant=True)
+    logits.sum().backward()
+    assert one.layer.num_batches_tracked == other.layer.num_batches_tracked == 0
+    assert all(p.grad is None for module in (one, other) for p in module.parameters())
+
+
+@pytest.mark.parametrize("network", [torch.no_grad()(nn.Linear(5, 3)), lambda x: x.detach() + 1, lambda x: x.argmax(1)])
+def test_a_network_that_hands_no_gradient_back_is_refused_in_a_sentence(network):
+    with pytest.raises(RuntimeError, match=r"none leads from the network's output to its input: is there a torch\.no_grad"):
+        VAT(1.0)(network, rows())
+
+
+@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.eye(5).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])])
+def test_inputs_that_cannot_be_perturbed_row_by_row_are_refused(x):
+    with pytest.raises(TypeError, match=r"x must be dense and of shape \(N, …\): make it so"):
+        VAT(1.0)(nn.Linear(5, 3), x)
 
 
 def test_cached_parametrizations_keep_their_gradients():

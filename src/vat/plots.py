@@ -18,6 +18,7 @@ from vat.step import Key
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")  # Okabe and Ito's, for all kinds of sight
 WRONG = "#d55e00"
+MOST_LETTERS = 40
 MARKERS = ("o", "^", "s", "D", "v")
 CLASS_COLOURS = ("#5e3c99", "#e66101")  # the ends of PuOr: told apart by the colour-blind, and in grey
 
@@ -446,8 +447,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _literal(names: Iterable[str]) -> list[str]:
-    """Users' words, in which matplotlib would take two dollar signs for a formula."""
-    return [name.replace("$", r"\$") for name in names]
+    """Users' words, short enough to leave room for a figure; matplotlib would take two dollar signs for a formula."""
+    return [(name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…").replace("$", r"\$") for name in names]
 
 
 def _tidy(axes: Axes) -> Axes:

@@ -5,10 +5,12 @@ a pass takes, so there is no hook to undo. Noise drawn inside the network (dropo
 of them starts from the same key.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 Held = dict[str, Any]
 """Tensors that a layer holds, its parameters or its buffers, by their names in it."""
 Places = list[tuple[Held, str]]
+NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
 STATE = (Tensor, bool, int, float, complex, str, tuple, list, dict, set, type(None))
 """Types of what a layer may keep in a plain attribute as its state; objects of others are taken for parts of it, and left alone."""
@@ -81,8 +84,8 @@ class Network:
 
     Args:
         forward: x -> logits; a module, or any function.
-        module: the module behind a bare function, of which the state is to be protected. The function itself if it is a module, and
-            the module of which it is a method or a `functools.partial`.
+        module: the module behind a bare function, of which the state is to be protected. The function itself if it is a module, the
+            module of which it is a method or a `functools.partial`, and those that it closes over.
     """
 
     def __init__(self, forward: Forward, module: nn.Module | None = None):
@@ -90,7 +93,7 @@ class Network:
         if isinstance(forward, DistributedDataParallel):
             # Its own forward would broadcast buffers and prepare the reducer once more; gradients synchronise without it.
             forward = module = forward.module
-        if isinstance(module, nn.DataParallel | torch.jit.ScriptModule):
+        if isinstance(module, NOT_ON_COPIES):
             raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
         self.module = module
         self._forward = forward
@@ -132,6 +135,11 @@ class Network:
             raise ValueError(
                 f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
                 "of both counts the examples; hand in a function that puts it there"
+            )
+        if x.requires_grad and not logits.requires_grad:
+            raise RuntimeError(
+                "r is found by a gradient, and none leads from the network's output to its input: is there a torch.no_grad, an "
+                "inference mode, a detach, an argmax or a quantized layer in between?"
             )
         return logits
 
@@ -205,11 +213,26 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _behind(forward: Forward) -> nn.Module | None:
-    """The module that a function calls, where that shows: itself, one of its methods, a `functools.partial` of either."""
+    """The module that a function calls, where that shows: itself, the owner of a method, or what is found in a `functools.partial`,
+    in what a function closes over and in the attributes of either (a trainer of one's own). A list of them where there are several.
+    """
+    seen: list[Any] = []
     while isinstance(forward, partial):
+        seen += (*forward.args, *forward.keywords.values())
         forward = forward.func
     owner = getattr(forward, "__self__", forward)
-    return owner if isinstance(owner, nn.Module) else None
+    if isinstance(owner, nn.Module):
+        return owner
+    if inspect.isfunction(forward):
+        outside = inspect.getclosurevars(forward)
+        seen += (*outside.nonlocals.values(), *outside.globals.values())
+    else:
+        seen.append(owner)
+    things = (thing for thing in seen if not isinstance(thing, nn.Module | type | ModuleType))
+    inside = (held for thing in things for held in getattr(thing, "__dict__", {}).values())
+    # One that cannot run on copies is called as it is.
+    found = list(dict.fromkeys(part for part in (*seen, *inside) if isinstance(part, nn.Module) and not isinstance(part, NOT_ON_COPIES)))
+    return nn.ModuleList(found) if len(found) > 1 else found[0] if found else None
 
 
 def _forgets(part: nn.Module) -> bool:
@@ -326,6 +349,8 @@ class Step:
             x = x.clone()  # an ordinary tensor, of which gradients can be asked
         if not x.is_floating_point():
             raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
+        if x.is_nested or x.layout is not torch.strided or not x.dim():
+            raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")
         self._network = Network(forward, module)
         self.x = x.detach()
         self.inputs = x

@@ -143,8 +143,13 @@ def not_negative(name: str, value: float) -> float:
 
     Raises:
         ValueError: it is negative, NaN or infinite.
+        TypeError: it is no number.
     """
-    if not (math.isfinite(value) and value >= 0):
+    try:
+        possible = math.isfinite(value) and value >= 0
+    except TypeError:
+        raise TypeError(f"{name} must be a finite number >= 0, got {value!r}") from None
+    if not possible:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
     return value
 
