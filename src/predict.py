@@ -8,7 +8,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 import report
 import runs
 import schema
+from vat.data import tables
 from vat.data.image_files import MODES, SUFFIXES, ImageFiles
+from vat.data.images import images_within
 from vat.data.loader import Inputs, as_input
-from vat.data.tables import read_table
 from vat.functional import probabilities
 
 schema.register()
@@ -79,7 +80,8 @@ def predict(
     with runs.writable(output.parent, "output"):
         part.touch()
     try:
-        with part.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
+        # A file's name that is not UTF-8 is written as its own bytes.
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
             writer = csv.writer(file)
             writer.writerow(["example", "prediction", "confidence"])
             for start in track(starts, description="predicting", console=report.console, transient=True):
@@ -101,26 +103,21 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
     if data.suffix.lower() in (".csv", ".parquet") and len(shape) == 3:
         raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
-    if data.is_file() and data.suffix.lower() not in SUFFIXES:
+    if data.is_file() and data.suffix.lower() not in (known := (*SUFFIXES, *tables.SUFFIXES)):
+        raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
+    if data.is_file() and data.suffix.lower() in tables.SUFFIXES:
         preparation = record.get("preparation") or {}
-        table = read_table(data, label=None, group=None, features=preparation.get("columns"))
+        table = tables.read_table(data, label=None, group=None, features=preparation.get("columns"))
         return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data)
     modes = {channels: mode for mode, channels in MODES.items()}
     if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2]:
         raise ValueError(
             f"input={data}: the network takes inputs of shape {shape}, which image files do not give: name a .npz, CSV or Parquet file"
         )
-    paths = [data] if data.is_file() else list(_images(data))
+    paths = [data] if data.is_file() else [data / within for within in images_within(data)[0]]
     if not paths:
         raise ValueError(f"input={data} holds no image ({', '.join(SUFFIXES)})")
     return [str(path) for path in paths], ImageFiles(paths, size=shape[1], mode=modes[shape[0]], workers=2)
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-            yield path
 
 
 def _arranged(x: Tensor, shape: tuple[int, ...], data: Path) -> Tensor:

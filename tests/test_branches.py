@@ -23,7 +23,7 @@ PARSERS = {
     "vat/data/matlab.py": ALL,
     "vat/data/svhn.py": ("read_svhn",),
     "vat/data/tables.py": ALL,
-    "vat/data/images.py": ("find_images", "_images_within", "_group"),
+    "vat/data/images.py": ("find_images", "images_within", "_files_within", "_group"),
     "vat/data/image_files.py": ("read_image", "check_header", "_read", "_converted", "_of_eight_bits"),
     "checkpoints.py": ("read_checkpoint", "newest_whole"),
 }

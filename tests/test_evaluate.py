@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -517,6 +518,23 @@ def test_a_folder_of_images_is_predicted_by_name(main, trained, levels, tmp_path
     assert [line["prediction"] for line in lines(tmp_path / "predictions.csv")] == [line["prediction"] for line in got]
 
 
+def test_the_images_of_a_folder_are_those_that_training_would_find(main, trained, tmp_path):
+    from PIL import Image
+
+    name = os.fsdecode(b"gr\xfcn.png")  # not UTF-8
+    for path in (tmp_path / "new" / "1.jfif", tmp_path / "elsewhere" / name, tmp_path / "new" / ".hidden" / "2.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path, "png")
+    (tmp_path / "new" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "new" / "linked" / "circle").symlink_to(tmp_path / "new")
+    (tmp_path / "new" / "3.heic").write_bytes(b"of another format")
+    with pytest.warns(UserWarning, match=r"left out 1 files ending in \.heic: convert them"):
+        main(predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'new'}")
+    _, one, two = (tmp_path / "predictions.csv").read_bytes().splitlines()
+    assert one.startswith(os.fsencode(tmp_path / "new" / "1.jfif,"))
+    assert two.startswith(os.fsencode(tmp_path / "new" / "linked" / f"{name},"))
+
+
 def test_rows_of_a_table_are_standardised_as_in_training(main, tmp_path, monkeypatch):
     pd = pytest.importorskip("pandas")
     generator = np.random.default_rng(0)
@@ -557,6 +575,10 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     assert "holds no image" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'empty'}")
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     assert "broken.png cannot be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'broken.png'}")
+    (tmp_path / "photo.heic").write_bytes(b"of another format")
+    message = refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'photo.heic'}")
+    assert "photo.heic: its name must end in .png, .jpg," in message
+    assert message.endswith(".npz, .csv, .parquet: convert it to one of these")
     from PIL import Image
 
     (tmp_path / "some").mkdir()

@@ -198,7 +198,9 @@ def test_floating_point_images_keep_their_units(path):
         (np.array([True, False, True] * 20), None, [1, 0, 1], ["0", "1"]),
         (np.array(["dog", "cat", ""] * 20), None, [1, 0, -1], ["cat", "dog"]),
         (np.array(["10", "9", ""] * 20), None, [1, 0, -1], ["9", "10"]),
+        (np.array([3.0, 11.0, np.nan] * 20), None, [0, 1, -1], ["3", "11"]),
         (np.array([2, 0, -1] * 20), ["low", "middle", "high"], [2, 0, -1], ["low", "middle", "high"]),
+        (np.array([1, 0, np.nan] * 20, dtype=np.float16), ["low", "high"], [1, 0, -1], ["low", "high"]),
         (np.array(["low", "high", ""] * 20), ["low", "high"], [0, 1, -1], ["low", "high"]),
         (np.array([0, 1, -1] * 20, dtype=np.int8), ["7", "3"], [0, 1, -1], ["7", "3"]),
         (np.array(["7", "3", ""] * 20), ["7", "3"], [0, 1, -1], ["7", "3"]),
@@ -210,6 +212,12 @@ def test_classes_are_the_labels_there_are_or_those_named(path, y, class_names, e
     assert data.y.tolist() == expected * 20
     assert data.class_names == names
     assert data.num_classes == len(names)
+
+
+def test_a_class_that_may_say_that_the_label_is_missing_is_kept_with_a_warning(path):
+    written(path, x=X, y=np.array(["gravel", "None", "?"] * 20))
+    with pytest.warns(UserWarning, match=r"a\.npz: \?, None is taken as a class of that name: leave the label empty, or -1, where there"):
+        assert ready(path).class_names == ["?", "None", "gravel"]
 
 
 def test_another_array_may_hold_the_labels(path):
@@ -240,8 +248,10 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
         ({"x": X.astype(str), "y": Y}, {}, "x must hold numbers; its type is <U"),
         ({"x": X.astype(object), "y": Y}, {}, "x holds Python objects, which would have to be unpickled"),
         ({"x": X, "y": Y.astype(object)}, {}, "y holds Python objects"),
-        ({"x": X, "y": Y.astype(float)}, {}, r"y must be a vector of whole numbers or strings; it is float64 of shape \(60,\)"),
-        ({"x": X, "y": Y[:, None]}, {}, r"it is int64 of shape \(60, 1\)"),
+        ({"x": X, "y": Y + 0.5}, {}, r"y must be a vector of whole numbers or strings; it holds 0\.5"),
+        ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, {}, "of whole numbers or strings; it holds inf"),
+        ({"x": X, "y": Y[:, None]}, {}, r"it is int64 of shape \(60, 1\): save y\.ravel\(\)"),
+        ({"x": X, "y": np.eye(3)[Y]}, {}, r"it is float64 of shape \(60, 3\)$"),
         ({"x": X, "y": Y - 5}, {}, "y must be >= 0, or -1 where it is not known; it holds -5"),
         ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group: g must be known in every row"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, {}, r"y counts to 2, for which class_names, \['a', 'b'\], are too few"),
@@ -251,6 +261,8 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
             {},
             "Unlabelled would be a class of that name: leave the label",
         ),
+        ({"x": X, "y": np.array(["0", "1", "NA"] * 20)}, {}, "NA would be a class of that name: leave the label empty, or -1, where there"),
+        ({"x": X, "y": np.array(["0.5", "1.5", "Null"] * 20)}, {}, "Null would be a class of that name"),
         ({"x": X, "y": np.array([*"ac"] * 30), "class_names": np.array(["a", "b"])}, {}, "row 1 has the label 'c'; the classes are a, b"),
         ({"x": np.zeros((60, 3, 8, 3)), "y": Y}, {}, r"x of shape \(60, 3, 8, 3\) must be images of 1 to 4 channels"),
         ({"x": np.zeros((60, 8, 8, 8), np.uint8), "y": Y}, {}, r"x of shape \(60, 8, 8, 8\) must be images"),
@@ -414,6 +426,10 @@ def test_a_parquet_file_holds_the_same(tmp_path):
     table = read_table(tmp_path / "a.parquet", label="y", group=None)
     assert table.x.tolist() == [[1, 1.5], [2, 2.5], [3, 3.5]]
     assert table.labels == ["1", "", "0"]
+    frame.drop(columns="age").assign(y=[True, None, False]).to_parquet(tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet", label="y", group=None)
+    assert table.labels == ["True", "", "False"]
+    assert table.x.flags.writeable  # or torch warns
 
 
 def test_columns_that_pandas_keeps_as_an_index_are_columns_still(tmp_path):
@@ -437,6 +453,27 @@ def test_labels_of_a_csv_file_are_known_however_pandas_wrote_them(tmp_path, labe
     assert read_table(tmp_path / "a.csv", label="y", group=None).labels == expected
 
 
+def test_blanks_after_the_commas_are_no_part_of_names_and_labels(tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "a.csv").write_text('age, "weight, kg", y, owner\n7, 2.5, "cat, tabby", ann\n9, 3.5, , bob\n')
+    table = read_table(tmp_path / "a.csv", label="y", group="owner")
+    assert (table.x.tolist(), table.columns) == ([[7, 2.5], [9, 3.5]], ["age", "weight, kg"])
+    assert (table.labels, table.groups) == (["cat, tabby", ""], ["ann", "bob"])
+
+
+@pytest.mark.parametrize(("first", "step", "said"), [(0, 1, 1), (41, 1, 1), (0.5, 1, 0), (0, 2, 0)])
+def test_a_column_that_numbers_the_rows_is_named(tmp_path, first, step, said):
+    pytest.importorskip("pandas")
+    (tmp_path / "a.csv").write_text("id,x,y\n" + "".join(f"{first + step * row},{row % 2},{row % 2}\n" for row in range(4)))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert read_table(tmp_path / "a.csv", label="y", group=None).columns == ["id", "x"]
+        read_table(tmp_path / "a.csv", label=None, group=None, features=["id", "x"])  # as one predicts, when it is too late
+    assert len(found) == said
+    expected = "column 'id' numbers the rows and is taken as a feature: remove it if it says nothing"
+    assert all(str(warning.message).endswith(expected) for warning in found)
+
+
 def test_what_was_measured_is_no_label(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_text("x,y\n1,2.0\n2,0.37\n3,-1\n")
@@ -452,7 +489,7 @@ def test_what_was_measured_is_no_label(tmp_path):
         (CSV.replace("4.5", "heavy"), r"column 'weight' is not numeric \(.*\): encode it as numbers, or remove it"),
         (CSV.replace("4.5", ""), "column 'weight' has missing values, the first in row 2: fill them"),
         (CSV.replace("4.5", "inf"), "row 2 is the first of 1 with a feature that is NaN, infinite"),
-        (CSV.replace("species", "kind"), "it has no column 'species' but age, weight, kind, owner"),
+        (CSV.replace("species", "kind"), "it has no column 'species' but 'age', 'weight', 'kind', 'owner'"),
         (CSV.replace("age", ""), "it has a column without a name"),
         (CSV.replace("weight", "species"), "it has two columns called 'species': rename or remove one"),
         (CSV.replace("ann", ""), "row 0 is of no group: owner must be known in every row"),
@@ -460,7 +497,9 @@ def test_what_was_measured_is_no_label(tmp_path):
         ("species,owner\ncat,ann\n", "x must hold examples with features"),
         (CSV.splitlines()[0] + "\n", "it has no rows"),
         (CSV.replace(",", ";"), "its fields stand between ';': save it with commas"),
+        (CSV.replace(",", ";").replace(".", ","), "between ';': save it with commas, and with points in place of decimal commas"),
         (CSV.replace(",", "\t"), "its fields stand between '.t': save it with commas"),
+        (CSV.replace(",", "|"), r"its fields stand between '\|': save it with commas"),
         ("", "cannot be used"),
         ("\0\xff", "cannot be used"),
     ],

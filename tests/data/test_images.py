@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -178,15 +179,51 @@ def test_a_spoilt_file_is_read_or_refused_by_name(fuzz, tmp_path, kind):
 
 
 def test_classes_are_folders_in_order_and_files_in_order_of_their_paths(tmp_path):
-    for name in ("b/2.png", "b/10.PNG", "b/x/1.jpg", "a/1.png", "unlabeled/z.png", "unlabeled/y/1.png", ".cache/1.png"):
+    for name in (
+        "b/2.png",
+        "b/10.PNG",
+        "b/x/1.jpg",
+        "b/x/2.jfif",
+        "b/x/3.JPE",
+        "a/1.png",
+        "unlabeled/z.png",
+        "unlabeled/y/1.png",
+        ".cache/1.png",
+    ):
         saved(tmp_path / name, GRADIENT)
     for name in ("notes.txt", "a/Thumbs.db", "a/.DS_Store", "a/._1.png", "b/readme"):
         (tmp_path / name).write_bytes(b"no picture")
     names, files = find_images(tmp_path)
     assert names == ["a", "b"]
-    expected = [("1.png", 0), ("10.PNG", 1), ("2.png", 1), ("x/1.jpg", 1), ("y/1.png", -1), ("z.png", -1)]
+    expected = [
+        ("1.png", 0),
+        ("10.PNG", 1),
+        ("2.png", 1),
+        *((f"x/{name}", 1) for name in ("1.jpg", "2.jfif", "3.JPE")),
+        ("y/1.png", -1),
+        ("z.png", -1),
+    ]
     assert [(file.within, file.label) for file in files] == expected
     assert all(file.path.is_file() for file in files)
+
+
+def test_images_of_other_formats_are_counted(tmp_path):
+    for name in ("a/1.png", "b/1.png"):
+        saved(tmp_path / name, GRADIENT)
+    for name in ("a/2.heic", "b/2.HEIC", "unlabeled/x/1.dng", "a/.3.heic", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"of another format")
+    with pytest.warns(UserWarning, match=r"^left out 1 files ending in \.dng, 2 files ending in \.heic: convert them$") as said:
+        _, files = find_images(tmp_path)
+    assert [file.within for file in files] == ["1.png", "1.png"]
+    assert len(said) == 1
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
+    saved(tmp_path / "a" / "1.png", GRADIENT)
+    saved(tmp_path / os.fsdecode(b"gr\xfcn") / "1.png", GRADIENT)
+    with pytest.raises(ValueError, match=r"/gr\\udcfcn: the name of a class must be UTF-8: rename it"):
+        find_images(tmp_path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -202,7 +239,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"must hold a folder for each of two or more classes; it holds 0 beside unlabeled/"),
+        ([], r"must hold a folder for each of 2 or more classes; it holds 0 beside unlabeled/"),
         (["a/1.png"], "it holds 1 beside unlabeled/"),
         (["unlabeled/1.png"], "it holds 0 beside unlabeled/"),
         (["a/1.png", "b/notes.txt"], r"data/b holds no image \(\.png, .*remove the folder"),
@@ -272,6 +309,10 @@ def test_a_test_folder_that_does_not_fit_is_refused(folder, tmp_path):
     (tmp_path / "test" / "mouse").rename(tmp_path / "test" / "dog")
     refused("both have examples of the group p1: leave it in one of them", group_pattern=r"p\d")
     assert ready(folder, test=str(tmp_path / "test")).split.sizes["test"] == 2
+    (tmp_path / "one").mkdir()
+    refused("each of 1 or more classes; it holds 0", test=str(tmp_path / "one"))
+    saved(tmp_path / "one" / "dog" / "1.png", COLOURS)
+    assert ready(folder, test=str(tmp_path / "one")).y[36:].tolist() == [1]
     saved(tmp_path / "test" / "unlabeled" / "1.png", COLOURS)
     refused("test/unlabeled: test examples must be labelled: remove it")
     for inside in (folder, folder / "cat", folder.parent):
@@ -410,6 +451,7 @@ def test_a_large_set_is_streamed(folder):
         ({"mode": "CMYK"}, "mode must be one of RGB, L; got 'CMYK'"),
         ({"corrupt": "ignore"}, "corrupt must be refuse or skip; got 'ignore'"),
         ({"size": 0}, "size and workers must be >= 1, resident_gib >= 0; got 0, 2, 2.0"),
+        ({"size": 8193}, r"data\.size=8193: images of 8193 × 8193 pixels exceed the 67,108,864 that are read: lower it"),
         ({"workers": 0}, "got 32, 0, 2.0"),
         ({"resident_gib": -1.0}, "got 32, 2, -1.0"),
         ({"group_pattern": "("}, r"group_pattern='\(' is no regular expression: missing \)"),
@@ -473,6 +515,37 @@ def test_moments_of_a_large_pool_are_of_examples_from_all_of_it(monkeypatch):
     (mean,), (std,) = own.channel_moments(x, torch.arange(2000), seed=0)
     assert mean == pytest.approx(1000, abs=100)
     assert std == pytest.approx(577, abs=60)
+
+
+@pytest.mark.parametrize(("size", "most"), [(32, 100), (224, 100), (768, 9), (4096, 1)])
+def test_moments_of_large_images_take_fewer_at_once(size, most):
+    asked = []
+
+    class Files:
+        shape, dtype = (120, 3, size, size), torch.uint8
+
+        def __getitem__(self, rows):
+            asked.append(len(rows))
+            return torch.zeros(len(rows), 3, 1, 1, dtype=torch.uint8)  # in place of as many pixels
+
+    own.channel_moments(Files(), torch.arange(120), seed=0)
+    assert max(asked) == most
+    assert sum(asked[1:]) == 120  # the first is to know where the values lie
+
+
+@pytest.mark.filterwarnings("ignore:no labelled example is")
+@pytest.mark.parametrize("gib", [0, 2])
+def test_images_of_a_camera_of_fewer_than_sixteen_bits_are_named(tmp_path, gib):
+    for number in range(12):
+        deep = np.random.default_rng(number).integers(3999, size=(8, 8)).astype(np.uint16)
+        deep[0, 0] = 3999
+        saved(tmp_path / "ab"[number % 2] / f"{number}.png", deep)
+    with pytest.warns(UserWarning, match="values reach 3999 of 65535 in images of 16 bits, which are dark then: stretch them before"):
+        ready(tmp_path, resident_gib=gib)
+    saved(tmp_path / "a" / "0.png", np.full((8, 8), 16384, np.uint16))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "values reach")
+        ready(tmp_path, resident_gib=gib)
 
 
 def test_moments_of_values_far_from_zero_are_right():

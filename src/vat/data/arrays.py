@@ -1,5 +1,6 @@
 """A user's own arrays or table: features or images, and labels of some of them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from vat.data.own import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
-from vat.data.tables import UNKNOWN, Table, read_table
+from vat.data.tables import UNKNOWN, Table, is_number, read_table
+
+MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  # as R, pandas, SQL, ARFF and Excel write it
 
 
 class Arrays(OwnData):
@@ -120,8 +123,14 @@ def _described(x: Tensor) -> str:
 
 def _classes(labels: list[str], path: Path) -> list[str]:
     found = {*labels} - {UNKNOWN}
-    if lookalikes := sorted(filter(says_unlabeled, found)):
+    missing = {name for name in found if name.casefold() in MISSING}
+    if lookalikes := sorted(missing if all(map(is_number, found - missing)) else filter(says_unlabeled, found)):
         raise ValueError(f"{path}: {lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
+    if missing:
+        warnings.warn(
+            f"{path}: {', '.join(sorted(missing))} is taken as a class of that name: leave the label empty, or -1, where there is none",
+            stacklevel=2,
+        )
     if all(name.isdecimal() for name in found):
         return sorted(found, key=lambda name: (len(name), name))  # 2 before 10
     return sorted(found)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+UNREADABLE = (".heic", ".heif", ".avif", ".jp2", ".dng", ".raw", ".cr2", ".nef")  # images too, of other formats
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
 MODES = {"RGB": 3, "L": 1}
 MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
@@ -44,6 +45,15 @@ def check_header(path: Path) -> None:
         ValueError: As `read_image`.
     """
     _read(path, lambda image: torch.empty(0))
+
+
+def largest_deep_level(path: Path) -> int:
+    """The largest grey level of a picture of 16 bits; 0 for others, which are not decoded.
+
+    Raises:
+        ValueError: As `read_image`.
+    """
+    return int(_read(path, lambda image: torch.tensor(np.asarray(image).max().item() if image.mode in DEEP else 0)))
 
 
 def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:

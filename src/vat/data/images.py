@@ -4,7 +4,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,12 +13,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vat.data.image_files import MODES, SUFFIXES, ImageFiles, check_header, read_image
+from vat.data.image_files import MAX_PIXELS, MODES, SUFFIXES, UNREADABLE, ImageFiles, check_header, largest_deep_level, read_image
 from vat.data.loader import Inputs
 from vat.data.own import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
+FILES_FOR_LEVELS = 100  # that are looked at for cameras of 12 or 14 bits
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -25,8 +27,9 @@ class Images(OwnData):
     """Images in a folder for each class, and in `unlabeled/` those without a label.
 
     The classes are the folders' names in alphabetical order; files may lie in folders within. Sizes and modes may differ:
-    `vat.data.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over, as is all whose name
-    starts with a dot. Symbolic links are followed, to files and to folders, also out of `dir`; a folder is not entered a second time.
+    `vat.data.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over, with a warning those of
+    the formats `UNREADABLE`, and so is all whose name starts with a dot. Symbolic links are followed, to files and to folders, also out
+    of `dir`; a folder is not entered a second time.
 
     Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: of their files the
     headers are checked in `setup`, the rest when its turn comes, and a file found to be damaged then ends the run with an error that
@@ -74,6 +77,8 @@ class Images(OwnData):
             raise ValueError(f"corrupt must be refuse or skip; got {corrupt!r}")
         if size < 1 or workers < 1 or not resident_gib >= 0:
             raise ValueError(f"size and workers must be >= 1, resident_gib >= 0; got {size}, {workers}, {resident_gib}")
+        if size**2 > MAX_PIXELS:
+            raise ValueError(f"data.size={size}: images of {size} × {size} pixels exceed the {MAX_PIXELS:,} that are read: lower it")
         try:
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
@@ -109,6 +114,9 @@ class Images(OwnData):
             y = torch.tensor([file.label for file in files])[kept]
             split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=num_test)
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+            some = kept[:: math.ceil(len(kept) / FILES_FOR_LEVELS)].tolist()
+            if 0 < (level := max(largest_deep_level(files[row].path) for row in some)) < 2**14:
+                warnings.warn(f"values reach {level} of 65535 in images of 16 bits, which are dark then: stretch them before", stacklevel=2)
         self.warn_of_copies(x, split)
         return x, y, split
 
@@ -121,7 +129,7 @@ class Images(OwnData):
         one, other = self.dir.resolve(), folder.resolve()
         if one == other or one in other.parents or other in one.parents:
             raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
-        names, files = find_images(folder)
+        names, files = find_images(folder, least=1)
         if unknown := sorted({*names} - {*self.class_names}):
             raise ValueError(f"{folder} holds {', '.join(unknown)}; the classes of {self.dir} are {', '.join(self.class_names)}")
         if any(file.label < 0 for file in files):
@@ -167,8 +175,12 @@ class FoundImage(NamedTuple):
     label: int
 
 
-def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
+def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundImage]]:
     """The names of the classes, and the files in the order of classes and paths, whatever order the file system has.
+
+    Args:
+        folder: The folder that holds those of the classes.
+        least: Number of classes that there must be.
 
     Raises:
         ValueError: If the folder is not as `Images` describes it.
@@ -180,41 +192,59 @@ def find_images(folder: Path) -> tuple[list[str], list[FoundImage]]:
         if path.is_dir():
             if path.name != UNLABELED and says_unlabeled(path.name):
                 raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
+            if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
+                raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
         elif path.suffix.lower() in SUFFIXES:
             raise ValueError(f"{path} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}")
     classes = [path for path in visible if path.is_dir() and path.name != UNLABELED]
-    if len(classes) < 2:
-        raise ValueError(f"{folder} must hold a folder for each of two or more classes; it holds {len(classes)} beside {UNLABELED}/")
+    if len(classes) < least:
+        raise ValueError(f"{folder} must hold a folder for each of {least} or more classes; it holds {len(classes)} beside {UNLABELED}/")
     if all(path.name.lower() in PARTS for path in classes):
         raise ValueError(
             f"{folder} holds {', '.join(path.name for path in classes)}, which are parts and no classes: name one of them as data.dir, and "
             "as data.test the one for the test; the validation part is cut from data.dir, and the test part too where there is no data.test"
         )
     files = []
-    for label, path in enumerate(classes):
-        found = _images_within(path)
+    *labeled, unlabeled = images_within(*classes, folder / UNLABELED)
+    for label, (path, found) in enumerate(zip(classes, labeled, strict=True)):
         if not found:
             raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): remove the folder, or put the images of this class into it")
         files += [FoundImage(path / within, within, label) for within in found]
-    unlabeled = folder / UNLABELED
-    return [path.name for path in classes], files + [FoundImage(unlabeled / within, within, -1) for within in _images_within(unlabeled)]
+    return [path.name for path in classes], files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
 
 
-def _images_within(folder: Path) -> list[str]:
-    found, entered = [], {os.path.realpath(folder)}
+def images_within(*folders: Path) -> list[list[str]]:
+    """The images in each folder and those within, as sorted paths from there with slashes; `Images` says which. Warns of `UNREADABLE`.
+
+    Raises:
+        ValueError: If something else than a file bears the name of an image.
+    """
+    images, left_out = [], Counter[str]()
+    for folder in folders:
+        images.append(found := [])
+        for path in _files_within(folder):
+            if (suffix := path.suffix.lower()) in SUFFIXES:
+                if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
+                    raise ValueError(f"{path} is no file but bears the name of an image: remove it")
+                found.append(path.relative_to(folder).as_posix())
+            elif suffix in UNREADABLE:
+                left_out[suffix] += 1
+        found.sort()
+    if left_out:
+        counts = ", ".join(f"{number} files ending in {suffix}" for suffix, number in sorted(left_out.items()))
+        warnings.warn(f"left out {counts}: convert them", stacklevel=2)
+    return images
+
+
+def _files_within(folder: Path) -> Iterator[Path]:
+    entered = {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, followlinks=True):
         inner, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
         for name in inner:
             if (real := os.path.realpath(os.path.join(root, name))) not in entered:  # a link may lead back to where it lies
                 entered.add(real)
                 folders.append(name)
-        for name in names:
-            path = Path(root, name)
-            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
-                if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
-                    raise ValueError(f"{path} is no file but bears the name of an image: remove it")
-                found.append(path.relative_to(folder).as_posix())
-    return sorted(found)
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _group(file: FoundImage, pattern: re.Pattern[str]) -> str:

@@ -1,5 +1,6 @@
 """What a user's own data sets share: parts cut from the labelled examples, and a pool with all that have no label."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
         pool = pool[torch.randperm(len(pool), generator=generator)[:MOST_FOR_MOMENTS]]
     sums, squares, lows, highs = [], [], [], []
     near = as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]  # or squares of far values would lose the variance
-    for rows in pool.split(100):  # 120 MB in float64 at 3 × 224 × 224
+    for rows in pool.split(min(100, max(1, 2**24 // math.prod(x.shape[1:])))):  # at most 128 MiB in float64
         pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1) - near
         sums.append(pixels.mean(1) * len(rows))
         squares.append(pixels.square().mean(1) * len(rows))

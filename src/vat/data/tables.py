@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 UNKNOWN = ""
+SUFFIXES = (".npz", ".csv", ".parquet")
 LARGEST_DEFLATION = 1032  # bytes that one compressed byte can stand for; a zip that claims more is made up
 SMALLEST_DEFLATED = 64  # bytes, below which the end of the stream counts for too much
 
@@ -41,8 +42,7 @@ def read_table(path: Path, *, label: str | None, group: str | None, features: Se
     """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV or Parquet file these two columns, and the others
     as features, or those that `features` names in its order. Without a `label` none is known.
 
-    Labels and groups are whole numbers or strings. A label is unknown where it is −1, an empty string, or NaN (in a .npz the word, no
-    number).
+    Labels and groups are whole numbers, as floats too, or strings. A label is unknown where it is −1, an empty string, or NaN.
     Where a .npz holds `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
 
     Raises:
@@ -51,11 +51,11 @@ def read_table(path: Path, *, label: str | None, group: str | None, features: Se
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    readers = {".npz": _read_npz, ".csv": _read_frame, ".parquet": _read_frame}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: its name must end in {', '.join(readers)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}")
+    read = _read_npz if path.suffix.lower() == ".npz" else _read_frame
     with _faults(path):
-        table = readers[path.suffix.lower()](path, label, group, features)
+        table = read(path, label, group, features)
         x = _inputs(table.x)
         lengths = {"x": len(x), label or "labels": len(table.labels)}
         if group is not None and table.groups is not None:
@@ -90,6 +90,14 @@ def _known(value: str, name: str) -> str:
     return value
 
 
+def is_number(label: str) -> bool:
+    """Whether a label is written as a finite number."""
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
+
+
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
     try:
@@ -117,7 +125,7 @@ def _read_npz(path: Path, label: str | None, group: str | None, features: Sequen
     if len(set(class_names)) < len(class_names) or UNKNOWN in class_names:
         raise ValueError(f"class_names must be distinct and not empty; got {class_names}")
     if y.dtype.kind != "U":
-        if (most := int(y.max(initial=0))) >= len(class_names):
+        if (most := max((int(name) for name in labels if name), default=0)) >= len(class_names):
             raise ValueError(f"{label} counts to {most}, for which class_names, {class_names}, are too few")
         labels = [class_names[int(name)] if name else UNKNOWN for name in labels]
     return Table(x, labels, groups, None, class_names)
@@ -150,11 +158,17 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _names(values: np.ndarray, name: str) -> list[str]:
-    if values.ndim != 1 or values.dtype.kind not in "biuU":
-        raise ValueError(f"{name} must be a vector of whole numbers or strings; it is {values.dtype} of shape {values.shape}")
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        remedy = f": save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        raise ValueError(f"{name} must be a vector of whole numbers or strings; it is {values.dtype} of shape {values.shape}{remedy}")
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
-    return [_known(str(value), name) for value in values.tolist()]
+    names = values.tolist()
+    if values.dtype.kind == "f":  # which whole numbers become where some are missing
+        if broken := [value for value in names if not (math.isnan(value) or value.is_integer())]:
+            raise ValueError(f"{name} must be a vector of whole numbers or strings; it holds {broken[0]}")
+        names = [UNKNOWN if math.isnan(value) else int(value) for value in names]
+    return [_known(str(value), name) for value in names]
 
 
 # ------------------------------------------------------------------------------------------------------ CSV and Parquet
@@ -171,24 +185,23 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # that fields were dropped
         try:
-            frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False)
+            header = None if parquet else _header(path)
+            frame = _read_parquet(path) if parquet else pd.read_csv(path, index_col=False, skipinitialspace=True)
         except UnicodeDecodeError as error:
             raise ValueError(f"{error}: save it as UTF-8") from error
     if frame.empty:
         raise ValueError("it has no rows")
     frame.columns = columns = [str(name) for name in frame.columns]  # a Parquet file's may be numbers
-    # As they are written: pandas calls the second of two y, which may be the label once more, y.1.
-    header = columns if parquet else pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    header = header or columns
     used = set(header) if features is None else {*text, *(name for name in features if f"{name}.1" not in features)}
     if twice := sorted({name for name in used if name and header.count(name) > 1}):
         raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
-    if len(columns) == 1 and (separator := re.search(r"[;\t]", columns[0])):
-        raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas")
     for name in [*text, *(features or ())]:
         if name not in columns:
-            raise ValueError(f"it has no column {name!r} but {', '.join(columns)}")
+            raise ValueError(f"it has no column {name!r} but {', '.join(map(repr, columns))}")
     # As they are written: pandas would take a class called None or NA for a missing value.
-    names = frame[text] if parquet or not text else pd.read_csv(path, usecols=text, dtype=str, keep_default_na=False)
+    as_written: Any = {"usecols": text, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
+    names = frame[text] if parquet or not text else pd.read_csv(path, **as_written)
     inputs: Any = frame.drop(columns=text) if features is None else frame[[*features]]
     for name in inputs.columns:
         column = inputs[name]
@@ -198,13 +211,31 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
             raise ValueError(f"column {name!r} is not numeric ({column.dtype}): encode it as numbers, or remove it")
         if column.isna().to_numpy().any():
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
+        if features is None and _numbers_the_rows(column.to_numpy(dtype=np.float64)):
+            warnings.warn(f"{path}: column {name!r} numbers the rows and is taken as a feature: remove it if it says nothing", stacklevel=2)
     return Table(
-        inputs.to_numpy(dtype=np.float64),
+        inputs.to_numpy(dtype=np.float64, copy=True),  # a view of pandas' is read-only
         [UNKNOWN] * len(inputs) if label is None else _classes(_column(names[label], label), label),
         None if group is None else _column(names[group], group),
         [str(name) for name in inputs.columns],
         None,
     )
+
+
+def _header(path: Path) -> list[str]:
+    """The names of the columns as they are written: pandas calls the second of two y, which may be the label once more, y.1."""
+    import pandas as pd  # pyright: ignore[reportMissingImports]
+
+    as_written: Any = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
+    header = pd.read_csv(path, **as_written).iloc[0].tolist()
+    if len(header) == 1 and (separator := re.search(r"[;\t|]", header[0])):
+        raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas")
+    return header
+
+
+def _numbers_the_rows(values: np.ndarray) -> bool:
+    first = float(values[0])
+    return len(values) > 2 and first.is_integer() and np.array_equal(values, first + np.arange(len(values)))
 
 
 def _read_parquet(path: Path) -> Any:
@@ -226,11 +257,7 @@ def _column(values: Any, name: str) -> list[str]:
 def _classes(labels: list[str], name: str) -> list[str]:
     """The labels, unless all are numbers and not all are whole: those are measurements, each of which would be a class."""
     broken = [label for label in set(labels) if re.search(r"\D", label)]
-    try:
-        measured = broken and all(map(math.isfinite, map(float, broken)))
-    except ValueError:  # one of them is a word
-        measured = False
-    if measured:
+    if broken and all(map(is_number, broken)):
         raise ValueError(f"{name} holds {min(broken)}: a class is a whole number or a name, not something measured")
     return labels
 
