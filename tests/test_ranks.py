@@ -88,15 +88,16 @@ def work(rank, world, folder):
         distributed = DistributedDataParallel(normalized())
         backward(distributed, make(), rank, world)
         found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
-        sharded = network()
-        for layer in (sharded[0], sharded[2], sharded):
-            fully_shard(layer, mesh=mesh)
-        if case in NOT_SHARDED:
-            with pytest.raises(ValueError, match=r"direction 'exact' .* FSDP2 .* use 'margin'"):
-                backward(sharded, make(), rank, world)
-            continue
-        backward(sharded, make(), rank, world)
-        found["FSDP2", case] = [p.grad.full_tensor() for p in sharded.parameters()]
+        for name in ("FSDP2", "FSDP2, layers alone"):
+            sharded = network()
+            for layer in (sharded[0], sharded[2], *((sharded,) if name == "FSDP2" else ())):
+                fully_shard(layer, mesh=mesh)
+            if case in NOT_SHARDED:
+                with pytest.raises(ValueError, match=r"direction 'exact' .* FSDP2 .* use 'margin'"):
+                    backward(sharded, make(), rank, world)
+                continue
+            backward(sharded, make(), rank, world)
+            found[name, case] = [p.grad.full_tensor() for p in sharded.parameters()]
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -128,7 +129,7 @@ def gradients(tmp_path_factory):
     ("strategy", "case"),
     [("DDP", case) for case in CASES]
     + [("DDP, global batch norm", case) for case in CASES]
-    + [("FSDP2", case) for case in CASES if case not in NOT_SHARDED],
+    + [(name, case) for name in ("FSDP2", "FSDP2, layers alone") for case in CASES if case not in NOT_SHARDED],
 )
 def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
     one = normalized() if "norm" in strategy else network()

@@ -1,4 +1,5 @@
 import copy
+import weakref
 from contextlib import suppress
 from functools import partial
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from vat import VAT
 from vat.step import Key, Network, Step, random_state
@@ -571,37 +573,10 @@ class WithMethods(nn.Module):
         return self(x)
 
 
-class Loop:
-    """A trainer of one's own."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def classify(self, x):
-        return self.module(x)
-
-    def as_lambda(self):
-        return lambda x: self.module(x)
-
-    def __call__(self, x):
-        return self.module(x)
-
-
-BEHIND = {
-    "method": lambda m: m.forward,
-    "other method": lambda m: m.classify,
-    "partial": lambda m: partial(m, scale=2.0),
-    "partial of a method": lambda m: partial(m.classify),
-    "argument of a partial": lambda m: partial(lambda module, x: module(x), m),
-    "lambda": lambda m: lambda x: m(x),
-    "method of a loop": lambda m: Loop(m).classify,
-    "lambda in a loop": lambda m: Loop(m).as_lambda(),
-    "callable": Loop,
-}
-
-
-@pytest.mark.parametrize("function", BEHIND.values(), ids=BEHIND)
-def test_the_module_behind_a_function_is_protected_without_being_named(function):
+@pytest.mark.parametrize(
+    "function", [lambda m: m.forward, lambda m: m.classify, lambda m: partial(m, scale=2.0), lambda m: partial(m.classify)]
+)
+def test_the_module_behind_a_method_or_a_partial_is_found_without_being_named(function):
     module = WithMethods()
     network = Network(function(module))
     assert network.module is module
@@ -609,18 +584,79 @@ def test_the_module_behind_a_function_is_protected_without_being_named(function)
     assert module.layer.num_batches_tracked == 0
 
 
-def test_all_modules_behind_a_function_are_protected():
-    one, other = WithMethods(), WithMethods()
-    network = Network(lambda x: other(one(x)))
-    logits = network(rows().requires_grad_(), seed=1, constant=True)
-    logits.sum().backward()
-    assert one.layer.num_batches_tracked == other.layer.num_batches_tracked == 0
-    assert all(p.grad is None for module in (one, other) for p in module.parameters())
+class Loop:
+    """A trainer of one's own."""
+
+    def __init__(self, module):
+        self.module, self.other = module, weakref.proxy(WithMethods())  # which is gone
+
+    def classify(self, x):
+        return self.module(x)
+
+    def as_lambda(self):
+        return lambda x: self.module(x)
+
+    __call__ = classify
+
+
+USING = {
+    "partial": lambda m: partial(lambda module, x: module(x), m),
+    "lambda": lambda m: lambda x: m(x),
+    "default": lambda m: lambda x, m=m: m(x),
+    "method": lambda m: Loop(m).classify,
+    "lambda in a loop": lambda m: Loop(m).as_lambda(),
+    "callable": Loop,
+    "two": lambda m: partial(lambda one, other, x: other(one(x)), m, WithMethods()),
+}
+
+
+@pytest.mark.parametrize("function", USING.values(), ids=USING)
+def test_the_modules_that_a_function_uses_are_protected_without_being_named(function):
+    module = WithMethods()
+    network = Network(function(module))
+    network(rows(), seed=1)
+    assert module.layer.num_batches_tracked == 0
+    network(rows(), seed=1, track=True)
+    assert module.layer.num_batches_tracked == 1
+
+
+def test_a_global_module_that_a_function_uses_is_protected(monkeypatch):
+    monkeypatch.setitem(globals(), "of_the_script", WithMethods())
+    Network(lambda x: of_the_script(x))(rows(), seed=1)  # noqa: F821
+    assert globals()["of_the_script"].layer.num_batches_tracked == 0
+    assert Network(lambda x: x.of_the_script)._layers == []  # an attribute of that name is another thing
+
+
+def test_what_a_function_closes_over_may_not_be_there_yet():
+    def function(x):
+        return module(x) if module else later(x)
+
+    module = WithMethods()
+    Network(function)(rows(), seed=1)
+    assert module.layer.num_batches_tracked == 0
+    later = None
+
+
+def test_a_function_may_use_lazy_layers_and_checkpoints():
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(3))
+    VAT(1.0)(lambda x: lazy(x), rows()).backward()
+    inner = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    VAT(1.0)(lambda x: checkpoint(inner, x, use_reentrant=False), rows()).backward()
+    assert all(p.grad is not None for module in (lazy, inner) for p in module.parameters())
+
+
+def test_a_buffer_that_is_gone_since_the_step_was_made_is_left_out():
+    module = WithMethods()
+    module.register_buffer("only_at_first", torch.ones(1))
+    step = Step(module, rows(), key=KEY)
+    del module.only_at_first
+    assert step.target.shape == (6, 5)
+    assert "only_at_first" not in module._buffers
 
 
 @pytest.mark.parametrize("network", [torch.no_grad()(nn.Linear(5, 3)), lambda x: x.detach() + 1, lambda x: x.argmax(1)])
 def test_a_network_that_hands_no_gradient_back_is_refused_in_a_sentence(network):
-    with pytest.raises(RuntimeError, match=r"none leads from the network's output to its input: is there a torch\.no_grad"):
+    with pytest.raises(RuntimeError, match=r"no gradient leads from the network's output to its input: is there a torch\.no_grad"):
         VAT(1.0)(network, rows())
 
 

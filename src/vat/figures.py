@@ -40,8 +40,8 @@ CAPTIONS = {
 class Figures(pl.Callback):
     """Draws a run's figures as PNG into its folder, and hands them to W&B and TensorBoard.
 
-    Those at an interval are of the validation examples, as those at the end of a run that is not tested. A figure that fails (memory, disk,
-    W&B) costs a run nothing but the figure.
+    Those at an interval are of the validation examples, as those at the end of a run that is not tested. Where one fails (memory, disk,
+    W&B) the run goes on, without those that come after it.
 
     Args:
         folder: of the run. The figures of its end are `figures/NAME.png`, earlier ones `figures/step-N/NAME.png`.
@@ -79,6 +79,8 @@ class Figures(pl.Callback):
         try:
             self._draw_all(trainer, pl_module, part, place)
         except Exception as error:  # whatever it is must not cost a run its result
+            if is_divided(pl_module.network):  # whose other processes would wait for this one
+                raise
             warnings.warn(f"figures are missing, the run goes on: {type(error).__name__}: {error}", stacklevel=2)
 
     def _draw_all(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:

@@ -138,7 +138,8 @@ def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 2
     figure = _figure(6, 0.26 * len(size) + 1.3)
     axes = _tidy(figure.subplots())
     literal = _literal(names)
-    axes.barh([literal[i] for i in place.tolist()], size.tolist(), color=COLOURS[0])
+    axes.barh(range(len(size)), size.tolist(), color=COLOURS[0])
+    axes.set_yticks(range(len(size)), [literal[i] for i in place.tolist()])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.margins(y=0.02)
@@ -448,7 +449,9 @@ def _figure(width: float, height: float) -> Figure:
 
 def _literal(names: Iterable[str]) -> list[str]:
     """Users' words, short enough to leave room for a figure; matplotlib would take two dollar signs for a formula."""
-    return [(name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…").replace("$", r"\$") for name in names]
+    half = MOST_LETTERS // 2
+    short = (name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[1 - half :]}" for name in names)
+    return [name.replace("$", r"\$") for name in short]
 
 
 def _tidy(axes: Axes) -> Axes:

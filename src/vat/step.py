@@ -5,12 +5,14 @@ a pass takes, so there is no hook to undo. Noise drawn inside the network (dropo
 of them starts from the same key.
 """
 
+import dis
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
-from types import ModuleType
+from functools import cached_property, lru_cache, partial
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ Forward = Callable[[Tensor], Tensor]
 Held = dict[str, Any]
 """Tensors that a layer holds, its parameters or its buffers, by their names in it."""
 Places = list[tuple[Held, str]]
+NO_HOLDERS = (nn.Module, type, ModuleType, *weakref.ProxyTypes)
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
 STATE = (Tensor, bool, int, float, complex, str, tuple, list, dict, set, type(None))
@@ -84,8 +87,9 @@ class Network:
 
     Args:
         forward: x -> logits; a module, or any function.
-        module: the module behind a bare function, of which the state is to be protected. The function itself if it is a module, the
-            module of which it is a method or a `functools.partial`, and those that it closes over.
+        module: the module behind a bare function, of which the state is to be protected and weights can be constants. The function itself
+            if it is a module, and the module of which it is a method or a `functools.partial`. Of modules that are not named, but that a
+            function is seen to use, the state is protected, more than is used perhaps: to name the one is cheaper.
     """
 
     def __init__(self, forward: Forward, module: nn.Module | None = None):
@@ -97,10 +101,12 @@ class Network:
             raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
         self.module = module
         self._forward = forward
-        inside = [part for part in (module, forward) if isinstance(part, nn.Module)]
-        self._layers = list(dict.fromkeys(layer for part in inside for layer in part.modules()))
+        self._roots = [part for part in (module, forward) if isinstance(part, nn.Module)] or _used_by(forward)
+        self._layers = list(dict.fromkeys(layer for root in self._roots for layer in root.modules()))
+        # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
+        self._own = [] if module is None or is_divided(module) else self._layers
         self._keepers = [layer for layer in self._layers if not _forgets(layer)]
-        self._parts = _parts(module) if module is not None and self._keepers else []
+        self._parts = _parts(self._roots) if self._keepers else []
         self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
 
     def __call__(
@@ -138,8 +144,8 @@ class Network:
             )
         if x.requires_grad and not logits.requires_grad:
             raise RuntimeError(
-                "r is found by a gradient, and none leads from the network's output to its input: is there a torch.no_grad, an "
-                "inference mode, a detach, an argmax or a quantized layer in between?"
+                "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an "
+                "argmax or a quantized layer in between?"
             )
         return logits
 
@@ -152,9 +158,9 @@ class Network:
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
             others += self._by_name(parameters)
-        elif constant and not is_divided(self.module):  # FSDP2 puts its own in their place, and keeps what it finds in its first pass
-            others += [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._layers)]
-        others = [(held, name, tensor) for tensor, places in others for held, name in places]
+        elif constant:
+            others += [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
+        others = [(held, name, tensor) for tensor, places in others for held, name in places if name in held]
         own = [(held, name, held[name]) for held, name, _ in others]
         with nullcontext() if track else self._kept():
             try:
@@ -183,7 +189,7 @@ class Network:
             yield
         finally:
             # With other parts than before the pass has built a layer, and what says so must stay.
-            if self.module is not None and before and _parts(self.module) == self._parts:
+            if before and _parts(self._roots) == self._parts:
                 for kept in before:
                     kept.put_back()
 
@@ -193,7 +199,7 @@ def _places(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
     places: dict[int, tuple[Tensor, Places]] = {}
     for held in tensors:
         for name, tensor in held.items():
-            if tensor is not None:
+            if not (tensor is None or is_lazy(tensor)):
                 places.setdefault(id(tensor), (tensor, []))[1].append((held, name))
     return list(places.values())
 
@@ -213,26 +219,37 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _behind(forward: Forward) -> nn.Module | None:
-    """The module that a function calls, where that shows: itself, the owner of a method, or what is found in a `functools.partial`,
-    in what a function closes over and in the attributes of either (a trainer of one's own). A list of them where there are several.
-    """
-    seen: list[Any] = []
+    """The module that a function is: itself, one of its methods, a `functools.partial` of either."""
     while isinstance(forward, partial):
-        seen += (*forward.args, *forward.keywords.values())
         forward = forward.func
     owner = getattr(forward, "__self__", forward)
-    if isinstance(owner, nn.Module):
-        return owner
-    if inspect.isfunction(forward):
-        outside = inspect.getclosurevars(forward)
-        seen += (*outside.nonlocals.values(), *outside.globals.values())
-    else:
-        seen.append(owner)
-    things = (thing for thing in seen if not isinstance(thing, nn.Module | type | ModuleType))
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _used_by(function: Forward) -> list[nn.Module]:
+    """The modules that a function is seen to use: among its defaults, what it closes over and its globals, or in an attribute of these."""
+    seen: list[Any] = []
+    while isinstance(function, partial):
+        seen += (*function.args, *function.keywords.values())
+        function = function.func
+    seen.append(getattr(function, "__self__", function))
+    if inspect.isfunction(function):
+        seen += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        seen += (function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__)
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty one
+                seen.append(cell.cell_contents)
+    things = (thing for thing in seen if not issubclass(type(thing), NO_HOLDERS))
     inside = (held for thing in things for held in getattr(thing, "__dict__", {}).values())
-    # One that cannot run on copies is called as it is.
-    found = list(dict.fromkeys(part for part in (*seen, *inside) if isinstance(part, nn.Module) and not isinstance(part, NOT_ON_COPIES)))
-    return nn.ModuleList(found) if len(found) > 1 else found[0] if found else None
+    # One that cannot run on copies is called as it is; a weak reference only looks like a module.
+    modules = (part for part in (*seen, *inside) if issubclass(type(part), nn.Module) and not isinstance(part, NOT_ON_COPIES))
+    return list(dict.fromkeys(modules))
+
+
+@lru_cache(maxsize=256)
+def _globals(code: CodeType) -> frozenset[str]:
+    """The names of the globals that a function reads."""
+    return frozenset(done.argval for done in dis.get_instructions(code) if done.opname == "LOAD_GLOBAL")
 
 
 def _forgets(part: nn.Module) -> bool:
@@ -242,9 +259,10 @@ def _forgets(part: nn.Module) -> bool:
     return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
 
 
-def _parts(module: nn.Module) -> list[tuple[nn.Module, list[str]]]:
-    """A network's layers, each with the names of its parameters that are there."""
-    return [(layer, [name for name, p in layer._parameters.items() if not (p is None or is_lazy(p))]) for layer in module.modules()]
+def _parts(roots: Iterable[nn.Module]) -> list[tuple[nn.Module, list[str]]]:
+    """The layers of networks, each with the names of its parameters that are there."""
+    layers = (layer for root in roots for layer in root.modules())
+    return [(layer, [name for name, p in layer._parameters.items() if not (p is None or is_lazy(p))]) for layer in layers]
 
 
 class _Kept:
@@ -290,8 +308,9 @@ def _one_path() -> Iterator[None]:
 
 
 def is_divided(module: nn.Module | None) -> bool:
-    """Whether FSDP2 has divided its weights among the processes, which must then call it together."""
-    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)  # by name, for its import takes a second
+    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
+    kinds = set() if module is None else set(map(type, module.modules()))
+    return any(base.__name__ == "FSDPModule" for kind in kinds for base in kind.__mro__)  # by name, for its import takes a second
 
 
 @dataclass(frozen=True)

@@ -213,8 +213,9 @@ def _read_frame(path: Path, label: str | None, group: str | None, features: Sequ
             raise ValueError(f"column {name!r} has missing values, the first in row {int(column.isna().to_numpy().argmax())}: fill them")
         if features is None and _numbers_the_rows(column.to_numpy(dtype=np.float64)):
             warnings.warn(f"{path}: column {name!r} numbers the rows and is taken as a feature: remove it if it says nothing", stacklevel=2)
+    x = inputs.to_numpy(dtype=np.float64)
     return Table(
-        inputs.to_numpy(dtype=np.float64, copy=True),  # a view of pandas' is read-only
+        x if x.flags.writeable else x.copy(),
         [UNKNOWN] * len(inputs) if label is None else _classes(_column(names[label], label), label),
         None if group is None else _column(names[group], group),
         [str(name) for name in inputs.columns],
@@ -228,7 +229,7 @@ def _header(path: Path) -> list[str]:
 
     as_written: Any = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
     header = pd.read_csv(path, **as_written).iloc[0].tolist()
-    if len(header) == 1 and (separator := re.search(r"[;\t|]", header[0])):
+    if len(header) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", header[0])):
         raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas")
     return header
 
