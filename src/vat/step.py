@@ -153,7 +153,7 @@ class Network:
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
         """Within it layers hold other tensors in place of their own, as `__call__` says.
 
-        `torch.func.functional_call` would look each up by its name, in every pass: 0.09 ms of an MLP's of 4.
+        `torch.func.functional_call` would look each up by its name, in every pass: 0.05 ms more for an MLP, whose pass takes 3.
         """
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
