@@ -101,11 +101,12 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
-    if data.suffix.lower() in (".csv", ".parquet") and len(shape) == 3:
+    suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
+    if suffix in (".csv", ".parquet") and len(shape) == 3:
         raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
-    if data.is_file() and data.suffix.lower() not in (known := (*SUFFIXES, *tables.SUFFIXES)):
+    if data.is_file() and suffix not in known:
         raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
-    if data.is_file() and data.suffix.lower() in tables.SUFFIXES:
+    if data.is_file() and suffix in tables.SUFFIXES:
         preparation = record.get("preparation") or {}
         table = tables.read_table(data, label=None, group=None, features=preparation.get("columns"))
         return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data)
