@@ -16,7 +16,7 @@ test: $(VENV)/test     ## make the environment and run the test suite
 	$(BIN)/python -m pytest
 
 test-long: $(VENV)/test  ## the tests that take minutes
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -o faulthandler_timeout=3600
 
 benchmark: $(VENV)/train  ## time a step, the trainer around it, the data and how both grow
 	$(BIN)/python scripts/benchmark.py
