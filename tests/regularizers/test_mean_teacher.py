@@ -135,7 +135,7 @@ def test_a_teacher_without_weights_is_an_error_that_names_the_remedy():
 
 @pytest.fixture
 def process_group(tmp_path):
-    """A process group of one, which outlives what uses it: the last holder to go would wait, with Python's lock, for a thread that waits for the lock."""
+    """A process group of one, which outlives its users: freed with the last, under Python's lock, it waits for threads that want it."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     gc.collect()
