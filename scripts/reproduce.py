@@ -1,4 +1,4 @@
-"""Make a table of the README.
+"""Make a table of docs/results.md or docs/directions.md, which the README sums up.
 
 python scripts/reproduce.py digits
 python scripts/reproduce.py cifar10_4000 trainer=gpu

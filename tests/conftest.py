@@ -49,7 +49,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What the long tests counted (`record_property`), as a table for the README; the seconds are those of the tests, without setup."""
+    """What the long tests counted (`record_property`), as the table of docs/tests.md; the seconds are those of the tests, without setup."""
     if config.option.markexpr != "long":
         return
     table = {}
