@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -412,6 +413,16 @@ def assert_metrics(metrics, net, *stages):
         part = images.split.validation if stage == "val" else images.split.test
         for name, value in metrics_by_hand(net, images.x[part], images.y[part]).items():
             assert metrics[f"{stage}/{name}"] == pytest.approx(value, rel=2e-5), f"{stage}/{name}"
+
+
+def test_probabilities_in_place_of_logits_are_told_of():
+    x, y = data()
+    with pytest.warns(UserWarning, match="outputs of Sequential are >= 0 and sum to 1, as after a softmax"):
+        classifier(nn.Sequential(network(), nn.Softmax(1))).validation_step((x, y), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (network(), nn.Sequential(network(), nn.Sigmoid()), nn.Sequential(network(), nn.LogSoftmax(1))):
+            classifier(other).validation_step((x, y), 0)
 
 
 def test_validation_and_test_metrics_equal_a_hand_computation(job, monkeypatch):

@@ -1,5 +1,6 @@
 """The LightningModule: cross entropy + Σ regularizers."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -188,7 +189,17 @@ class Classifier(pl.LightningModule):
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
         # Not the logits: torchmetrics takes logits that happen to lie in [0, 1] for probabilities.
-        return as_classes(self.network(x)).log_softmax(1)
+        return as_classes(self._logits(x)).log_softmax(1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        if logits.dim() > 1 < logits.size(1) and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-2):
+            warnings.warn(
+                f"the outputs of {type(self.network).__name__} are >= 0 and sum to 1, as after a softmax: leave it out, for training "
+                "and evaluation take logits",
+                stacklevel=1,
+            )
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         values = self.val_metrics.compute()
