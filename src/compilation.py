@@ -34,8 +34,7 @@ def refuse_second_derivatives(cfg: DictConfig) -> None:
     Raises:
         ValueError: names it, and a way out.
     """
-    if any(node.get("direction") == "exact" or node.get("gradient_through_r") for node in cfg.regularizers):
+    if any(node.get("gradient_through_r") for node in cfg.regularizers):
         raise ValueError(
-            "compile=true: vat.direction=exact and vat.gradient_through_r differentiate twice, which torch.compile cannot; take another "
-            "direction, vat.direction=random_margin for one, or leave compile out"
+            "compile=true: vat.gradient_through_r=true differentiates twice, which torch.compile cannot; leave one of the two out"
         )

@@ -4,7 +4,9 @@ torch's rule for a convolution also convolves the input with a derivative of the
 for batch norm is a chain of operators over the whole activation.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,10 +26,16 @@ def jacobian_vector_product(function: Callable[[Tensor], Tensor], x: Tensor, d: 
     if not x.numel():
         return None
     try:
-        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _CheaperRules():  # fused attention has no rule
+        # Fused attention has no rule.
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _as_written(), _CheaperRules():
             return forward_ad.unpack_dual(function(forward_ad.make_dual(x, d.to(x)))).tangent
     except (NotImplementedError, RuntimeError):  # torch raises either where a rule is missing
         return None
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Within it what torch.compile has compiled runs uncompiled: compiled code drops derivatives, or hands on those of a step before."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()  # whose import takes a second
 
 
 class _CheaperRules(TorchFunctionMode):
