@@ -16,8 +16,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fuzzing import fuzz  # noqa: F401  # a fixture
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# The same examples everywhere, and no limit that a busy machine's clock could break.
+settings.register_profile("steady", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("steady")
 
 ROOT = Path(__file__).parents[1]
 QUICK = (

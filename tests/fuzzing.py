@@ -4,7 +4,7 @@ import resource
 import signal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -43,7 +43,7 @@ def fuzz(request, record_property):
     def run(read, good, path, kind):
         outcomes = []
 
-        @settings(max_examples=request.param, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=request.param)
         @given(spoilt(good))
         def check(data):
             path.write_bytes(data)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,7 +50,7 @@ def cases(draw):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.filterwarnings("ignore:finite differences are noise")
 def test_loss_and_gradients_are_finite_and_the_perturbation_has_its_length(direction, norm, examples, record_property):
-    @settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples)
     @given(cases())
     def check(case):
         network, x, eps, seed = case

@@ -151,7 +151,7 @@ def grouped(draw):
     return torch.tensor(labels), torch.tensor(groups), [end - start for start, end in pairwise(ends)]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(grouped(), st.integers(0, 2**32 - 1))
 def test_parts_of_groups_are_disjoint_complete_filled_and_split_no_group(example, seed):
     labels, groups, sizes = example
