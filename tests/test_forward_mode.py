@@ -110,7 +110,7 @@ def test_statistics_move_as_in_a_plain_pass():
         torch.testing.assert_close(found, expected)
 
 
-def test_a_convolution_is_two_and_batch_norm_one_of_each():
+def test_linear_layers_and_convolutions_are_two_and_batch_norm_one_of_each():
     """torch's own rules: three, and a chain of some thirty elementwise operators."""
     counts = {}
 
@@ -120,11 +120,12 @@ def test_a_convolution_is_two_and_batch_norm_one_of_each():
             counts[name] = counts.get(name, 0) + 1
             return func(*args, **(kwargs or {}))
 
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
     x, d = torch.randn(2, 6, 3, 8, 8)
     with Count():
         jacobian_vector_product(network, x, d)
     assert counts["convolution"] == 2
+    assert counts["addmm"] + counts["mm"] == 2
     assert counts["native_batch_norm"] == counts["native_batch_norm_backward"] == 1
     assert not {"mul", "add", "sub", "div", "mean", "sum"} & counts.keys()
 

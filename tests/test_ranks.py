@@ -41,16 +41,19 @@ def network():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
 
-def backward(forward, regularizers, rank, world):
+def backward(forward, regularizers, rank, world, *, apart=False):
     """Gradients of this rank's part of cross entropy and terms; a rank's part counts by its share of the rows."""
     x, y = examples()
     mine = share(ROWS, rank, world)
     rows = slice(mine.start, mine.stop)
     part = len(mine) * world / ROWS
+    plain = lambda: part * F.cross_entropy(forward(x[rows]), y[rows])  # noqa: E731
+    if apart:
+        plain().backward()
     step = Step(forward, x[rows], key=Key(KEY.seed, KEY.micro_step, rank), start=mine.start, total=ROWS, live=live(regularizers))
     terms = [regularizer.term(step) for regularizer in regularizers]  # before the plain pass, which the trainer makes first
-    loss = F.cross_entropy(forward(x[rows]), y[rows]) + torch.stack(terms).sum()
-    (part * loss).backward()
+    loss = part * torch.stack(terms).sum()
+    (loss if apart else plain() + loss).backward()
 
 
 class GlobalNorm(nn.Module):
@@ -85,6 +88,9 @@ def work(rank, world, folder):
         distributed = DistributedDataParallel(network())
         backward(distributed, make(), rank, world)
         found["DDP", case] = [p.grad for p in distributed.parameters()]
+        distributed = DistributedDataParallel(network())
+        backward(distributed, make(), rank, world, apart=True)
+        found["DDP, two backward passes", case] = [p.grad for p in distributed.parameters()]
         distributed = DistributedDataParallel(normalized())
         backward(distributed, make(), rank, world)
         found["DDP, global batch norm", case] = [p.grad for p in distributed.parameters()]
@@ -127,6 +133,7 @@ def gradients(tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "case"),
     [("DDP", case) for case in CASES]
+    + [("DDP, two backward passes", case) for case in CASES]
     + [("DDP, global batch norm", case) for case in CASES]
     + [(name, case) for name in ("FSDP2", "FSDP2, layers alone") for case in CASES if case not in NOT_SHARDED],
 )

@@ -1,7 +1,7 @@
 """J d in one pass forward: dual numbers, with cheaper rules than torch's where its own waste work.
 
-torch's rule for a convolution also convolves the input with a derivative of the weights that is zero (pytorch/pytorch#69687), and its rule
-for batch norm is a chain of operators over the whole activation.
+torch's rules for a convolution and a linear layer also apply a derivative of the weights that is zero to the input (pytorch/pytorch#69687),
+and its rule for batch norm is a chain of operators over the whole activation.
 """
 
 import sys
@@ -39,7 +39,7 @@ def _as_written() -> AbstractContextManager[Any]:
 
 
 class _CheaperRules(TorchFunctionMode):
-    """Convolution and batch norm of a dual number by the rules below."""
+    """Linear layers, convolution and batch norm of a dual number by the rules below."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -53,7 +53,7 @@ def _is_dual(value: Any) -> bool:
     return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
-def _convolution(
+def _linear(
     func: Any, x: Tensor, tangent: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **named: Any
 ) -> tuple[Tensor, Tensor]:
     return func(x, weight, bias, *options, **named), func(tangent, weight, None, *options, **named)
@@ -79,6 +79,6 @@ def _batch_norm(
 
 
 _RULES: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _convolution),
+    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _linear),
     F.batch_norm: _batch_norm,
 }

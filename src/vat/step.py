@@ -94,9 +94,9 @@ class Network:
 
     def __init__(self, forward: Forward, module: nn.Module | None = None):
         module = _behind(forward) if module is None else module
-        if isinstance(forward, DistributedDataParallel):
-            # Its own forward would broadcast buffers and prepare the reducer once more; gradients synchronise without it.
-            forward = module = forward.module
+        self._wrapper = forward if isinstance(forward, DistributedDataParallel) else None
+        if self._wrapper is not None:
+            forward = module = self._wrapper.module
         if isinstance(module, NOT_ON_COPIES):
             raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
         self.module = module
@@ -131,7 +131,10 @@ class Network:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
         with self._on_copies(parameters, constant, track), random_state(seed, x.device), _one_path():
-            logits = self._forward(x)
+            if self._wrapper is None or constant or parameters is not None or not torch.is_grad_enabled():
+                logits = self._forward(x)
+            else:
+                logits = _synchronised(self._wrapper, x, track)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
@@ -216,6 +219,19 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+def _synchronised(wrapper: DistributedDataParallel, x: Tensor, track: bool) -> Any:
+    """The wrapper's output: a pass that trains goes through it, for its processes average only what it was told to expect.
+
+    Buffers of the first process are not sent to the others unless `track`: the pass has copies, and is to leave the buffers alone.
+    """
+    before = wrapper.broadcast_buffers
+    wrapper.broadcast_buffers = before and track
+    try:
+        return wrapper(x)
+    finally:
+        wrapper.broadcast_buffers = before
 
 
 def _behind(forward: Forward) -> nn.Module | None:
