@@ -19,6 +19,8 @@ from fuzzing import fuzz  # noqa: F401  # a fixture
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+for name in ("FORCE_COLOR", "COLUMNS", "LINES"):  # tables are measured; a console asks when it is made
+    os.environ.pop(name, None)
 # The same examples everywhere, and no limit that a busy machine's clock could break.
 settings.register_profile("steady", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("steady")
@@ -142,7 +144,7 @@ def shell(tmp_path):
             start_new_session=True,
         )
         try:
-            stdout, stderr = process.communicate(timeout=180)
+            stdout, stderr = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the other ranks too
             raise

@@ -132,7 +132,7 @@ def test_metrics_curves_and_pictures_arrive_in_the_offline_wandb_run(main, train
     _, result = found(checkpoint)
     (run_file,) = checkpoint.parents[1].glob("wandb/offline-run-*/*.wandb")
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_file)]
-    printed = subprocess.run(reader, capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = subprocess.run(reader, capture_output=True, text=True, timeout=300, check=True).stdout
     records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     logged = {name: value for record in records if record["type"] == "history" for name, value in record["history"]["item"].items()}
     assert logged["evaluation/accuracy"] == pytest.approx(result["clean"]["accuracy"])

@@ -54,6 +54,7 @@ def forked(job):
     if child:
         return child
     status = 1
+    signal.alarm(600)
     try:
         job()
         status = 0
@@ -303,7 +304,7 @@ def spoil_batch():
 
 
 FAULTS = {
-    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
+    "disk full": (limit_files, [".ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
     "disk full for the logs": (fail_to_log, ["No space left on device"]),
     "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
     "NaN": (

@@ -42,7 +42,7 @@ class Mirror(BaseHTTPRequestHandler):
             time.sleep(0.5)
         self.wfile.write(body)
         if self.path == "/stalled":
-            time.sleep(0.5)
+            time.sleep(5)
 
     def log_message(self, *_):
         pass
@@ -161,10 +161,10 @@ def test_a_server_that_never_ends_does_not_fill_the_disk(mirror, monkeypatch, tm
 def test_two_processes_that_start_together_download_once(mirror, tmp_path):
     context = multiprocessing.get_context("fork")
     file, results = published(mirror, "slow"), context.Queue()
-    workers = [context.Process(target=lambda: results.put(fetch(file, tmp_path).read_bytes() == PACKED)) for _ in range(2)]
+    workers = [context.Process(target=lambda: results.put(fetch(file, tmp_path).read_bytes() == PACKED), daemon=True) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [results.get(timeout=20) for _ in workers] == [True, True]
+    assert [results.get(timeout=120) for _ in workers] == [True, True]
     for worker in workers:
         worker.join(timeout=20)
     assert Mirror.requests == ["/slow"]

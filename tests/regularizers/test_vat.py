@@ -436,3 +436,9 @@ def test_a_direction_that_is_a_function_keeps_its_own_settings():
         return ascent(step, divergence, norm, eps=1.0, num_power_iterations=num_power_iterations, create_graph=create_graph)
 
     assert torch.equal(found(asking), found("ascent"))
+
+
+def test_a_second_input_is_not_taken_for_labels():
+    x = torch.randn(4, 6)
+    with pytest.raises(TypeError, match=r"vat takes labels .* a second input goes into a function, lambda x: model\(x, z\)"):
+        VAT(1.0)(nn.Linear(6, 3), x, x)

@@ -72,7 +72,15 @@ class Regularizer(nn.Module):
             x: inputs (N, …), of a floating dtype.
             y: labels (N,), for regularizers that need them.
             module: the module behind a bare function, of which buffers and weights are to be protected.
+
+        Raises:
+            TypeError: `y` are not integers, and are not needed: another input of the model, perhaps.
         """
+        if y is not None and y.is_floating_point() and not self.needs_labels:
+            raise TypeError(
+                f"{self.name} takes labels as its third argument, and has no use for them: a second input goes into a function, "
+                "lambda x: model(x, z)"
+            )
         return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass))
 
     @property
