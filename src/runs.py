@@ -448,6 +448,12 @@ def readable_errors() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's answer to Ctrl-C in a training, which says nothing.
+        print("interrupted: ckpt_path=last, or the same sweep, goes on from the last validation", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
             raise
