@@ -185,21 +185,14 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        self.val_metrics.update(self._log_probabilities(x), y)
-
-    def _log_probabilities(self, x: Tensor) -> Tensor:
-        # Not the logits: torchmetrics takes logits that happen to lie in [0, 1] for probabilities.
-        return as_classes(self._logits(x)).log_softmax(1)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        if logits.dim() > 1 < logits.size(1) and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-2):
+        logits = as_classes(self.network(x))
+        if batch_idx == 0 and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-2):
             warnings.warn(
                 f"the outputs of {type(self.network).__name__} are >= 0 and sum to 1, as after a softmax: leave it out, for training "
                 "and evaluation take logits",
                 stacklevel=1,
             )
-        return logits
+        self.val_metrics.update(_log_probabilities(logits), y)
 
     def on_validation_epoch_end(self) -> None:
         values = self.val_metrics.compute()
@@ -210,7 +203,7 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        log_probabilities = self._log_probabilities(x)
+        log_probabilities = _log_probabilities(self.network(x))
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
         # In as many parts on each rank, whose slices differ by a row: a divided network is called by all together.
@@ -252,6 +245,11 @@ def _metrics(stage: str, num_classes: int) -> MetricCollection:
         "cross_entropy": CrossEntropy(),
     }
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    # For torchmetrics, which takes logits that happen to lie in [0, 1] for probabilities.
+    return as_classes(logits).log_softmax(1)
 
 
 def _labels(part: Part) -> Tensor:

@@ -1,7 +1,7 @@
 """J d in one pass forward: dual numbers, with cheaper rules than torch's where its own waste work.
 
-torch's rules for a convolution and a linear layer also apply a derivative of the weights that is zero to the input (pytorch/pytorch#69687),
-and its rule for batch norm is a chain of operators over the whole activation.
+torch's rules for a convolution (pytorch/pytorch#69687) and for a linear layer also apply a derivative of the weights, which is zero, to the
+input, and its rule for batch norm is a chain of operators over the whole activation.
 """
 
 import sys
@@ -34,7 +34,7 @@ def jacobian_vector_product(function: Callable[[Tensor], Tensor], x: Tensor, d: 
 
 
 def _as_written() -> AbstractContextManager[Any]:
-    """Within it what torch.compile has compiled runs uncompiled: compiled code drops derivatives, or hands on those of a step before."""
+    """Within it what torch.compile has compiled runs uncompiled: compiled code drops derivatives, or keeps those of what it wrote over."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()  # whose import takes a second
 
 

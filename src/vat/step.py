@@ -131,10 +131,8 @@ class Network:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
         with self._on_copies(parameters, constant, track), random_state(seed, x.device), _one_path():
-            if self._wrapper is None or constant or parameters is not None or not torch.is_grad_enabled():
-                logits = self._forward(x)
-            else:
-                logits = _synchronised(self._wrapper, x, track)
+            trains = torch.is_grad_enabled() and not constant and parameters is None
+            logits = _synchronised(self._wrapper, x, track) if self._wrapper is not None and trains else self._forward(x)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
