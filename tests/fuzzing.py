@@ -33,7 +33,7 @@ def spoilt(draw, good):
 def fuzz(request, record_property):
     """A reader, a good file, its path and kind -> hundreds of spoilt ones: each is read, or refused by an error that names the file.
 
-    None may take more than five seconds of the processor (a busy machine's clock says nothing of the reader), nor all of them together
+    None may take more than two seconds of the processor (a busy machine's clock says nothing of the reader), nor all of them together
     more than 512 MiB beyond what the process had.
     """
 
@@ -47,7 +47,7 @@ def fuzz(request, record_property):
         @given(spoilt(good))
         def check(data):
             path.write_bytes(data)
-            signal.setitimer(signal.ITIMER_PROF, 5)
+            signal.setitimer(signal.ITIMER_PROF, 2)
             try:
                 read(path)
                 outcomes.append("read")

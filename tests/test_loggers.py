@@ -196,7 +196,7 @@ def test_a_key_and_a_server_that_never_answers_are_offline_within_seconds(shell,
     mode, reason, seconds = json.loads(done.stdout.splitlines()[-1])
     assert mode == "offline"
     assert url in reason
-    assert seconds < 60  # wandb alone would wait for a minute and a half
+    assert seconds < 10
 
 
 def written(run_file):

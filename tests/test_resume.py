@@ -274,6 +274,13 @@ def test_a_run_told_to_end_saves_the_step_it_is_at(main, whole, monkeypatch):
     assert_same(result(Path.cwd()), whole)
 
 
+def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_go_on(main, whole, capfd):
+    assert ended(attempt(main, at_batch(13, lambda: os.kill(os.getpid(), signal.SIGINT)))) == 128 + signal.SIGINT
+    assert capfd.readouterr().err.splitlines()[-1].startswith("interrupted: ckpt_path=last")
+    assert ended(attempt(main, unharmed)) == 0
+    assert_same(result(Path.cwd()), whole)
+
+
 # ------------------------------------------------------------------------------------------------------- other faults
 
 
@@ -304,7 +311,7 @@ def spoil_batch():
 
 
 FAULTS = {
-    "disk full": (limit_files, [".ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
+    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
     "disk full for the logs": (fail_to_log, ["No space left on device"]),
     "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
     "NaN": (
