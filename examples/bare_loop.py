@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vat import VAT
-from vat.data.shipped import read_digits
+from vat.data.sets.shipped import read_digits
 
 torch.manual_seed(0)
 images, targets = read_digits()

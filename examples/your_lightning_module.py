@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vat import VAT
-from vat.callback import RegularizerCallback
-from vat.data.shipped import read_digits
+from vat.data.sets.shipped import read_digits
+from vat.lightning.callback import RegularizerCallback
 
 
 class YourModule(pl.LightningModule):

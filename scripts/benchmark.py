@@ -48,15 +48,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import allocator
-import report
-import train
-from compilation import compile_in_place
 from vat import VAT
-from vat.classifier import Classifier
 from vat.data.loader import Batch, Chain, Flip, ResidentLoader, Translate
 from vat.data.splits import labeled_subset, stratified_parts
+from vat.lightning.classifier import Classifier
 from vat.models import MLP, ConvLarge, WideResNet
+from vat.runs import allocator, report, training
+from vat.runs.compilation import compile_in_place
 from vat.step import Key, Step
 
 Action = Callable[[], Any]
@@ -208,7 +206,7 @@ def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A step of Lightning's trainer, with logging and progress bar, beside the same step in a bare loop, one after the other in turn."""
-    train.quiet()
+    training.quiet()
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]

@@ -33,14 +33,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-import runs
-from overrides import quoted
 from vat import VAT, Step
 from vat.data.loader import as_input
-from vat.data.mnist import MNIST
-from vat.diagnosis import maximum, root_of_hessian, top_eigenpair
+from vat.data.sets.mnist import MNIST
 from vat.directions import gradient, margin
+from vat.evaluation.diagnosis import maximum, root_of_hessian, top_eigenpair
 from vat.functional import L2, Categorical
+from vat.runs import checkpoints, folders, records
+from vat.runs.overrides import quoted
 from vat.step import Key
 
 KL, NORM = Categorical(), L2()
@@ -128,16 +128,16 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
     """The network in that state, and the folder of the run that it, or its shape, comes from."""
     kind = "supervised" if state == "initialisation" else state
     place = folder.resolve() / "runs" / f"{name}-{kind}"
-    if not (place / runs.METRICS).exists():
+    if not (place / folders.METRICS).exists():
         device = ["trainer=gpu"] if torch.cuda.is_available() else []
         command = [sys.executable, str(ROOT / "src" / "train.py"), *SHARED, *device, *TRAINING[name][0], *STATES[kind]]
         subprocess.run([*command, f"hydra.run.dir={quoted(place)}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     checkpoint = place / "checkpoints" / "last.ckpt"
     if state != "initialisation":
-        return runs.load_network(checkpoint), place
-    record = runs.read_checkpoint(checkpoint)["record"]
+        return records.load_network(checkpoint), place
+    record = checkpoints.read_checkpoint(checkpoint)["record"]
     torch.manual_seed(0)
-    return runs.make_network(DictConfig(record["config"]["model"]), record), place
+    return records.make_network(DictConfig(record["config"]["model"]), record), place
 
 
 def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import runs
-import train
 from vat.plots import plane_figure
+from vat.runs import records, training
 
 EPS = {"moons": (1.8, 0.6), "circles": (2.8, 0.5)}  # of random perturbation and VAT
 
@@ -43,8 +42,8 @@ def main() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(methods.items()):
             cfg = compose("train", overrides=shared + overrides)
-            train.train(cfg, Path(folder) / str(number))
-            networks[name] = runs.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
+            training.train(cfg, Path(folder) / str(number))
+            networks[name] = records.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
             data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
     assert data is not None
     data.setup()

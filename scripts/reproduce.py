@@ -30,7 +30,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from overrides import quoted
+from vat.runs.overrides import quoted
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 
@@ -301,7 +301,7 @@ def refuse_impossible(study: Study) -> None:
     from hydra import compose, initialize_config_dir  # here, as they take seconds that a table without overrides need not wait for
     from hydra.errors import HydraException
 
-    import schema
+    from vat.runs import schema
 
     schema.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

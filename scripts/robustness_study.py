@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from overrides import quoted
 from vat.plots import study_figure
+from vat.runs.overrides import quoted
 
 RADII = {"digits": ("eps.l2=[1,2]", "eps.linf=[0.125,0.25]"), "mnist": ("eps.l2=[2]", "eps.linf=[0.15]")}
 """By how a table's name begins: at which the methods differ, on MNIST one of each norm for the time that it takes."""

@@ -34,11 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DatabaseError
 
-import runs
-import schema
-import sweeps
-from checkpoints import newest_whole
-from vat.history import HISTORY, read
+from vat.lightning.history import HISTORY, read
+from vat.runs import folders, resume, schema, sweeps, user_errors
+from vat.runs.checkpoints import newest_whole
 
 LOOK_EVERY = 0.5  # seconds
 QUIET = {"test": "none", "figures": "null", "trainer.enable_progress_bar": "false"}
@@ -60,7 +58,7 @@ def main() -> None:
         parser.error(f"--trials {arguments.trials}: must be at least 1")
     schema.register()
     signal.signal(signal.SIGTERM, _end)  # so that the run at work is ended, too
-    with runs.readable_errors():
+    with user_errors.readable_errors():
         space, shared = parsed(arguments.overrides)
         folder = arguments.folder or Path("search") / sweeps.digest(arguments.overrides)
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,9 +189,9 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
         # A session of its own, so that all ranks of the run can be stopped together.
         _wait_for_an_orphan(folder)
         command = sweeps.command(overrides, folder, newest_whole(folder))
-        done = runs.finished(folder) is not None
+        done = folders.finished(folder) is not None
         if done:
-            runs.refuse_other_job(composed(overrides), folder)
+            resume.refuse_other_job(composed(overrides), folder)
         process = None if done else subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             while True:
@@ -214,7 +212,7 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
             if process is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    metrics = runs.finished(folder)
+    metrics = folders.finished(folder)
     if metrics is None:
         console.print(f"trial {trial.number}: failed, see {folder}/search.log", style="red")
         raise JobFailedError(str(folder))

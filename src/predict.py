@@ -7,25 +7,11 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import hydra
-import torch
 from omegaconf import DictConfig
-from rich.progress import track
-from torch import Tensor
 
-import report
-import runs
-import schema
-from vat.data import tables
-from vat.data.image_files import MODES, SUFFIXES, ImageFiles
-from vat.data.images import images_within
-from vat.data.loader import Inputs, as_input
-from vat.functional import probabilities
+from vat.runs import folders, report, schema, user_errors
+from vat.runs.predicting import predict
 
 schema.register()
 
@@ -33,133 +19,14 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
-    with runs.readable_errors():
+    with user_errors.readable_errors():
         number = predict(
-            *(runs.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
+            *(folders.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
             batch_size=cfg.batch_size,
             device=cfg.device,
             allow_targets=cfg.allow_targets,
         )
         report.console.print(f"{cfg.output}: {number} predictions")
-
-
-def predict(
-    checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500, device: str = "auto", allow_targets: Sequence[str] = ()
-) -> int:
-    """Write a line for each example: the file or the number of the row, the class, and its probability.
-
-    Args:
-        checkpoint: of a trained network.
-        data: an image, a folder of images, or a .npz, CSV or Parquet file; a .npz holds the inputs as `x`.
-        output: the CSV file.
-        batch_size: examples at a time.
-        device: "auto" for a GPU where there is one, or a name that torch knows.
-        allow_targets: packages of your own whose networks may be made.
-
-    Returns:
-        The number of examples.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint, file or folder.
-        ValueError: one of them cannot be read, or the examples are not what the network was trained on.
-    """
-    runs.existing(checkpoint)
-    if output.resolve() in (data.resolve(), checkpoint.resolve()):
-        raise ValueError(f"output={output} is a file to be read: name another")
-    if output.is_dir():
-        raise ValueError(f"output={output} is a folder: name another")
-    if not (type(batch_size) is int and batch_size >= 1):
-        raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
-    saved = runs.read_checkpoint(checkpoint)
-    record = saved["record"]
-    on = runs.device_named(device)
-    network = runs.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
-    names, inputs = read_inputs(data, record)
-    starts = range(0, len(names), batch_size)
-    part = output.with_name(f".part-{output.name}")
-    with runs.writable(output.parent, "output"):
-        part.touch()
-    try:
-        # A file's name that is not UTF-8 is written as its own bytes.
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
-            writer = csv.writer(file)
-            writer.writerow(["example", "prediction", "confidence"])
-            for start in track(starts, description="predicting", console=report.console, transient=True):
-                rows = torch.arange(start, min(start + batch_size, len(names)))
-                x = prepared(inputs[rows], record, data)
-                confidence, chosen = probabilities(network(x.to(on))).max(1)
-                lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
-                writer.writerows([name, record["class_names"][c], f"{p:.6f}"] for name, c, p in lines)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-    return len(names)
-
-
-def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int], Inputs]:
-    """The examples at `data`: their names, and the values as they are in the files; images are read when their turn comes."""
-    shape = tuple(record["input_shape"])
-    if not data.exists():
-        raise FileNotFoundError(f"input={data}: there is no such file or folder")
-    suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
-    if suffix in (".csv", ".parquet") and len(shape) == 3:
-        raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
-    if data.is_file() and suffix not in known:
-        raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
-    if data.is_file() and suffix in tables.SUFFIXES:
-        preparation = record.get("preparation") or {}
-        table = tables.read_table(data, label=None, group=None, features=preparation.get("columns"))
-        return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data)
-    modes = {channels: mode for mode, channels in MODES.items()}
-    if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2]:
-        raise ValueError(
-            f"input={data}: the network takes inputs of shape {shape}, which image files do not give: name a .npz, CSV or Parquet file"
-        )
-    paths = [data] if data.is_file() else [data / within for within in images_within(data)[0]]
-    if not paths:
-        raise ValueError(f"input={data} holds no image ({', '.join(SUFFIXES)})")
-    return [str(path) for path in paths], ImageFiles(paths, size=shape[1], mode=modes[shape[0]], workers=2)
-
-
-def _arranged(x: Tensor, shape: tuple[int, ...], data: Path) -> Tensor:
-    """Images with their channels first, as the network takes them."""
-    if x.ndim == 3 and len(shape) == 3 and shape[0] == 1:
-        x = x.unsqueeze(1)
-    if x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape != x.shape[1:]:
-        x = x.permute(0, 3, 1, 2)
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"input={data} holds inputs of shape {tuple(x.shape[1:])}; the network takes {shape}")
-    return x
-
-
-def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
-    """Values of a file (B, …) as the network was trained on them.
-
-    Raises:
-        ValueError: they cannot be, or lie out of the range of inputs.
-    """
-    if record["config"]["data"].get("zca"):
-        raise ValueError(
-            "the network was trained on whitened images, and the checkpoint does not hold the whitening: data.zca=false trains one"
-        )
-    if "preparation" not in record and not record["unit"].startswith("pixels"):
-        raise ValueError("the checkpoint does not say how its inputs were standardised: train it anew with this version")
-    if x.dtype == torch.uint8 and record["unit"] in ("units of the data file", "standard deviations of each feature"):
-        raise ValueError(f"input={data} holds bytes; the network was trained on numbers in {record['unit']}: give them as floats")
-    x = as_input(x)
-    preparation = record.get("preparation") or {}
-    if "mean" in preparation:
-        mean, std = (torch.tensor(preparation[key], dtype=torch.float64) for key in ("mean", "std"))
-        x = (x.double() - mean) / std
-    x = x.float()
-    low, high = record.get("bounds") or ((0.0, 1.0) if record["unit"].startswith("pixels") else (-torch.inf, torch.inf))
-    slack = 1e-4 * (high - low)
-    if float(x.min()) < low - slack or float(x.max()) > high + slack:
-        raise ValueError(
-            f"input={data}: inputs reach from {float(x.min()):g} to {float(x.max()):g}, out of the range of those trained on, "
-            f"[{low:g}, {high:g}]: give images as bytes, or as numbers in [0, 1]"
-        )
-    return x
 
 
 if __name__ == "__main__":

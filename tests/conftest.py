@@ -88,9 +88,7 @@ def compose():
 @pytest.fixture
 def job(compose, tmp_path, monkeypatch):
     """Overrides -> a run of five steps in this process: its metrics, its folder, its last checkpoint."""
-    import report
-    import runs
-    import train
+    from vat.runs import folders, report, training
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.console, "quiet", True)
@@ -98,7 +96,7 @@ def job(compose, tmp_path, monkeypatch):
     def run(*overrides, name="job"):
         folder = tmp_path / name
         cfg = compose(*QUICK, *overrides)
-        metrics = train.train(cfg, folder, runs.find_checkpoint(cfg))
+        metrics = training.train(cfg, folder, folders.find_checkpoint(cfg))
         return SimpleNamespace(metrics=metrics, folder=folder, checkpoint=folder / "checkpoints" / "last.ckpt")
 
     return run
@@ -107,8 +105,8 @@ def job(compose, tmp_path, monkeypatch):
 @pytest.fixture
 def main(tmp_path, monkeypatch):
     """Overrides -> what the command line does with them, in this process and a folder of its own."""
-    import report
     import train
+    from vat.runs import report
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.console, "quiet", True)

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from vat.data import norb
+from vat.data.sets import norb
 
 CIFAR10_MEMBERS = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)] + ["cifar-10-batches-bin/test_batch.bin"]
 

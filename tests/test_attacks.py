@@ -23,8 +23,8 @@ from vat.attacks import (
     predictions,
     scaled_difference,
 )
+from vat.evaluation.robustness import evaluating
 from vat.functional import NORMS
-from vat.robustness import evaluating
 
 WHITE_BOX = [FGM(), PGD(steps=10), APGD(steps=20), APGD(steps=20, loss="dlr"), APGD(steps=20, loss="dlr", targets=2)]
 ALL = [*WHITE_BOX, RandomNoise(draws=3), Square(queries=60)]

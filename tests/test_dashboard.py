@@ -35,8 +35,8 @@ def test_the_error_is_plotted_against_the_radius_of_the_runs_configuration(panel
 
 
 def test_every_metric_it_shows_is_one_that_a_run_logs(panels, job):
-    import vat.figures
-    from vat.history import read
+    import vat.lightning.figures
+    from vat.lightning.history import read
 
     logged = set()
     for regularizer in ("vat_entropy",):
@@ -46,7 +46,7 @@ def test_every_metric_it_shows_is_one_that_a_run_logs(panels, job):
     assert len(shown) > 10
     assert shown <= logged
     media = {key for _, kind, config in panels if kind == "Media Browser" for key in config["mediaKeys"]}
-    assert media <= {f"figures/{name}" for name in vat.figures.CAPTIONS}
+    assert media <= {f"figures/{name}" for name in vat.lightning.figures.CAPTIONS}
 
 
 def test_saving_without_an_account_says_what_to_do(dashboard, monkeypatch):

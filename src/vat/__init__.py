@@ -3,8 +3,8 @@
     vat = VAT(eps=2.0)
     loss = F.cross_entropy(model(x), y) + vat(model, x)
 
-The core needs torch alone. `vat.callback`, `vat.classifier`, the data modules of `vat.data` and what draws and logs need Lightning and
-more, and are imported by name.
+The core needs torch alone. `vat.lightning` and the data modules of `vat.data` need Lightning; `vat.runs`, all that imports Hydra, serves
+the commands.
 """
 
 from vat.regularizers import (

@@ -466,7 +466,8 @@ def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, 
     """Accuracy against ε, a panel for each norm and a line for each attack.
 
     Args:
-        robust: for each norm `eps`, the radii, and `accuracy`, for each attack those at the radii; as `vat.robustness.evaluate` returns it.
+        robust: for each norm `eps`, the radii, and `accuracy`, for each attack those at the radii; as
+            `vat.evaluation.robustness.evaluate` returns it.
         clean: accuracy at ε = 0.
         unit: of ε.
     """
@@ -515,7 +516,8 @@ def study_figure(tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     """Clean and worst-case accuracy: a row of panels for each table, a panel for each norm, a line for each method, a point for each seed.
 
     Args:
-        tables: for each table and method what `vat.robustness.evaluate` returned for each seed; radii are those of the table's first.
+        tables: for each table and method what `vat.evaluation.robustness.evaluate` returned for each seed;
+            radii are those of the table's first.
     """
     first = {name: next(iter(found.values()))[0] for name, found in tables.items()}
     norms = list(next(iter(first.values()))["robust"])

@@ -9,10 +9,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from vat.data.datamodule import ResidentDataModule
-from vat.data.digits import Digits
 from vat.data.loader import Translate
+from vat.data.sets.digits import Digits
+from vat.data.sets.synthetic import Circles, Moons, circles, embedding, moons
 from vat.data.splits import Split, labeled_subset
-from vat.data.synthetic import Circles, Moons, circles, embedding, moons
 
 # A small set, to be spoilt
 

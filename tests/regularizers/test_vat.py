@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from vat import VAT, Step, local_distributional_smoothness
-from vat.diagnosis import root_of_hessian
 from vat.directions import DIRECTIONS, ascent, finite_difference
+from vat.evaluation.diagnosis import root_of_hessian
 from vat.functional import DIVERGENCES, Categorical, Divergence
 from vat.step import Key
 

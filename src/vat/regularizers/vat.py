@@ -138,7 +138,7 @@ class VAT(Regularizer):
 
     @torch.no_grad()
     def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor, r: Tensor) -> dict[str, Tensor]:
-        """Is it working? See `vat.diagnosis`, which reads these. 7 F."""
+        """Is it working? See `vat.evaluation.diagnosis`, which reads these. 7 F."""
         eps, divergence, norm = self.current_eps, self.divergence, self.norm
 
         def at(p: Tensor) -> Tensor:

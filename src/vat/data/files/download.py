@@ -1,0 +1,167 @@
+"""Fetching the files of a published data set: checked, whole or not at all, by one process at a time."""
+
+import fcntl
+import http.client
+import os
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from vat.data.files.content import PIECE, new_hash, opened
+
+TIMEOUT = 30.0  # seconds of silence from a server, after which the next is tried
+MOST_BYTES = 2 << 30  # the largest of our files, SVHN's extra set, has 1.33 GB; a server that never ends must not fill the disk
+
+
+class DownloadError(OSError):
+    """A file that could not be had; the message says which to put where, and where it is published."""
+
+
+class _MirrorFaultError(Exception):
+    """What was wrong with one address, before the next is tried."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a data set.
+
+    Attributes:
+        name: Under which it is kept; without `.gz` it may also lie there decompressed.
+        urls: Addresses that hold it, tried in this order.
+        digest: MD5 or SHA-256 of the file as published, in hexadecimal.
+        content: The same of the decompressed content where that is known: no recompression or mirror changes it.
+    """
+
+    name: str
+    urls: Sequence[str]
+    digest: str
+    content: str | None = None
+
+
+def fetch(file: PublishedFile, folder: Path) -> Path:
+    """Where the file lies, downloaded if it does not yet.
+
+    A file found is taken as it is: what was downloaded has been checked, and the readers judge what a user put there.
+
+    Args:
+        file: What to look for.
+        folder: Where to look, and where to put it; made if absent.
+
+    Returns:
+        The path of the file, or of its decompressed twin.
+
+    Raises:
+        DownloadError: If no address gives the file, or it cannot be written.
+    """
+    path = _present(file, folder)
+    if path is not None:
+        return path
+    try:
+        with _alone(folder):
+            return _present(file, folder) or _download(file, folder / file.name)
+    except DownloadError:
+        raise
+    except OSError as error:  # read-only folder, full disk
+        raise DownloadError(_instructions(file, folder, [f"it cannot be written: {error}"])) from error
+
+
+def _present(file: PublishedFile, folder: Path) -> Path | None:
+    paths = (folder / file.name, folder / file.name.removesuffix(".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder. The system drops the lock of a process that dies; its file stays, to lock again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(file: PublishedFile, path: Path) -> Path:
+    partial = path.with_name(f"{path.name}.part")
+    faults = []
+    try:
+        for url in file.urls:
+            try:
+                _transfer(url, partial)
+                _check(file, partial)
+            except _MirrorFaultError as fault:
+                faults.append(f"{url}: {fault}")
+            else:
+                os.replace(partial, path)
+                return path
+    finally:
+        partial.unlink(missing_ok=True)
+    raise DownloadError(_instructions(file, path.parent, faults))
+
+
+def _transfer(url: str, partial: Path) -> None:
+    with _of_the_network(urllib.request.urlopen, url, timeout=TIMEOUT) as response, partial.open("wb") as out, _progress() as progress:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        bar = progress.add_task(partial.name.removesuffix(".part"), total=total)
+        while piece := _of_the_network(response.read, PIECE):
+            out.write(piece)
+            progress.advance(bar, len(piece))
+            if out.tell() > MOST_BYTES:
+                raise _MirrorFaultError(f"sends more than {MOST_BYTES} bytes")
+        # http.client ends a broken transfer quietly where it is read in pieces.
+        if total is not None and out.tell() != total:
+            raise _MirrorFaultError(f"the transfer broke off after {out.tell()} of {total} bytes")
+        out.flush()
+        os.fsync(out.fileno())  # the new name must not reach the disk before the bytes do
+
+
+def _of_the_network(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Errors of this call are the address's fault; other OSErrors are the disk's."""
+    try:
+        return call(*args, **options)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _MirrorFaultError(getattr(error, "reason", None) or error) from error
+
+
+def _check(file: PublishedFile, partial: Path) -> None:
+    hash_ = new_hash(file.digest)
+    with partial.open("rb") as raw:
+        while piece := raw.read(PIECE):
+            hash_.update(piece)
+    if hash_.hexdigest() != file.digest and not _same_content(file, partial):
+        raise _MirrorFaultError(f"sends a file of digest {hash_.hexdigest()}, published is {file.digest}")
+
+
+def _same_content(file: PublishedFile, partial: Path) -> bool:
+    """Whether the file is another compression of the published content."""
+    if file.content is None:
+        return False
+    hash_, size = new_hash(file.content), 0
+    try:
+        with opened(partial) as content:
+            while size <= MOST_BYTES and (piece := content.take_up_to(PIECE)):
+                hash_.update(piece)
+                size += len(piece)
+    except ValueError:
+        return False
+    return hash_.hexdigest() == file.content
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _instructions(file: PublishedFile, folder: Path, faults: Sequence[str]) -> str:
+    tried = "\n".join(f"  {fault}" for fault in faults)
+    addresses = " or ".join(file.urls)
+    return (
+        f"{file.name} is not in {folder.absolute()}, and was not downloaded:\n{tried}\n"
+        f"Put the file there yourself, from {addresses} (digest {file.digest}); data.data_dir, or VAT_DATA_DIR, moves that folder."
+    )

@@ -1,0 +1,154 @@
+"""A user's own arrays or table: features or images, and labels of some of them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vat.data.files.tables import UNKNOWN, Table, is_number, read_table
+from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.splits import Split
+
+MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  # as R, pandas, SQL, ARFF and Excel write it
+
+
+class Arrays(OwnData):
+    """Examples from a .npz, or from a CSV or Parquet file where pandas is installed: `vat.data.files.tables.read_table` says how.
+
+    Four dimensions are images, of one to four channels either first, (N, C, H, W), or last, (N, H, W, C), and so are bytes of three,
+    (N, H, W). Bytes are taken to [0, 1]. Anything else is features. The classes are the labels that occur, numbers in their order and
+    names alphabetically, unless the file holds `class_names`.
+
+    Args:
+        train: The file.
+        test: A file of the same form with the test examples, all of them labelled; None cuts the test part from `train`.
+        label: Name of the labels.
+        group: Name of the groups; None: every example stands for itself.
+        standardize: Shift and scale by mean and standard deviation over the pool, constants by the shift alone: features one by one as
+            they are loaded, images channel by channel in the network's first layer, which leaves ε in the units of the file.
+        options: As in `OwnData`.
+
+    Raises:
+        FileNotFoundError: In `setup`, if there is no such file.
+        ValueError: In `setup`, if a file is not as described, the two do not fit each other, or as in `OwnData`.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        test: str | None = None,
+        label: str = "y",
+        group: str | None = None,
+        standardize: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.train, self.test = Path(train).expanduser(), None if test is None else Path(test).expanduser()
+        self.label, self.group = label, group
+        self.standardize = standardize
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `OwnData`."""
+        return [path for path in (self.train, self.test) if path is not None]
+
+    def load(self) -> tuple[Tensor, Tensor, Split]:
+        """Inputs, labels and parts; the examples of `test` come last."""
+        table = read_table(self.train, label=self.label, group=self.group)
+        self.class_names = table.class_names or _classes(table.labels, self.train)
+        x, y = self._examples(self.train, table)
+        groups, num_test = table.groups, 0
+        if self.test is not None:
+            if self.test.resolve() == self.train.resolve():
+                raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
+            held_out = self._fitting(self.test, read_table(self.test, label=self.label, group=self.group), table)
+            test_x, test_y = self._examples(self.test, held_out)
+            if (given := _described(test_x)) != (expected := _described(x)):
+                raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}; got {given}")
+            x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
+            groups = None if groups is None else groups + (held_out.groups or [])
+        split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test)
+        self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
+        self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
+        if self.standardize and x.ndim == 4:
+            self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+        elif self.standardize:
+            mean, std = _moments(x, split.unlabeled)
+            x = (x - mean) / std  # before it becomes float32, in which the seconds since 1970 of a day are 700 numbers
+            self.preparation = {"mean": mean.tolist(), "std": std.tolist()}
+            self.unit = "standard deviations of each feature"
+        if table.columns is not None:
+            self.preparation = {**(self.preparation or {}), "columns": table.columns}
+        x = x if x.dtype == torch.uint8 else x.float()
+        self.warn_of_copies(x, split)
+        return x, y, split
+
+    def _examples(self, path: Path, table: Table) -> tuple[Tensor, Tensor]:
+        """Inputs, images with their channels first, and labels as numbers."""
+        number = {UNKNOWN: -1} | {name: c for c, name in enumerate(self.class_names)}
+        for row, name in enumerate(table.labels):
+            if name not in number:
+                raise ValueError(f"{path}: row {row} has the label {name!r}; the classes are {', '.join(self.class_names)}")
+        x = torch.from_numpy(table.x)
+        if x.ndim == 4:
+            x = _channels_first(x, path)
+        elif x.dtype == torch.uint8:
+            x = x.unsqueeze(1)
+        return x, torch.tensor([number[name] for name in table.labels])
+
+    def _fitting(self, path: Path, table: Table, train: Table) -> Table:
+        """The test examples, with their columns in the order of those for training."""
+        if UNKNOWN in table.labels:
+            raise ValueError(f"{path}: test examples must be labelled; row {table.labels.index(UNKNOWN)} is not")
+        if table.class_names is not None and table.class_names != self.class_names:
+            raise ValueError(f"{path} has the class_names {table.class_names}; those of {self.train} are {self.class_names}")
+        shared = sorted({*(table.groups or ())} & {*(train.groups or ())})
+        if shared:
+            raise ValueError(f"{path} and {self.train} both have examples of {self.group} {shared[0]}: leave it in one of them")
+        columns, expected = table.columns, train.columns
+        if columns is None or expected is None:
+            return table
+        if different := sorted({*columns} ^ {*expected}):
+            raise ValueError(f"{path} and {self.train} must have the same columns; only one has {', '.join(different)}")
+        return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
+
+
+def _described(x: Tensor) -> str:
+    return f"{'bytes' if x.dtype == torch.uint8 else 'numbers'} of shape {tuple(x.shape[1:])}"
+
+
+def _classes(labels: list[str], path: Path) -> list[str]:
+    found = {*labels} - {UNKNOWN}
+    missing = {name for name in found if name.casefold() in MISSING}
+    if lookalikes := sorted(missing if all(map(is_number, found - missing)) else filter(says_unlabeled, found)):
+        raise ValueError(f"{path}: {lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
+    if missing:
+        warnings.warn(
+            f"{path}: {', '.join(sorted(missing))} is taken as a class of that name: leave the label empty, or -1, where there is none",
+            stacklevel=2,
+        )
+    if all(name.isdecimal() for name in found):
+        return sorted(found, key=lambda name: (len(name), name))  # 2 before 10
+    return sorted(found)
+
+
+def _channels_first(x: Tensor, path: Path) -> Tensor:
+    first, last = x.shape[1] <= 4, x.shape[3] <= 4
+    if first == last:
+        raise ValueError(
+            f"{path}: x of shape {tuple(x.shape)} must be images of 1 to 4 channels, which come either first, (N, C, H, W), or last, "
+            "(N, H, W, C), and are fewer than the pixels of a side; flatten it to (N, D) if it holds features"
+        )
+    return x if first else x.permute(0, 3, 1, 2).contiguous()
+
+
+def _moments(x: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each position over the pool; 1 where it is constant."""
+    known = x[pool].double()
+    constant = known.amin(0) == known.amax(0)  # not std == 0, which rounding misses
+    std = known.std(0, correction=0).where(~constant, 1.0)
+    return known.mean(0), std

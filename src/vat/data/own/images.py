@@ -1,0 +1,255 @@
+"""A user's own images: a folder for each class, and one for those without a label."""
+
+import math
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vat.data.files.image_files import MAX_PIXELS, MODES, SUFFIXES, UNREADABLE, ImageFiles, check_header, largest_deep_level, read_image
+from vat.data.loader import Inputs
+from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.splits import Split
+
+UNLABELED = "unlabeled"
+FILES_FOR_LEVELS = 100  # that are looked at for cameras of 12 or 14 bits
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class Images(OwnData):
+    """Images in a folder for each class, and in `unlabeled/` those without a label.
+
+    The classes are the folders' names in alphabetical order; files may lie in folders within. Sizes and modes may differ:
+    `vat.data.files.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over,
+    with a warning those of the formats `UNREADABLE`, and so is all whose name starts with a dot. Symbolic links are followed, to files
+    and to folders, also out of `dir`; a folder is not entered a second time.
+
+    Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: of their files the
+    headers are checked in `setup`, the rest when its turn comes, and a file found to be damaged then ends the run with an error that
+    names it. The batches are the same, bit for bit. (Streamed with an augmentation, each of several processes decodes the whole batch.)
+
+    Args:
+        dir: The folder that holds those of the classes.
+        test: A folder of the same form with the test examples; None cuts the test part from `dir`.
+        size: Height and width of the network's inputs.
+        mode: "RGB", or "L" for grey.
+        corrupt: Files that cannot be read are refused, or left out ("skip") and named in a warning.
+        group_pattern: Regular expression found in a file's path within its class folder; what its first group matches (or all of it) is
+            the group that the file belongs to. None: every file stands for itself.
+        resident_gib: Most GiB of decoded images, a byte for each pixel and channel, that are not streamed.
+        workers: Threads that decode.
+        options: As in `OwnData`.
+
+    Attributes:
+        mean, std: Over the pool, or 10,000 images of it.
+
+    Raises:
+        ValueError: If a setting is out of range; in `setup`, if the folders or files are not as described, or as in `OwnData`.
+    """
+
+    unit = "pixels in [0, 1]"
+    bounds = (0.0, 1.0)
+
+    def __init__(
+        self,
+        *,
+        dir: str,
+        test: str | None = None,
+        size: int = 32,
+        mode: Literal["RGB", "L"] = "RGB",
+        corrupt: Literal["refuse", "skip"] = "refuse",
+        group_pattern: str | None = None,
+        resident_gib: float = 2.0,
+        workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        if corrupt not in ("refuse", "skip"):
+            raise ValueError(f"corrupt must be refuse or skip; got {corrupt!r}")
+        if size < 1 or workers < 1 or not resident_gib >= 0:
+            raise ValueError(f"size and workers must be >= 1, resident_gib >= 0; got {size}, {workers}, {resident_gib}")
+        if size**2 > MAX_PIXELS:
+            raise ValueError(f"data.size={size}: images of {size} × {size} pixels exceed the {MAX_PIXELS:,} that are read: lower it")
+        try:
+            self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
+        except re.error as error:
+            raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
+        self.dir, self.test = Path(dir).expanduser(), None if test is None else Path(test).expanduser()
+        self.size, self.mode, self.corrupt = size, mode, corrupt
+        self.resident_gib, self.workers = resident_gib, workers
+
+    def load(self) -> tuple[Inputs, Tensor, Split]:
+        """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label, then those of `test`."""
+        self.class_names, files = find_images(self.dir)
+        groups = self._groups(files)
+        num_train = len(files)
+        if self.test is not None:
+            held_out = self._held_out(self.test)
+            if shared := sorted({*groups} & {*(held_out_groups := self._groups(held_out))}):
+                raise ValueError(f"{self.test} and {self.dir} both have examples of the group {shared[0]}: leave it in one of them")
+            files, groups = files + held_out, groups + held_out_groups
+        shape = MODES[self.mode], self.size, self.size
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file, and what matters is refused with its name
+            if len(files) * math.prod(shape) > self.resident_gib * 2**30:
+                kept = self._readable(files, lambda row: check_header(files[row].path))
+                paths = [files[row].path for row in kept.tolist()]
+                x = ImageFiles(paths, size=self.size, mode=self.mode, workers=self.workers)
+            else:
+                images = torch.empty(len(files), *shape, dtype=torch.uint8)
+                kept = self._readable(files, lambda row: images[row].copy_(read_image(files[row].path, self.size, self.mode)))
+                x = images if len(kept) == len(files) else images[kept]
+            num_test = int((kept >= num_train).sum())
+            if self.test is not None and not num_test:
+                raise ValueError(f"data.test={self.test}: none of its files can be read as an image")
+            y = torch.tensor([file.label for file in files])[kept]
+            split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=num_test)
+            self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
+            some = kept[:: math.ceil(len(kept) / FILES_FOR_LEVELS)].tolist()
+            if 0 < (level := max(largest_deep_level(files[row].path) for row in some)) < 2**14:
+                warnings.warn(f"values reach {level} of 65535 in images of 16 bits, which are dark then: stretch them before", stacklevel=2)
+        self.warn_of_copies(x, split)
+        return x, y, split
+
+    def _groups(self, files: Sequence["FoundImage"]) -> list[str]:
+        """The group of each file; none where every file stands for itself."""
+        return [] if self.group_pattern is None else [_group(file, self.group_pattern) for file in files]
+
+    def _held_out(self, folder: Path) -> list["FoundImage"]:
+        """The files for the test, with the numbers of the classes for training."""
+        one, other = self.dir.resolve(), folder.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
+        names, files = find_images(folder, least=1)
+        if unknown := sorted({*names} - {*self.class_names}):
+            raise ValueError(f"{folder} holds {', '.join(unknown)}; the classes of {self.dir} are {', '.join(self.class_names)}")
+        if any(file.label < 0 for file in files):
+            raise ValueError(f"{folder / UNLABELED}: test examples must be labelled: remove it")
+        return [file._replace(label=self.class_names.index(names[file.label])) for file in files]
+
+    def _readable(self, files: Sequence["FoundImage"], read: Callable[[int], object]) -> Tensor:
+        """The rows that can be read: all of them, or an error, where nothing is to be left out."""
+
+        def fault(row: int) -> str | None:
+            try:
+                read(row)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        faults: dict[int, str] = {}
+        rows = range(len(files))
+        with ThreadPoolExecutor(self.workers) as threads:
+            for start in range(0, len(files), 1000):  # a pool is handed all its tasks at once, a million would take a GB
+                for row, found in zip(piece := rows[start : start + 1000], threads.map(fault, piece), strict=True):
+                    if found is None:
+                        continue
+                    if self.corrupt == "refuse":
+                        raise ValueError(f"{found}. Repair or remove it; data.corrupt=skip leaves out all such files")
+                    faults[row] = found
+        if faults:
+            warnings.warn(f"left out {len(faults)} of {len(files)} files:\n" + "\n".join(faults.values()), stacklevel=2)
+        return torch.tensor([row for row in rows if row not in faults], dtype=torch.int64)
+
+
+class FoundImage(NamedTuple):
+    """A file that should hold an image.
+
+    Attributes:
+        path: Where it is.
+        within: Its path within the folder of its class, with slashes.
+        label: Number of its class, or −1.
+    """
+
+    path: Path
+    within: str
+    label: int
+
+
+def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundImage]]:
+    """The names of the classes, and the files in the order of classes and paths, whatever order the file system has.
+
+    Args:
+        folder: The folder that holds those of the classes.
+        least: Number of classes that there must be.
+
+    Raises:
+        ValueError: If the folder is not as `Images` describes it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"dir={folder} is no folder: name the one that holds a folder for each class")
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in visible:
+        if path.is_dir():
+            if path.name != UNLABELED and says_unlabeled(path.name):
+                raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
+            if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
+                raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
+        elif path.suffix.lower() in SUFFIXES:
+            raise ValueError(f"{path} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}")
+    classes = [path for path in visible if path.is_dir() and path.name != UNLABELED]
+    if len(classes) < least:
+        raise ValueError(f"{folder} must hold a folder for each of {least} or more classes; it holds {len(classes)} beside {UNLABELED}/")
+    if all(path.name.lower() in PARTS for path in classes):
+        raise ValueError(
+            f"{folder} holds {', '.join(path.name for path in classes)}, which are parts and no classes: name one of them as data.dir, and "
+            "as data.test the one for the test; the validation part is cut from data.dir, and the test part too where there is no data.test"
+        )
+    files = []
+    *labeled, unlabeled = images_within(*classes, folder / UNLABELED)
+    for label, (path, found) in enumerate(zip(classes, labeled, strict=True)):
+        if not found:
+            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): remove the folder, or put the images of this class into it")
+        files += [FoundImage(path / within, within, label) for within in found]
+    return [path.name for path in classes], files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
+
+
+def images_within(*folders: Path) -> list[list[str]]:
+    """The images in each folder and those within, as sorted paths from there with slashes; `Images` says which. Warns of `UNREADABLE`.
+
+    Raises:
+        ValueError: If something else than a file bears the name of an image.
+    """
+    images, left_out = [], Counter[str]()
+    for folder in folders:
+        images.append(found := [])
+        for path in _files_within(folder):
+            if (suffix := path.suffix.lower()) in SUFFIXES:
+                if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
+                    raise ValueError(f"{path} is no file but bears the name of an image: remove it")
+                found.append(path.relative_to(folder).as_posix())
+            elif suffix in UNREADABLE:
+                left_out[suffix] += 1
+        found.sort()
+    if left_out:
+        counts = ", ".join(f"{number} files ending in {suffix}" for suffix, number in sorted(left_out.items()))
+        warnings.warn(f"left out {counts}: convert them", stacklevel=2)
+    return images
+
+
+def _files_within(folder: Path) -> Iterator[Path]:
+    entered = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        inner, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in inner:
+            if (real := os.path.realpath(os.path.join(root, name))) not in entered:  # a link may lead back to where it lies
+                entered.add(real)
+                folders.append(name)
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _group(file: FoundImage, pattern: re.Pattern[str]) -> str:
+    match = pattern.search(file.within)
+    group = match and match.group(1 if pattern.groups else 0)
+    if not group:
+        raise ValueError(f"{file.path}: group_pattern={pattern.pattern!r} finds no group in {file.within!r}")
+    return group

@@ -1,0 +1,257 @@
+"""The LightningModule: cross entropy + Σ regularizers."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from vat.batch_norm import reestimate_batch_norm
+from vat.data.datamodule import ROWS_WITH_GRAPH
+from vat.data.loader import Batch, Part
+from vat.functional import as_classes, cross_entropy
+from vat.lightning.training import due_report, explain, refuse_not_finite
+from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
+from vat.step import Key, Step, random_state
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network by cross entropy on labelled inputs and regularizers on all of them.
+
+    Running statistics of batch norm move on clean labelled passes only. Everything random in a training step follows from `seed`, the
+    micro-step and the rank; no random state has to be saved for a run to be resumed.
+
+    Args:
+        network: x (N, …) -> logits (N, num_classes).
+        regularizers: terms added to the cross entropy.
+        num_classes: number of classes.
+        optimizer: parameters -> optimizer.
+        scheduler: optimizer -> schedule of its learning rate, moved after every optimizer step; None for a constant one.
+        seed: of the noise inside the network and of random directions.
+        lds_eps: radius at which the test measures LDS, in the units of the network's input.
+        reestimate_batch_norm: estimate the statistics over the training inputs before each evaluation.
+        record: plain values that travel in the checkpoint: settings, class names, the split.
+
+    Attributes:
+        confusion: after a test, how many examples of each class (rows) were taken for each (columns): int64 (C, C).
+
+    Raises:
+        FloatingPointError: in training and validation, when a term of the loss is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        regularizers: Iterable[Regularizer] = (),
+        *,
+        num_classes: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+        seed: int = 0,
+        lds_eps: float = 1.0,
+        reestimate_batch_norm: bool = False,
+        record: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.regularizers = nn.ModuleDict(by_unique_name(regularizers))
+        self.seed = seed
+        self.lds_eps = lds_eps
+        self.reestimate_batch_norm = reestimate_batch_norm
+        self.record = record
+        self.confusion: Tensor | None = None
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self.val_metrics = _metrics("val", num_classes)
+        self.test_metrics = _metrics("test", num_classes)
+        self.test_lds = MeanMetric()
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        return self.network(x)
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        report = due_report(self.trainer)
+        terms = self.terms(batch, report)
+        refuse_not_finite(self.trainer, terms)
+        total = torch.stack(list(terms.values())).sum()
+        if report is not None:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            values = {f"train/{name}": term.detach() for name, term in terms.items()}
+            values |= {f"train/{name}": value for name, value in report.items()}
+            self.log_dict(values | {"train/loss": total.detach(), "train/lr": rate}, batch_size=len(batch.labeled.x))
+        return total
+
+    def terms(self, batch: Batch, report: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Cross entropy and each regularizer's term, by name: scalars whose sum is this rank's part of the loss."""
+        key = Key(self.seed, batch.micro_step, self.global_rank)
+        supervised = batch.unlabeled is None
+        on_labels = {name: r for name, r in self._regularizers().items() if supervised or r.needs_labels}
+        on_all = {name: r for name, r in self._regularizers().items() if name not in on_labels}
+
+        part, share = batch.labeled, self._share(batch.labeled)
+        if on_labels:
+            step = self._step(part, key, live=True, track=True, report=report)
+            terms = {"cross_entropy": share * cross_entropy(step.clean.logits, _labels(part))}
+            terms |= {name: share * r.term(step) for name, r in on_labels.items()}
+        else:  # nobody asks for a gradient with respect to these inputs
+            with random_state(key.own("labeled"), part.x.device):
+                terms = {"cross_entropy": share * cross_entropy(self.network(part.x), _labels(part))}
+        if on_all and batch.unlabeled is not None:
+            step = self._step(batch.unlabeled, key, live=live(on_all.values()), report=report)
+            share = self._share(batch.unlabeled)
+            terms |= {name: share * r.term(step) for name, r in on_all.items()}
+        return terms
+
+    def _step(self, part: Part, key: Key, **options: Any) -> Step:
+        return Step(
+            self.network,
+            part.x,
+            part.y,
+            key=key,
+            index=part.index,
+            start=part.start,
+            total=part.total,
+            view=part.view,
+            **options,
+        )
+
+    def _share(self, part: Part) -> float:
+        """Weight of this rank's mean, so that the mean over ranks is the mean over the global batch though slices differ by a row."""
+        return len(part.x) * self._world_size / part.total
+
+    @property
+    def _world_size(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
+    def configure_model(self) -> None:
+        """Divide the network among the processes where the strategy does: each layer with weights of its own, and the whole."""
+        if self._device_mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard  # here, for it takes a second
+
+        if not isinstance(self.network, FSDPModule):
+            mesh = self._device_mesh["data_parallel"]
+            self.network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # other weights are not divided
+            for module in [m for m in self.network.modules() if m is not self.network and any(True for _ in m.parameters(recurse=False))]:
+                fully_shard(module, mesh=mesh)
+            fully_shard(self.network, mesh=mesh)
+
+    def on_fit_start(self) -> None:
+        for regularizer in self._regularizers().values():
+            regularizer.on_fit_start(self.network)
+
+    def on_train_end(self) -> None:
+        explain(self.trainer, self._regularizers())
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for regularizer in self._regularizers().values():
+            regularizer.on_optimizer_step_end(self.network)
+
+    def _regularizers(self) -> dict[str, Regularizer]:
+        return {name: r for name, r in self.regularizers.items() if isinstance(r, Regularizer)}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.network.parameters())
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["record"] = self.record
+
+    # ----------------------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._prepare_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        self._prepare_evaluation()
+
+    def _prepare_evaluation(self) -> None:
+        # Here rather than in a callback's hook: those run first, and one of them may swap averaged weights in.
+        if self.reestimate_batch_norm:
+            inputs = self.trainer.datamodule.training_inputs()  # pyright: ignore[reportAttributeAccessIssue]
+            reestimate_batch_norm(self.network, (x.to(self.dtype) for x in inputs))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        logits = as_classes(self.network(x))
+        if batch_idx == 0 and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-2):
+            warnings.warn(
+                f"the outputs of {type(self.network).__name__} are >= 0 and sum to 1, as after a softmax: leave it out, for training "
+                "and evaluation take logits",
+                stacklevel=1,
+            )
+        self.val_metrics.update(_log_probabilities(logits), y)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.val_metrics.compute()
+        self.val_metrics.reset()
+        if not self.trainer.sanity_checking:  # an untrained network may say what it likes
+            refuse_not_finite(self.trainer, {"val/cross_entropy": values["val/cross_entropy"]})
+        self.log_dict(values)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        log_probabilities = _log_probabilities(self.network(x))
+        self.test_metrics.update(log_probabilities, y)
+        self.test_confusion.update(log_probabilities, y)
+        # In as many parts on each rank, whose slices differ by a row: a divided network is called by all together.
+        most = int(torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).max())
+        for number, part in enumerate(x.tensor_split(-(-most // ROWS_WITH_GRAPH))):
+            key = Key(number, batch_idx, self.global_rank)
+            self.test_lds.update(local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.test_metrics.compute() | {"test/lds": self.test_lds.compute()})
+        self.confusion = self.test_confusion.compute().cpu()
+        for metric in (self.test_metrics, self.test_lds, self.test_confusion):
+            metric.reset()
+
+
+class CrossEntropy(Metric):
+    """Mean cross entropy over all examples seen, from log-probabilities or logits (N, C) and labels (N,)."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.total += cross_entropy(preds, target) * len(target)
+        self.count += len(target)
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+
+def _metrics(stage: str, num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+        "cross_entropy": CrossEntropy(),
+    }
+    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    # For torchmetrics, which takes logits that happen to lie in [0, 1] for probabilities.
+    return as_classes(logits).log_softmax(1)
+
+
+def _labels(part: Part) -> Tensor:
+    assert part.y is not None, "the labelled part of a batch carries labels"
+    return part.y

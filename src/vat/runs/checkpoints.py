@@ -1,0 +1,236 @@
+"""A run's checkpoints: written whole or not at all, read without executing anything, and saved before a run is told to end."""
+
+import io
+import os
+import shutil
+import signal
+import threading
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from vat.runs.renames import renamed
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+STATE_OF_BEST = ModelCheckpoint.__qualname__
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; nothing in it is executed.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is truncated, damaged or no checkpoint of this project.
+    """
+    with path.open("rb") as file:
+        try:
+            # torch reads without looking at the sums, and would inflate what is compressed: it writes nothing compressed.
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed")
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler of a damaged file raises whatever it trips over
+            raise ValueError(f"{path} cannot be read, it is truncated or no checkpoint: take an earlier one") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("record"), dict):
+        raise ValueError(f"{path} is no checkpoint of this project: it has no record of its settings")
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise ValueError(f"{path} is no checkpoint of this project: it has no weights by name")
+    if type(checkpoint.get("global_step")) is not int:
+        raise ValueError(f"{path} is no checkpoint of this project: it does not say at which step it was saved")
+    checkpoint["record"] = renamed(checkpoint["record"])
+    return checkpoint
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The last checkpoint of the run in `folder`, the one before it where that is damaged, or None where there is no whole one."""
+    for path in (folder / "checkpoints" / name for name in (LAST, PREVIOUS)):
+        if path.is_file():
+            try:
+                read_checkpoint(path)
+            except ValueError as error:
+                warnings.warn(f"going back further: {error}", stacklevel=2)
+            else:
+                return path
+    return None
+
+
+def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool) -> None:
+    """Bring the best checkpoint along where a run goes on in another folder than that of the checkpoint `start`, which holds `saved`.
+
+    Raises:
+        ValueError: it is `needed`, there was one, and it is not there.
+    """
+    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(STATE_OF_BEST)]
+    known = {Path(place).resolve() for state in states if (place := state.get("best_model_path"))}
+    best, here = start.resolve().with_name(BEST), folder / BEST
+    if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
+        best = here
+    if needed and known and not best.is_file():
+        raise ValueError(f"{start} goes on, but the best of its run, {BEST}, is not beside it: put it there, or take test=last")
+    if best == here:
+        return
+    if best.is_file():
+        partial = here.with_name(f"{BEST}.{os.getpid()}.part")  # each rank brings it: none goes on before it is there
+        shutil.copyfile(best, partial)
+        os.replace(partial, here)
+    else:
+        here.unlink(missing_ok=True)  # of another run
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the file and then renames, so that a run killed at any time leaves whole checkpoints; keeps the last but one too.
+
+    Lightning's own writes into the system's folder for temporary files, from where a file may have to be copied.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.part")
+        content = io.BytesIO()  # first, for torch reports a full disk as a fault of its own
+        torch.save(checkpoint, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # the new name must not reach the disk before the bytes do
+            if path.name == LAST and path.is_file():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                f"{path} cannot be written ({error.strerror}): make room or make it writable; ckpt_path=last then goes on from the "
+                "checkpoint before it"
+            ) from error
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps the checkpoint whose validation was the best, in `folder`; of a run that goes on from another, that one's where it lies there.
+
+    Lightning's own forgets the best where the folder is not the one it was saved in, also by another name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False)
+        self.path = Path(str(self.dirpath)) / BEST  # as Lightning writes it, or it would take the file for another one, and remove it
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's own, under which earlier checkpoints hold it."""
+        return super().state_key.replace(type(self).__qualname__, STATE_OF_BEST, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["best_model_path"] and self.path.is_file():
+            place = str(self.path)
+            places = {"best_model_path": place, "kth_best_model_path": place, "best_k_models": {place: state_dict["best_model_score"]}}
+            state_dict = {**state_dict, **places, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+
+class SaveLast(Checkpoint):
+    """Saves at the start and after every validation what a killed run goes on from. It stands behind the one that keeps the best.
+
+    A validation in the middle of an accumulation is passed over: the gradients gathered so far are in no checkpoint.
+
+    Attributes:
+        last_model_path: where it saved last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last_model_path = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            self._save(trainer)
+        else:
+            self.last_model_path = str(trainer.ckpt_path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        whole = trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking and whole:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what came before the checkpoint is not logged again
+        trainer.save_checkpoint(self.path)
+        self.last_model_path = str(self.path)
+
+
+class SaveEnd(Callback):
+    """Saves the weights of the last step where the run ended between two validations, made ready for evaluation as at a validation.
+
+    It stands before the moving average, which then takes the place of the weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.done = True
+        if not is_saved(trainer, self.path):
+            averages = [callback for callback in trainer.callbacks if isinstance(callback, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+            for average in averages:
+                average.on_validation_epoch_start(trainer, pl_module)  # puts it in the place of the weights
+            pl_module.on_validation_epoch_start()
+            for average in averages:
+                average.on_validation_epoch_end(trainer, pl_module)
+            trainer.save_checkpoint(self.path)
+
+
+class SaveOnSignal(Callback):
+    """At SIGTERM, and at SIGUSR1 under Slurm: finish the optimizer step, save, and end. Any rank may have had the signal.
+
+    Lightning's own way ends at any micro-step and saves nothing, or under Slurm saves in the middle of whatever is being done.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.received = False
+        self._num_updates = 0
+
+    @staticmethod
+    def signals() -> Sequence[signal.Signals]:
+        """The signals that mean: end soon."""
+        return (signal.SIGTERM, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._num_updates = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals():
+                signal.signal(number, self._note)  # the trainer puts back what there was
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step > self._num_updates:  # else gradients are being accumulated, and would be lost
+            self._num_updates = trainer.global_step
+            if trainer.strategy.reduce_boolean_decision(self.received, all=False):
+                trainer._signal_connector.received_sigterm = True  # ends the run behind the validation that may be due
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.state.fn is TrainerFn.FITTING and not is_saved(trainer, self.path):
+            trainer.save_checkpoint(self.path)
+
+
+def is_saved(trainer: pl.Trainer, path: Path) -> bool:
+    """Whether `path` holds a checkpoint of this optimizer step."""
+    saved = read_checkpoint(path)["global_step"] if trainer.is_global_zero and path.is_file() else None
+    return trainer.strategy.broadcast(saved) == trainer.global_step  # one rank looks, since all must save together or not at all

@@ -1,0 +1,104 @@
+"""The report on the direction: whether VAT works on this network."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import Tensor, nn
+
+from vat import VAT
+from vat.data.loader import EvalLoader
+from vat.data.splits import evenly
+from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
+from vat.runs import report
+from vat.runs.subject import Subject
+from vat.runs.targets import refuse_foreign
+from vat.step import Key
+
+EXAMPLES = 512
+"""How many are looked at where no limit is given: the search for the largest KL takes about 600 passes of each."""
+
+WORDS = {
+    "kl_at_zero": "KL without any r, in training mode; should be 0",
+    "kl_random": "KL at a random r",
+    "lds": "KL at r",
+    "kl_maximum": "KL at the worst r that a long search finds",
+    "curvature": "curvature along r, nats per squared unit",
+    "eigenvalue": "the Hessian's top eigenvalue",
+    "cosine": "|cosine| of r to its eigenvector",
+    "flip_rate": "decisions that r changes",
+    "margin": "margin, in logits",
+}
+
+
+def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> VAT | None:
+    """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
+
+    Raises:
+        ValueError: its settings name something from elsewhere that is in no allowed package.
+    """
+    refuse_foreign(config["regularizers"], allowed=allow_targets)
+    for regularizer in instantiate(config["regularizers"], _convert_="all"):
+        if looks_for_r(regularizer):
+            regularizer.num_updates = regularizer.eps_steps
+            return regularizer
+    return None
+
+
+def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: VAT, *, seed: int, device: torch.device) -> dict[str, Any]:
+    """Mean and standard error over the examples of all that `diagnose` tells, and what is abnormal in words.
+
+    Args:
+        network: x -> logits.
+        batches: of inputs (N, …) and labels, which are not used.
+        vat: to be judged.
+        seed: of what is drawn.
+        device: of the network.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for number, (x, _) in enumerate(batches):
+        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number)).items():
+            found.setdefault(name, []).append(value.double().cpu())
+    values = {name: torch.cat(parts) for name, parts in found.items()}
+    means = {name: value.mean().item() for name, value in values.items()}
+    errors = {name: (value.std() / len(value) ** 0.5).item() if len(value) > 1 else None for name, value in values.items()}
+    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": interpretation(means)}
+
+
+def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
+    """Write the report as JSON, and print it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    direction = getattr(vat.direction, "__name__", str(vat.direction))
+    judged = {"direction": direction, "eps": vat.current_eps, "unit": unit}
+    path.write_text(json.dumps({**judged, **found}, indent=1) + "\n")
+    table = Table(show_header=False, title=f"Direction {direction}, ε = {vat.current_eps:g} ({unit}), {found['examples']} examples")
+    for name, words in WORDS.items():
+        if name in found["mean"]:
+            error = found["standard_error"][name]
+            table.add_row(words, f"{found['mean'][name]:.4g}" + ("" if error is None else f" ± {error:.2g}"))
+    share = found["mean"]["lds"] / found["mean"]["kl_maximum"] if found["mean"]["kl_maximum"] else float("nan")
+    table.add_row("share of the largest KL that r reaches", f"{100 * share:.0f} %")
+    report.console.print(table)
+    for sentence in found["interpretation"] or ["nothing is abnormal"]:
+        report.console.print(sentence, style="yellow" if found["interpretation"] else "", markup=False)
+    report.console.print(f"file: {report.shown(path.absolute())}")
+
+
+def on_direction(cfg: DictConfig, of: Subject) -> None:
+    """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
+    rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
+    batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
+    config = of.record["config"]
+    vat = judged(config, allow_targets=cfg.allow_targets)
+    if vat is None:
+        published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
+        why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"
+        report.console.print(f"{why}: the default direction is judged, at the radius where LDS is monitored", style="yellow")
+        vat = VAT(of.data.lds_eps)
+    found = measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
+    show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")

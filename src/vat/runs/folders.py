@@ -1,0 +1,166 @@
+"""A job's folder: its name, its files, and who may write into it."""
+
+import fcntl
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback as HydraCallback
+from lightning_utilities.core.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from vat.runs.checkpoints import newest_whole
+from vat.runs.user_errors import readable_errors
+
+BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "keep_freed_memory", "allow_targets")
+"""Keys that do not change what a job computes."""
+
+OUTPUTS = Path("outputs")
+
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
+"""The last is written last: a folder that has it is done."""
+
+
+def register() -> None:
+    """Make `${settings_digest:}` and `${run_folder:…}` known to configurations."""
+    OmegaConf.register_new_resolver("settings_digest", _digest_for_hydra, replace=True)
+    OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)
+
+
+def _digest_for_hydra(*, _root_: DictConfig) -> str:
+    with readable_errors():  # Hydra asks for it, to name the folder, before the job begins
+        return settings_digest(_root_)
+
+
+def settings_digest(cfg: DictConfig) -> str:
+    """Eight hexadecimal digits that follow from everything a job's result depends on."""
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS])
+    plain = OmegaConf.to_container(settings, resolve=True)
+    return digest(plain)
+
+
+def digest(settings: Any) -> str:
+    """Eight hexadecimal digits that follow from settings in plain values."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def finished(folder: Path) -> dict[str, float] | None:
+    """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
+    path = folder / METRICS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@contextmanager
+def writable(folder: Path, key: str) -> Iterator[None]:
+    """Make a folder, which the setting `key` names, and let something be written in it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"the output folder {folder} cannot be written ({error.strerror}): set {key}=...") from error
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the job's folder, and hold it: no two jobs write into one.
+
+    Raises:
+        OSError: it cannot be written, or another job holds it.
+    """
+    with writable(folder, "hydra.run.dir"):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks of a job share its folder
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...") from None
+        yield
+
+
+def keep_logged(folder: Path) -> None:
+    """Set aside the metrics.csv of a run that goes on, which Lightning's CSV logger would delete; metrics.1.csv is the oldest."""
+    logged = folder / "metrics.csv"
+    if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
+        logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
+
+
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint a job goes on from: none, the file named, or the newest of the same settings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    if cfg.ckpt_path == "last":
+        newest = _newest_checkpoint(cfg)
+        if newest is None:
+            raise FileNotFoundError(
+                f"ckpt_path=last: no run with these settings has left a checkpoint under {OUTPUTS}/ (settings "
+                f"{settings_digest(cfg)}): start one without ckpt_path, or name a file"
+            )
+        return newest
+    return existing(cfg.ckpt_path)
+
+
+def as_path(value: object, key: str) -> Path:
+    """The path that the setting `key` holds.
+
+    Raises:
+        ValueError: it holds none, as null.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{key}={'null' if value is None else value}: must be a path")
+    return Path(value).expanduser()
+
+
+def existing(path: str | Path, key: str = "ckpt_path") -> Path:
+    """The path of a file that the setting `key` names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: what stands there is no path.
+    """
+    found = as_path(path, key)
+    if found.is_dir():
+        inside = next((file for file in (found / "checkpoints" / "last.ckpt", found / "last.ckpt") if file.is_file()), None)
+        raise FileNotFoundError(f"{key}={path}: that is a folder; name a file" + (f", as {key}={inside}" if inside else ""))
+    if not found.is_file():
+        raise FileNotFoundError(f"{key}={path}: there is no such file")
+    return found
+
+
+def run_folder(fresh: str, cfg: DictConfig) -> str:
+    """The `fresh` folder, or that of the run that `ckpt_path=last` goes on with."""
+    newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
+    return fresh if newest is None else str(newest.parent.parent)
+
+
+def _newest_checkpoint(cfg: DictConfig) -> Path | None:
+    """The last whole checkpoint of the newest run of these settings that has one."""
+    found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
+
+
+class WritableFolder(HydraCallback):
+    """Refuses a folder that cannot be written in one line, before Hydra fails to make it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with readable_errors(), claimed(Path(config.hydra.run.dir)):
+            pass
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        with readable_errors(), writable(folder, "hydra.sweep.dir"), tempfile.TemporaryFile(dir=folder):
+            pass

@@ -1,0 +1,22 @@
+"""Where classes were before they moved: checkpoints carry their names, and older ones still load."""
+
+from typing import Any
+
+MOVED = {
+    **{f"vat.data.{name}": f"vat.data.sets.{name}" for name in ("digits", "synthetic", "mnist", "cifar", "svhn", "norb")},
+    **{f"vat.data.{name}": f"vat.data.own.{name}" for name in ("images", "arrays")},
+    "vat.loggers": "vat.lightning.loggers",
+}
+"""Module by module, since version 0.1."""
+
+
+def renamed(node: Any) -> Any:
+    """A configuration in plain dictionaries and lists, of which each `_target_` names its class by today's module."""
+    if isinstance(node, dict):
+        return {key: _moved(value) if key == "_target_" and isinstance(value, str) else renamed(value) for key, value in node.items()}
+    return [renamed(value) for value in node] if isinstance(node, list) else node
+
+
+def _moved(target: str) -> str:
+    module, _, name = target.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}" if module else target

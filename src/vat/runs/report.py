@@ -1,0 +1,184 @@
+"""What a job prints: its settings, its progress, its result and where everything lies."""
+
+import csv
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import RichProgressBar
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vat.lightning.figures import CAPTIONS
+from vat.runs import page
+from vat.runs.checkpoints import BEST
+
+CONFUSION = "confusion.csv"
+PAGE = "index.html"
+FILES = {
+    "checkpoint": "checkpoints/last.ckpt",
+    "configuration": "config.yaml",
+    "metrics": "metrics.json",
+    "confusion matrix": CONFUSION,
+}
+
+# Wide enough that a path is not broken where nobody looks at a terminal.
+console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps, in one line of a narrow terminal."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1:<{len(self.validation_description)}}"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """All but the logger's version, a digest as long as the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+@rank_zero_only
+def clear(folder: Path) -> None:
+    """Take away the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
+    figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
+    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / BEST, *figures):
+        path.unlink(missing_ok=True)
+
+
+def settings(cfg: DictConfig) -> None:
+    """Print the resolved configuration, a node a line; of torch's and Lightning's own arguments only those that are set."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key in cfg:
+        value = cfg[key]
+        if isinstance(value, DictConfig):
+            value = _call(value) if value._target_ else "none"
+        elif key == "regularizers":
+            value = " + ".join(["cross entropy", *(_call(node) for node in value)])
+        table.add_row(str(key), str(value))
+    console.print(table, "")
+
+
+def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
+    """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *class_names])
+        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+
+
+def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None) -> None:
+    """Print the closing table of a run.
+
+    Args:
+        metrics: of validation and test, and the seconds.
+        folder: of the run.
+        record: the run's settings, its data and its environment.
+        lds: at which radius, in which unit, the LDS was measured.
+        counts: the confusion matrix of the test, where there was one.
+    """
+    table = Table(show_header=False, title="Result", title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # in a narrow terminal a path goes on in the next line
+    for row in _results(metrics, lds):
+        table.add_row(*row)
+    if counts is not None:
+        table.add_row("most often mistaken", _mistakes(counts, record["class_names"]))
+    table.add_row("examples", _examples(record))
+    table.add_row("wall time", f"{metrics['seconds']:.0f} s")
+    for name, file in {"page": PAGE, **FILES}.items():
+        if name == "confusion matrix" and counts is None:
+            continue
+        table.add_row(name, str(folder / file))
+    runs = sorted(folder.glob("wandb/*run-*"))
+    if runs:
+        table.add_row("W&B run", str(runs[-1]))
+        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
+        table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
+    console.print("", table)
+
+
+def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str) -> None:
+    """Write `index.html` of a run, which holds its results, figures, settings and origin, and needs nothing beside itself.
+
+    Args:
+        metrics: of validation and test, and the seconds.
+        folder: of the run, with its figures and files.
+        record: the run's settings, its data and its environment.
+        lds: at which radius, in which unit, the LDS was measured.
+    """
+    environment = {key: str(value) for key, value in record["environment"].items()}
+    data = {
+        "examples": _examples(record),
+        "split": record["split"],
+        "classes": ", ".join(record["class_names"]),
+        "input shape": str(tuple(record["input_shape"])),
+    }
+    figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
+    files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
+    sections = [
+        page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
+        page.heading("Figures"),
+        *(figures or [page.paragraph("None: figures=null.")]),
+        page.heading("Data"),
+        page.table((), [*data.items(), ("unit of ε", record["unit"])]),
+        page.heading("Where it came from"),
+        page.table((), list(environment.items())),
+        page.heading("Files"),
+        page.table((), files),
+        page.heading("Configuration"),
+        page.preformatted((folder / "config.yaml").read_text()),
+    ]
+    (folder / PAGE).write_text(page.page(f"Run {folder.name}", environment["command"], sections), encoding="utf-8")
+
+
+def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
+    rows = []
+    for stage in ("val", "test"):
+        if f"{stage}/accuracy" in metrics:
+            accuracy = metrics[f"{stage}/accuracy"]
+            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)"))
+    if "test/lds" in metrics:
+        rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
+        rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))
+    return rows
+
+
+def _examples(record: dict[str, Any]) -> str:
+    """How many there are in each part."""
+    labeled, pool, validation, test = (f"{record['parts'][part]:,}" for part in ("labeled", "unlabeled", "validation", "test"))
+    return f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test"
+
+
+def _mistakes(counts: Tensor, class_names: Sequence[str]) -> str:
+    """The three commonest ways to be wrong, as shares of the class that was missed."""
+    wrong = counts.clone().fill_diagonal_(0)
+    number, place = wrong.flatten().topk(min(3, wrong.numel()))
+    pairs = [(n, *divmod(p, len(counts))) for n, p in zip(number.tolist(), place.tolist(), strict=True) if n]
+    return ", ".join(f"{class_names[a]} for {class_names[b]} {100 * n / int(counts[a].sum()):.1f} %" for n, a, b in pairs) or "none"
+
+
+def shown(path: Path) -> Path:
+    """A path as short as it can be typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _call(node: DictConfig) -> str:
+    """A node as the call it stands for."""
+    target = str(node.get("_target_"))
+    values = {str(k): v for k, v in OmegaConf.to_container(node, resolve=True).items() if not str(k).startswith("_")}  # pyright: ignore
+    if not target.startswith("vat."):
+        defaults = _defaults(node)
+        values = {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}
+    return f"{target.rsplit('.', 1)[-1]}({', '.join(f'{name}={value}' for name, value in values.items())})"
+
+
+def _defaults(node: DictConfig) -> dict[str, Any]:
+    kind = OmegaConf.get_type(node)
+    return OmegaConf.to_container(OmegaConf.structured(kind)) if dataclasses.is_dataclass(kind) else {}  # pyright: ignore

@@ -1,0 +1,120 @@
+"""Which runs may resume: a checkpoint and a folder are checked against the settings of the job."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from vat.data.own.base import OwnData
+from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, settings_digest
+from vat.runs.records import _describing_its_weights, _network_state, data_digest
+from vat.runs.targets import refuse_foreign
+
+
+def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
+    """Refuse a folder in which a job of other settings, or on files that have changed since, was begun or came to its end.
+
+    Raises:
+        ValueError: says what differs and what to do.
+    """
+    written = folder / CONFIG
+    if not written.is_file():
+        return
+    if settings_digest(DictConfig(OmegaConf.load(written))) != settings_digest(cfg):
+        raise ValueError(
+            f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
+            "or delete the folder"
+        )
+    if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
+        data = instantiate(cfg.data, _convert_="all")
+        data.setup()
+        now = data_digest(data)
+        if json.loads((folder / ENVIRONMENT).read_text()).get("data", now) != now:
+            raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
+
+
+def refuse_foreign_settings(cfg: DictConfig) -> None:
+    """Refuse a configuration whose files name something from elsewhere; what is typed on the command line is the user's word.
+
+    Raises:
+        ValueError: names the first such target and the remedy.
+    """
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
+
+
+def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module, record: dict[str, Any]) -> None:
+    """Going on needs the same architecture, the same optimizer and schedule, which a checkpoint brings along, and the same split.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    with _describing_its_weights(path):
+        saved, trained = _network_state(checkpoint), checkpoint["record"]
+        shapes = {name: tuple(t.shape) for name, t in saved.items()}
+        parts = {part: _targets(trained["config"][part]) for part in ("regularizers", "optimizer")}
+        schedule = {part: _settings(trained["config"][part]) for part in ("optimizer", "scheduler")}
+        model, split = json.dumps(trained["config"]["model"]), trained["split"]
+    present = network.state_dict()
+    for name in sorted(present.keys() | saved.keys()):
+        ours = tuple(present[name].shape) if name in present else "absent"
+        theirs = shapes.get(name, "absent")
+        if ours != theirs:
+            raise ValueError(
+                f"{path} holds another architecture: {name} is {theirs} there and {ours} here. It was trained with model={model}"
+            )
+    for part, theirs in parts.items():
+        ours = _targets(record["config"][part])
+        if theirs != ours:
+            raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
+    for part, theirs in schedule.items():
+        ours = _settings(record["config"][part])
+        for key in sorted({*ours, *theirs}):
+            if ours.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"{path} was trained with {part}.{key}={theirs.get(key)}, here it is {ours.get(key)}: a run that goes on keeps its "
+                    "rate and schedule, and with it its length; keep them, or start anew"
+                )
+    if split != record["split"]:
+        raise ValueError(
+            f"{path} was trained on another split ({split} there, {record['split']} here): keep seed and data settings to go on from it"
+        )
+    if trained.get("data", record["data"]) != record["data"]:
+        raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
+    theirs, ours = (_flattened(config) for config in (trained["config"], record["config"]))
+    there, here = theirs.get("ema"), ours.get("ema")
+    if there != here:
+        raise ValueError(f"{path} was trained with ema={there}, here it is {here}: an average goes on as one; keep it, or start anew")
+    if changed := [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key] and _matters(key)]:
+        warnings.warn(f"goes on with other settings than {path}: {', '.join(changed)}", stacklevel=2)
+
+
+def _matters(key: str) -> bool:
+    """Whether a setting takes part in the training; the regularizers have nodes of their own beside their list."""
+    node, _, name = key.partition(".")
+    if node == "trainer":
+        return name in ("precision", "accumulate_grad_batches", "gradient_clip_val")
+    return node not in (*BYSTANDERS, "test", "regularizers") and key not in ("data.data_dir", "data.num_workers")
+
+
+def _flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their keys, as `vat.eps`; those of a list by their numbers."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        return {prefix: node}
+    return {key: value for name, child in items for key, value in _flattened(child, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _settings(node: Any) -> dict[str, str]:
+    """The settings of a node, as text; none where there is no node."""
+    return {str(key): str(value) for key, value in (node or {}).items()}
+
+
+def _targets(nodes: Any) -> str:
+    found = [node["_target_"].rsplit(".", 1)[-1] for node in (nodes if isinstance(nodes, list) else [nodes])]
+    return " + ".join(found) or "none"

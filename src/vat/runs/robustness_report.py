@@ -1,0 +1,212 @@
+"""The report on robustness: accuracy under attacks and corruptions, as tables, figures and JSON."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from vat import plots
+from vat.attacks import APGD, Attack, Threat, Transfer, predictions
+from vat.data.datamodule import ResidentDataModule
+from vat.evaluation import robustness
+from vat.functional import NORMS, by_name
+from vat.lightning.loggers import finish_wandb
+from vat.runs import checkpoints, folders, records, report
+from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
+
+BYSTANDERS = ("ckpt_path", "source", "logger", "device", "allow_targets")
+"""Keys that a result does not depend on, or that enter it by the content of the file they name."""
+
+SHARES_OF_LDS_EPS = (0.25, 0.5, 1.0, 2.0)
+
+PICTURES = 8
+
+
+def robustness_report(cfg: DictConfig, of: Subject) -> None:
+    """Run the attacks, and write and show what stands: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
+    for norm in cfg.norms:
+        by_name("norm", NORMS, norm)
+    grid = {norm: list(cfg.eps[norm]) if cfg.eps[norm] is not None else default_radii(norm, of.data) for norm in cfg.norms}
+    attacks: list[Attack] = instantiate(cfg.attacks, _convert_="all")
+    if cfg.source is not None:
+        attacks.append(Transfer(source(cfg, of)))
+    settings = described(cfg, of, grid)
+    folder = of.run / "evaluation" / f"robustness-{folders.digest(settings)}"
+    with bar() as progress:
+        task = progress.add_task("", total=1.0)
+        number = len(of.batches(cfg.batch_size))
+
+        def told(done: int, total: int, part: str) -> None:
+            share = done / total
+            progress.update(task, completed=share, description=f"batch {min(number, int(share * number) + 1)}/{number} {part}")
+
+        try:
+            found = robustness.evaluate(
+                of.network,
+                of.batches(cfg.batch_size),
+                attacks=attacks,
+                eps=grid,
+                bounds=of.data.bounds,
+                lds_eps=of.data.lds_eps,
+                seed=cfg.seed,
+                device=of.device,
+                cascade=cfg.cascade,
+                path=folder / "results.jsonl",
+                settings=settings,
+                progress=told,
+            )
+        except KeyboardInterrupt:
+            progress.console.print("interrupted: the same command goes on from here")
+            raise
+    spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
+    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
+    keep(folder, found, lambda: drawings(of, found, grid))
+    log(cfg, of, found, sorted(folder.glob("*.png")))
+    show(found, folder)
+
+
+def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
+    """Write robustness.json behind the figures; where it is there already and the same, only its time is new."""
+    path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    if path.exists() and path.read_text() == text:
+        path.touch()
+        return
+    for name, figure in draw().items():
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
+    """The figures of a report by name: accuracy against ε, and adversarial examples where there are some to be seen."""
+    curves = plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)
+    examples = examples_figure(of, grid)
+    return {"curves": curves} if examples is None else {"curves": curves, "examples": examples}
+
+
+def default_radii(norm: str, data: ResidentDataModule) -> list[float]:
+    """Radii around the one at which the data set's LDS is monitored; in L∞ those of balls whose corners lie as far away."""
+    scale = data.lds_eps / (1 if norm == "l2" else math.sqrt(math.prod(data.input_shape)))
+    return [float(f"{share * scale:.3g}") for share in SHARES_OF_LDS_EPS]
+
+
+def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dict[str, Any]:
+    """Everything that the result depends on, in plain values."""
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS]), resolve=True)
+    assert isinstance(settings, dict)
+    contents = {key: hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest() for key in ("ckpt_path", "source") if cfg[key] is not None}
+    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest, "data_digest": records.data_digest(of.data)}  # pyright: ignore[reportReturnType]
+
+
+def source(cfg: DictConfig, of: Subject) -> nn.Module:
+    """The network whose adversarial examples are tried on the subject.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it takes other inputs, or tells other classes apart.
+    """
+    path = folders.existing(cfg.source, "source")
+    checkpoint = checkpoints.read_checkpoint(path)
+    network = records.network_of(checkpoint, path, allow_targets=cfg.allow_targets)
+    refuse_other_data(checkpoint["record"], of.data, path)
+    own, attacked = (preparation(record.get("preparation")) for record in (checkpoint["record"], of.record))
+    refuse_other_columns(own, attacked, path)
+    if not all(torch.allclose(torch.tensor(own[key]), torch.tensor(attacked[key])) for key in ("mean", "std")):
+        raise ValueError(f"source={path} was trained on features standardised otherwise than those of {cfg.ckpt_path}: take the same")
+    return network.to(of.device).requires_grad_(False)
+
+
+def bar() -> Progress:
+    """Which batch, how far, how long it takes yet."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=report.console, transient=True)
+
+
+def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
+    """Some examples that an attack felled, at the middle radius of the first norm; None for what is no image, or where all stand."""
+    radii = {norm: sorted(radii) for norm, radii in grid.items() if max(radii, default=0) > 0}
+    if len(of.data.input_shape) != 3 or of.data.input_shape[0] not in (1, 3) or not radii:
+        return None
+    norm, ordered = next(iter(radii.items()))
+    eps = ordered[len(ordered) // 2]
+    x, y = next(iter(of.batches(200)))
+    x, y = x.to(of.device), y.to(of.device)
+    with robustness.evaluating(of.network):
+        x, y = (value[predictions(of.network, x) == y] for value in (x, y))
+        threat = Threat(NORMS[norm], eps, of.data.bounds)
+        point = APGD(loss="dlr")(of.network, x, y, threat, torch.Generator(of.device).manual_seed(0)) if len(x) else x
+        mistaken = predictions(of.network, point) if len(x) else y
+    fell = torch.nonzero(mistaken != y)[:PICTURES, 0]
+    if not len(fell):
+        return None
+    names = [(of.data.class_names[a], of.data.class_names[b]) for a, b in zip(y[fell].tolist(), mistaken[fell].tolist(), strict=True)]
+    return plots.adversarial_figure(x[fell].cpu(), point[fell].cpu(), names, bounds=of.data.bounds, title=f"ε = {eps:g} in {norm}")
+
+
+def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path]) -> None:
+    """To the run's logger, where one is chosen; figures where it takes them."""
+    if not cfg.logger._target_:
+        return
+    folders.keep_logged(of.run)
+    logger = instantiate(cfg.logger, save_dir=str(of.run))
+    try:
+        values = {f"evaluation/{name}": value for name, value in found["clean"].items() if value is not None}
+        for norm, robust in found["robust"].items():
+            for name, accuracies in robust["accuracy"].items():
+                values |= {f"evaluation/{norm}/{name}/{e:g}": a for e, a in zip(robust["eps"], accuracies, strict=True)}
+        for kind, accuracies in found["corruptions"].items():
+            values |= {f"evaluation/{kind}/{s}": a for s, a in zip(robustness.SEVERITIES, accuracies, strict=True)}
+        logger.log_metrics(values)
+        for path in drawings:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"evaluation/{path.stem}", [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"evaluation/{path.stem}", imread(path), dataformats="HWC")
+        logger.finalize("success")
+    finally:
+        finish_wandb()
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """Print the tables, the warnings, and where the files lie."""
+    clean = found["clean"]
+    share = "the whole test part" if found["examples"] == found["of"] else f"NOT the whole test part, which has {found['of']}"
+    table = Table(show_header=False, title=f"Clean: {found['examples']} examples, {share}", title_justify="left")
+    table.add_row("accuracy", f"{100 * clean['accuracy']:.2f} %")
+    for name in ("calibration_error", "cross_entropy", "lds"):
+        table.add_row(name.replace("_", " "), f"{clean[name]:.4f}")
+    for name, what in (("margin", "logits"), ("distance", "first order, in L2"), ("lipschitz", "lower bound, logits per unit in L2")):
+        if clean[name] is not None:
+            table.add_row(name, f"{clean[name]:.4g}  ({what})")
+    report.console.print(table)
+    for norm, robust in found["robust"].items():
+        table = Table(
+            "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}", title_justify="left"
+        )
+        for name, accuracies in robust["accuracy"].items():
+            shown = f"{name} *" if name in found["spared"] else name
+            table.add_row(shown, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
+        report.console.print(table)
+    if found["spared"]:
+        report.console.print("* given only what the white-box attacks above it left standing")
+    heads = (f"severity {s}" for s in robustness.SEVERITIES)
+    table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
+    for kind, accuracies in found["corruptions"].items():
+        table.add_row(kind, *(f"{100 * a:.2f}" for a in accuracies))
+    report.console.print(table)
+    for check, text in found["warnings"].items():
+        report.console.print(f"warning ({check}): {text}", style="yellow", markup=False)
+    report.console.print(f"files: {report.shown(folder.absolute())}")

@@ -1,0 +1,168 @@
+"""What an evaluation is about: a checkpoint's network, and the examples that it may be tested on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor, nn
+
+from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import EvalLoader
+from vat.data.splits import evenly
+from vat.runs import checkpoints, folders, records
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        network: In evaluation mode, on the device.
+        record: Of its run: the settings, class names, the input's description.
+        data: Whose test part it is evaluated on.
+        rows: Of that part.
+        run: The folder of the run that left the checkpoint.
+        device: Of the network.
+    """
+
+    network: nn.Module
+    record: dict[str, Any]
+    data: ResidentDataModule
+    rows: Tensor
+    run: Path
+    device: torch.device
+
+    def batches(self, size: int) -> EvalLoader:
+        """The examples, so many at a time."""
+        return EvalLoader(self.data.x, self.data.y, self.rows, batch_size=size)
+
+
+def subject(cfg: DictConfig) -> Subject:
+    """The checkpoint's network and the examples to evaluate it on.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, the data do not fit it, or there are none.
+    """
+    path = folders.existing(cfg.ckpt_path)
+    checkpoint = checkpoints.read_checkpoint(path)
+    record = checkpoint["record"]
+    device = records.device_named(cfg.device)
+    network = records.network_of(checkpoint, path, allow_targets=cfg.allow_targets).to(device)
+    node = cfg.get("data") or records.data_of(checkpoint, path, allow_targets=cfg.allow_targets)
+    if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
+        node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
+    data = instantiate(node, _convert_="all")
+    data.setup()
+    refuse_other_data(record, data, path)
+    prepare_as_trained(record, data, path)
+    if cfg.get("data"):
+        refuse_training_examples(checkpoint, data, path, allow_targets=cfg.allow_targets)
+    else:
+        refuse_changed_data(record, data, path)
+    for key in ("batch_size", "limit"):
+        if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
+            raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
+    if not (isinstance(cfg.norms, ListConfig) and all(isinstance(norm, str) for norm in cfg.norms)):
+        raise ValueError(f"norms={cfg.norms}: must be a list, as norms=[l2]")
+    for norm, radii in cfg.eps.items():
+        if radii is not None and not (isinstance(radii, ListConfig) and all(type(eps) in (int, float) for eps in radii)):
+            raise ValueError(f"eps.{norm}={radii}: must be a list of numbers, as eps.{norm}=[0.5,1], or null")
+    rows = data.split.test
+    if len(rows) == 0:
+        raise ValueError("the test part of the data is empty: there is nothing to evaluate")
+    rows = rows if cfg.limit is None else evenly(rows, cfg.limit)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return Subject(network, record, data, rows, run, device)
+
+
+def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """A network is evaluated on inputs of the shape, unit and classes it was trained on.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    found = {"inputs of shape": list(data.input_shape), "the classes": list(data.class_names), "inputs in": data.unit}
+    trained = {"inputs of shape": record["input_shape"], "the classes": record["class_names"], "inputs in": record["unit"]}
+    for what, value in found.items():
+        if value != trained[what]:
+            raise ValueError(
+                f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}: evaluate it on its own "
+                "data (without data=...), or on others like them"
+            )
+
+
+def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """Standardise features as those the network was trained on, whatever the mean and standard deviation of these.
+
+    Raises:
+        ValueError: they are of other columns.
+    """
+    own, trained = preparation(data.preparation), preparation(record.get("preparation") or data.preparation)
+    refuse_other_columns(trained, own, path)
+    if own != trained:
+        assert isinstance(data.x, Tensor)  # features are not streamed
+        values = (torch.tensor(of[key], dtype=torch.float64) for of in (own, trained) for key in ("mean", "std"))
+        mean, std, trained_mean, trained_std = values
+        data.x = ((data.x.double() * std + mean - trained_mean) / trained_std).float()
+
+
+def preparation(found: dict[str, Any] | None) -> dict[str, Any]:
+    """How values of a file became inputs (`ResidentDataModule.preparation`), complete."""
+    return {"columns": None, "mean": 0.0, "std": 1.0, **(found or {})}
+
+
+def refuse_other_columns(trained: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    """Features must come in the order of those the network was trained on.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if trained["columns"] != given["columns"]:
+        raise ValueError(
+            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(given['columns'])}: give them as there"
+        )
+
+
+def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """The checkpoint's own data are those it was trained on, or examples of its training could be among those to test.
+
+    Raises:
+        ValueError: they have changed.
+    """
+    found = records.describe(data)
+    if any(record.get(key, found[key]) != found[key] for key in ("split", "data")):
+        raise ValueError(
+            f"{path} was trained on other data: the files have changed since, so that examples of its training may be among those to test. "
+            "Put the old ones back, or name data that it has not seen by data=..."
+        )
+
+
+def refuse_training_examples(
+    checkpoint: dict[str, Any], data: ResidentDataModule, path: Path, *, allow_targets: Sequence[str] = ()
+) -> None:
+    """Of the set that the network was trained on, divided otherwise, no example of its training is tested.
+
+    Raises:
+        ValueError: some are.
+    """
+    record = checkpoint["record"]
+    if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
+        return
+    trained = instantiate(records.data_of(checkpoint, path, allow_targets=allow_targets), _convert_="all")
+    trained.setup()
+    seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
+    if number := int(torch.isin(data.split.test, seen).sum()):
+        raise ValueError(
+            f"{path} was trained on {number} of the {len(data.split.test)} examples to test, as these data are its own, divided otherwise: "
+            "leave out data=..., or divide them as they were"
+        )
+
+
+def _shown(value: Any) -> str:
+    return str(value) if not isinstance(value, list) or len(value) <= 12 else f"{value[:3]} and {len(value) - 3} more"

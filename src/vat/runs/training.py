@@ -1,0 +1,227 @@
+"""One job: compose, fit, test, report."""
+
+import json
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.loggers import WandbLogger
+
+from vat.lightning.classifier import Classifier
+from vat.lightning.figures import Figures
+from vat.lightning.history import HISTORY, History
+from vat.lightning.loggers import finish_wandb, upload_checkpoints
+from vat.runs import (
+    allocator,
+    checkpoints,
+    compilation,
+    folders,
+    provenance,
+    records,
+    report,
+    resume,
+    sharding,
+)
+from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
+
+TESTS = ("last", "best", "none")
+
+PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed")  # all of them with weights in float32
+
+
+def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str, float]:
+    """Compose, fit, test, report.
+
+    Args:
+        cfg: the composed configuration.
+        folder: for everything the job leaves behind.
+        start: the checkpoint to go on from.
+
+    Returns:
+        The metrics of validation and test, and the seconds it took.
+    """
+    began = time.perf_counter()
+    quiet()
+    check(cfg)
+    if cfg.keep_freed_memory:
+        allocator.keep_freed_memory()
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = instantiate(cfg.data, _convert_="all")
+    batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    if cfg.test == "best" and 0 <= batches < data.steps_per_epoch and cfg.trainer.val_check_interval is None:
+        raise ValueError(
+            f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
+            f"data.steps_per_epoch={data.steps_per_epoch} steps; lower that, or take test=last"
+        )
+    epochs, updates = cfg.trainer.max_epochs, math.ceil(data.steps_per_epoch / cfg.trainer.accumulate_grad_batches)
+    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * updates < cfg.trainer.max_steps:
+        raise ValueError(
+            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
+            "falls: give its length by trainer.max_steps"
+        )
+    data.setup()
+    record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
+    network = records.make_network(cfg.model, record)
+    if not cfg.channels_last:
+        network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    if cfg.compile:
+        compilation.compile_in_place(network)
+    saved = None
+    if start is not None:
+        saved = checkpoints.read_checkpoint(start)
+        resume.refuse_other_run(saved, start, network, record)
+        if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
+            start = None
+    classifier = Classifier(
+        network,
+        instantiate(cfg.regularizers, _convert_="all"),
+        num_classes=data.num_classes,
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        seed=cfg.seed,
+        lds_eps=data.lds_eps if cfg.lds_eps is None else cfg.lds_eps,
+        reestimate_batch_norm=cfg.reestimate_batch_norm,
+        record=record,
+    )
+    data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
+
+    with folders.claimed(folder):
+        if start is None or saved is None:
+            report.clear(folder)
+        else:
+            bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
+        (folder / folders.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        environment = {**record["environment"], "data": record["data"]}
+        (folder / folders.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
+        folders.keep_logged(folder)
+        logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
+        trainer = instantiate(
+            cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+        )
+        report.settings(cfg)
+        try:
+            if logger:
+                logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
+            trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+            end(trainer, classifier)
+            if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
+                reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
+                warnings.warn(f"ended after {reached}: the learning rate has not come to the end of its schedule", stacklevel=1)
+            if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
+                classifier.load_state_dict(checkpoints.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
+                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
+            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
+            if cfg.test != "none":
+                (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
+                metrics = {**metrics, **tested}
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
+        finally:
+            finish_wandb()
+        metrics = {**metrics, "seconds": time.perf_counter() - began}
+        if trainer.is_global_zero:
+            (folder / folders.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+            if classifier.confusion is not None:
+                report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+            lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
+            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion)
+            report.write_page(metrics, folder, record, lds=lds)
+    return metrics
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings of the job itself that cannot be; those of its parts are checked where they are made.
+
+    Raises:
+        ValueError: names the key, the value and what it may be.
+    """
+    possible = {
+        "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer from 0 to 4294967295"),
+        "test": (lambda v: v in TESTS, f"one of {', '.join(TESTS)}"),
+        "ema": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < 1), "a number >= 0 and < 1, or null"),
+        "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
+        "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
+        **dict.fromkeys(
+            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
+        ),
+        "trainer.accumulate_grad_batches": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
+        "trainer.gradient_clip_val": (lambda v: v is None or (type(v) in (int, float) and v >= 0), "a number >= 0, or null"),
+        "trainer.log_every_n_steps": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0"),
+    }
+    for key, (allows, what) in possible.items():
+        if not allows(value := OmegaConf.select(cfg, key)):
+            raise ValueError(f"{key}={value}: must be {what}")
+    if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
+        raise ValueError(f"scheduler.T_max={cfg.scheduler.T_max}: give the run a length by trainer.max_steps")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        raise ValueError("trainer.limit_train_batches=0: nothing would be trained; src/evaluate.py evaluates a checkpoint")
+    for key in ("limit_val_batches", "limit_test_batches"):
+        if cfg.trainer.get(key) == 0:
+            raise ValueError(f"trainer.{key}=0: a run ends with a validation, and with a test unless test=none")
+    if cfg.compile:
+        compilation.refuse_second_derivatives(cfg)
+    if cfg.trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={cfg.trainer.precision}: must be one of {', '.join(map(str, PRECISIONS[2:]))}")
+    if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
+        raise ValueError(
+            f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
+            "add optimizer.fused=false"
+        )
+    if cfg.trainer.strategy == "fsdp2":
+        sharding.refuse_whole_weights(cfg)
+    resume.refuse_foreign_settings(cfg)
+
+
+def end(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """End the training of a run that was restored with nothing left to train, of which Lightning does not tell its callbacks."""
+    concerned = [callback for callback in trainer.callbacks if isinstance(callback, SaveEnd | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+    if not any(callback.done for callback in concerned if isinstance(callback, SaveEnd)):
+        classifier.to(trainer.strategy.root_device)  # which the trainer has left already
+        for callback in concerned:
+            callback.on_train_end(trainer, classifier)
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows
+
+
+def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+    """Checkpoints after every validation, the progress bar, the moving average of the weights."""
+    saved = folder / "checkpoints"
+    found: list[Callback] = [
+        History(folder / HISTORY),
+        SaveOnSignal(saved / LAST),
+        SaveEnd(saved / LAST),
+        # Before the last, which is to know what the best was.
+        SaveBest(saved),
+        SaveLast(saved / LAST),
+    ]
+    if cfg.trainer.enable_progress_bar is not False:
+        found.append(report.Progress(refresh_rate=10))
+    if cfg.figures is not None:  # before the moving average, which takes itself out again at the end of a validation
+        found.append(Figures(folder, every_n_steps=cfg.figures, at_end="validation" if cfg.test == "none" else "test"))
+    if cfg.ema is not None:
+        found.append(EMAWeightAveraging(decay=cfg.ema))
+    return found
+
+
+def quiet() -> None:
+    """Silence what is no news to a user of this project."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*sync_dist=True.*",
+        ".*dirpath has changed.*",
+        ".*LeafSpec.*deprecated.*",
+        ".*treespec.*deprecated.*",
+        ".*Found .* module.* in eval mode.*",
+        ".*log_every_n_steps.*",
+        ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
+        ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
+        ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
+    ):
+        warnings.filterwarnings("ignore", message)

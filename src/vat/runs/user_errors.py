@@ -1,0 +1,56 @@
+"""Errors that a user can read."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.errors import HydraException, InstantiationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
+
+OUT_OF_MEMORY = (
+    "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
+    "or the model's size; ckpt_path=last goes on where the settings stay the same"
+)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows."""
+    try:
+        yield
+    except SIGTERMException:
+        print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's answer to Ctrl-C in a training, which says nothing.
+        print("interrupted: ckpt_path=last, or the same sweep, goes on from the last validation", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
+            raise
+        raise SystemExit(f"error: {readable(error)}") from None
+
+
+def readable(error: BaseException) -> str:
+    """What an error says to a user."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if _out_of_memory(cause):
+        return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
+    if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
+        return str(cause).splitlines()[0]
+    return str(cause) or type(cause).__name__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class
