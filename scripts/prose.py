@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 SOURCES = ("src/**/*.py", "scripts/*.py", "examples/*.py", "conf/**/*.yaml")
 
 LONGEST_MEAN, LONG, MOST_LONG, MOST_SEMICOLONS, MOST_IDIOMS, WIDEST = 18, 35, 0.05, 0.5, 2, 120
