@@ -9,7 +9,9 @@ from torch import nn
 
 from vat.attacks import APGD, FGM, PGD, Attack, AutoAttack, RandomNoise, Square, predictions
 from vat.evaluation import robustness
-from vat.evaluation.robustness import SEVERITIES, corrupt, corruptions, evaluate
+from vat.evaluation.corruptions import SEVERITIES, corrupt, corruptions
+from vat.evaluation.ledger import Ledger
+from vat.evaluation.robustness import evaluate
 
 CENTRES = torch.tensor([[-1.0, 0.0, 0.0, 0.5], [1.0, 0.0, 0.0, 0.5], [0.0, 1.5, 0.0, -0.5]])
 
@@ -255,7 +257,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
 
 
 def test_a_file_that_another_process_writes_is_refused(tmp_path):
-    with robustness._Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is at work"):
+    with Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is at work"):
         evaluate(Blobs(), batches(), attacks=(), eps={}, path=tmp_path / "results.jsonl")
 
 
@@ -372,7 +374,7 @@ def test_features_have_noise_alone_and_images_all_four():
 @pytest.mark.parametrize("kind", corruptions(torch.zeros(1, 1, 8, 8)))
 def test_a_corruption_grows_with_its_severity_within_the_bounds(kind):
     x = corrupt("blur", torch.rand(20, 3, 16, 16, generator=seeded()), 5, seeded())  # smooth, so that what moves further differs more
-    away = [float((corrupt(kind, x, severity, seeded(), (0.0, 1.0)) - x).norm()) for severity in robustness.SEVERITIES]
+    away = [float((corrupt(kind, x, severity, seeded(), (0.0, 1.0)) - x).norm()) for severity in SEVERITIES]
     assert away == sorted(away)
     assert away[0] > 0
     worst = corrupt(kind, x, 5, seeded(), (0.0, 1.0))

@@ -7,15 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import scripts
+import running_scripts
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.py"
 
 
 @pytest.fixture
 def reproduce():
-    return scripts.load("reproduce")
+    return running_scripts.load("reproduce")
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from vat.attacks import (
     Square,
     Threat,
     Transfer,
-    _Ascent,
     logit_difference,
     predictions,
     scaled_difference,
 )
+from vat.attacks.apgd import _Ascent
 from vat.evaluation.robustness import evaluating
 from vat.functional import NORMS
 

@@ -3,11 +3,11 @@
 import copy
 
 import pytest
-import scripts
+import running_scripts
 import torch
 from torch import nn
 
-fidelity = scripts.load("fidelity")
+fidelity = running_scripts.load("fidelity")
 
 
 def networks():
