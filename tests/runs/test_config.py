@@ -23,15 +23,11 @@ TERMS = {
     "pi_model": {"pi_model"},
     "random_perturbation": {"random_perturbation"},
     "vat": {"vat"},
-    "vat_adversarial_entropy": {"published_vat"},
     "vat_class_balance": {"vat", "class_balance"},
     "vat_class_balance_random_perturbation": {"vat", "class_balance", "random_perturbation"},
     "adversarial_linf": {"adversarial"},
     "vat_entropy": {"vat", "entropy"},
-    "vat_moving_statistics": {"published_vat"},
     "vat_published": {"published_vat"},
-    "vat_reverse_kl": {"published_vat"},
-    "vat_xi_10": {"published_vat"},
 }
 
 

@@ -27,7 +27,6 @@ from vat.runs import (
     records,
     report,
     resume,
-    sharding,
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
@@ -176,8 +175,8 @@ def check(cfg: DictConfig) -> None:
             f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
             "add optimizer.fused=false"
         )
-    if cfg.trainer.strategy == "fsdp2":
-        sharding.refuse_whole_weights(cfg)
+    if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
+        raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
     resume.refuse_foreign_settings(cfg)
 
 
@@ -223,7 +222,6 @@ def quiet() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
         ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
-        ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)
