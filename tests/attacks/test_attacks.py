@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from networks import seeded
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -28,10 +29,6 @@ from vat.functional import NORMS
 
 WHITE_BOX = [FGM(), PGD(steps=10), APGD(steps=20), APGD(steps=20, loss="dlr"), APGD(steps=20, loss="dlr", targets=2)]
 ALL = [*WHITE_BOX, RandomNoise(draws=3), Square(queries=60)]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def named(attack):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from networks import seeded
 from torch import nn
 
 from vat.attacks import APGD, FGM, PGD, Attack, AutoAttack, RandomNoise, Square, predictions
@@ -358,10 +359,6 @@ def test_outputs_that_are_not_finite_are_refused():
 
 
 # ----------------------------------------------------------------------------------------------------------- corruptions
-
-
-def seeded():
-    return torch.Generator().manual_seed(0)
 
 
 def test_features_have_noise_alone_and_images_all_four():

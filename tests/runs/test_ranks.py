@@ -8,6 +8,7 @@ import socket
 import traceback
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,8 +37,7 @@ def examples():
 
 
 def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return networks.network(6)
 
 
 def backward(forward, regularizers, rank, world, *, apart=False):
