@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SEEDS = (
     *(f"tests/data/test_{name}.py" for name in ("content", "mnist", "cifar", "norb", "svhn", "arrays", "images")),
-    "tests/test_checkpoints.py",
+    "tests/runs/test_checkpoints.py",
 )
 ALL = None
 PARSERS = {
