@@ -1,0 +1,70 @@
+"""Examples held out that training sees too: copies to the bit, and images that were resized or compressed again."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vat.data.loader import Inputs, as_input
+from vat.data.splits import evenly
+
+SIDE, COARSE = 16, 4  # to which images are reduced before they are compared, and for a first look
+MOST_DIFFERENCE = 3 / 255  # root mean square over the pixels of the reduced images, of the range of the values
+MOST_SHARE = 0.1  # of the deviation of the pixels in the image: two faint images differ by little
+MOST_HELD_OUT, MOST_STREAMED = 10_000, 10_000  # examples that are compared; streamed ones have to be decoded
+
+
+def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
+    """The kinds of copies there are: what they are in words, how many of the examples held out, and of how many that were looked at.
+
+    Args:
+        x: Inputs (N, ...); of images (N, C, H, W) near copies count too.
+        pool: Rows that training sees.
+        held_out: Rows that it should not.
+    """
+    exact = torch.zeros(len(held_out), dtype=torch.bool)
+    if isinstance(x, Tensor):
+        rows = x.cpu().numpy()
+        seen = {hash(rows[i].tobytes()) for i in pool.tolist()}
+        exact = torch.tensor([hash(rows[i].tobytes()) in seen for i in held_out.tolist()], dtype=torch.bool)
+        if exact.any():
+            yield "have the values of", int(exact.sum()), len(held_out)
+    if len(x.shape) == 4 and len(held_out):
+        if not isinstance(x, Tensor):
+            pool = evenly(pool, MOST_STREAMED)
+        looked_at = evenly(torch.arange(len(held_out)), MOST_HELD_OUT if isinstance(x, Tensor) else MOST_STREAMED // 10)
+        near = _near(_reduced(x, held_out[looked_at]), _reduced(x, pool)) & ~exact[looked_at]
+        if near.any():
+            yield "look like resized or recompressed copies of", int(near.sum()), len(looked_at)
+
+
+def _reduced(x: Inputs, rows: Tensor) -> Tensor:
+    """Images as (N, C, S, S) of the means of squares, in shares of the range of their values."""
+    reduced = torch.cat([_pooled(as_input(x[part]).float(), SIDE).cpu() for part in rows.split(500)])
+    return reduced if x.dtype == torch.uint8 else reduced / (reduced.amax() - reduced.amin()).clamp_min(1e-30)
+
+
+def _pooled(images: Tensor, side: int) -> Tensor:
+    height, width = images.shape[2:]
+    return F.adaptive_avg_pool2d(images, (min(side, height), min(side, width)))
+
+
+def _near(ones: Tensor, others: Tensor) -> Tensor:
+    """Which of the ones, (N,), have a near copy among the others.
+
+    The means of equal squares differ by no more than what is in the squares, so that a first look at few of them misses none.
+    """
+    height, width = ones.shape[2:]
+    coarse = COARSE if height % COARSE == width % COARSE == 0 else SIDE
+    few = [_pooled(images, coarse).flatten(1) for images in (ones, others)]
+    limits = (MOST_SHARE * ones.flatten(2).std(2, correction=0).mean(1)).clamp_max(MOST_DIFFERENCE)
+    found = torch.zeros(len(ones), dtype=torch.bool)
+    for start in range(0, len(ones), 100):
+        here = slice(start, start + 100)
+        distances = torch.cdist(few[0][here], few[1], compute_mode="donot_use_mm_for_euclid_dist") / few[0].shape[1] ** 0.5
+        for one, other in torch.nonzero(distances <= limits[here, None]).tolist():
+            if not found[start + one]:
+                difference = (ones[start + one] - others[other]).square().mean().sqrt()
+                found[start + one] = bool(difference <= limits[start + one])
+    return found
