@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.files.names import lookalikes
@@ -29,7 +30,7 @@ class OwnData(ResidentDataModule):
     group of the validation or test part is in no part at all.
 
     Args:
-        test: File or folder with the test examples, all of them labelled; None cuts the test part from the labelled examples.
+        test: The test examples, all of them labelled, of the same form as those for training; None cuts the test part from the labelled examples.
         validation_share: Share of the labelled examples for validation; 0 trains without, and then nothing tells how training goes, which
             checkpoint is the best, or which of several settings.
         test_share: Share of the labelled examples for the test; without effect if the test examples are given.
@@ -37,20 +38,16 @@ class OwnData(ResidentDataModule):
         num_labeled: Labels that training sees; None for all in the pool.
         options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
 
-    Attributes:
-        summary: After `setup`: what was found, in a sentence.
-
     Raises:
         ValueError: If a share is out of range; in `setup`, if the data cannot be read, split or trained on.
     """
 
     lds_eps = 1.0
-    summary = ""
 
     def __init__(
         self,
         *,
-        test: str | None = None,
+        test: str | Dataset[Any] | None = None,
         validation_share: float = 0.1,
         test_share: float = 0.2,
         split_seed: int | None = None,
@@ -67,7 +64,7 @@ class OwnData(ResidentDataModule):
             steps_per_epoch=steps_per_epoch,
             **options,
         )
-        self.test = None if test is None else Path(test).expanduser()
+        self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
         shares = {"validation_share": validation_share} | ({} if self.test else {"test_share": test_share})
         if not (validation_share >= 0 and min(shares.get("test_share", 1), 1) > 0 and sum(shares.values()) < 1):
             raise ValueError(
@@ -146,8 +143,8 @@ class OwnData(ResidentDataModule):
         self.summary = f"{len(y)} examples: {len(labeled)} labelled ({counts}), {len(train) - len(labeled)} without a label" + (
             f", taken for that: {said}" if said else ""
         )
-        if num_validation or num_test:
-            self.summary += f"; {num_validation or 'none'} given for validation, {num_test or 'none'} for the test"
+        given = {"validation": num_validation, "the test": num_test}
+        self.summary += "".join(f"; {number} given for {part}" for part, number in given.items() if number)
         if not len(validation):
             warnings.warn(
                 "validation_share=0: no example is held out for validation, so that nothing tells how training goes, which checkpoint is "

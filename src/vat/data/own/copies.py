@@ -14,8 +14,9 @@ SIDE, COARSE = 8, 4  # to which images are reduced before they are compared, and
 # of that. Of 1,000 test images the nearest of 20,000 others differs by at least 2.7 and .085 (MNIST), 5.9 and .18 (CIFAR-10).
 MOST_DIFFERENCE = 4 / 255  # root mean square over the pixels of the reduced images, of the range of the values
 MOST_SHARE = 0.08  # the same, of the deviation of the pixels in an image: two faint images differ by little
-LEAST_SHARE = 0.002  # of the examples held out: a pair that is alike by chance is no news
-MOST_HELD_OUT, MOST_STREAMED = 10_000, 10_000  # examples that are compared; streamed ones have to be decoded
+ROUNDING = 1e-3  # of the distances in the first look, which are differences of squares
+LEAST_SHARE = 0.005  # of the examples held out: a pair that is alike by chance is no news
+MOST_HELD_OUT, MOST_STREAMED = 2000, 10_000  # images that are compared; streamed ones have to be decoded
 
 
 def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
@@ -36,7 +37,7 @@ def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str
     if len(x.shape) == 4 and len(held_out):
         if not isinstance(x, Tensor):
             pool = evenly(pool, MOST_STREAMED)
-        looked_at = evenly(torch.arange(len(held_out)), MOST_HELD_OUT if isinstance(x, Tensor) else MOST_STREAMED // 10)
+        looked_at = evenly(torch.arange(len(held_out)), MOST_HELD_OUT)
         near = _near(_reduced(x, held_out[looked_at]), _reduced(x, pool)) & ~exact[looked_at]
         if near.sum() > LEAST_SHARE * len(near):
             yield "look like resized or recompressed copies of", int(near.sum()), len(looked_at)
@@ -63,11 +64,9 @@ def _near(ones: Tensor, others: Tensor) -> Tensor:
     few = [_pooled(images, coarse).flatten(1) for images in (ones, others)]
     limits = (MOST_SHARE * ones.flatten(2).std(2, correction=0).mean(1)).clamp_max(MOST_DIFFERENCE)
     found = torch.zeros(len(ones), dtype=torch.bool)
-    for start in range(0, len(ones), 100):
-        here = slice(start, start + 100)
-        distances = torch.cdist(few[0][here], few[1], compute_mode="donot_use_mm_for_euclid_dist") / few[0].shape[1] ** 0.5
-        for one, other in torch.nonzero(distances <= limits[here, None]).tolist():
-            if not found[start + one]:
-                difference = (ones[start + one] - others[other]).square().mean().sqrt()
-                found[start + one] = bool(difference <= limits[start + one])
+    for rows in torch.arange(len(ones)).split(100):
+        distances = torch.cdist(few[0][rows], few[1]) / few[0].shape[1] ** 0.5
+        for pairs in torch.nonzero(distances <= limits[rows, None] + ROUNDING).split(20_000):
+            one, other = rows[pairs[:, 0]], pairs[:, 1]
+            found[one[(ones[one] - others[other]).flatten(1).square().mean(1).sqrt() <= limits[one]]] = True
     return found
