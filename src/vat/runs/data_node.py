@@ -19,6 +19,8 @@ def make_data(node: DictConfig) -> ResidentDataModule:
         ValueError: If it is neither, or an option would have no effect.
     """
     target = get_object(node["_target_"])
+    if target is Datasets:
+        raise ValueError("data=custom needs data._target_=my_package.make_data, a function of yours that returns a dict of Datasets")
     if inspect.isclass(target) and target.__module__.startswith("vat."):
         return instantiate(node, _convert_="all")
     given: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # pyright: ignore[reportAssignmentType]
@@ -30,9 +32,8 @@ def make_data(node: DictConfig) -> ResidentDataModule:
         if unknown := sorted(made.keys() - {*DATASETS} - options.keys()):
             raise ValueError(f"data._target_={node['_target_']} returned {unknown[0]!r}; it may return {', '.join(DATASETS)}")
         if "labeled" not in made:
-            raise ValueError(
-                f"data._target_={node['_target_']} must return labeled=..., a Dataset; it returned {', '.join(made) or 'nothing'}"
-            )
+            has = ", ".join(made) or "nothing"
+            raise ValueError(f"data._target_={node['_target_']} must return a dict with labeled, a Dataset; it has {has}")
         return Datasets(**{name: value for name, value in given.items() if name in options} | dict(made))
     if not isinstance(made, ResidentDataModule):
         raise ValueError(

@@ -30,7 +30,8 @@ class OwnData(ResidentDataModule):
     group of the validation or test part is in no part at all.
 
     Args:
-        test: The test examples, all of them labelled, of the same form as those for training; None cuts the test part from the labelled examples.
+        test: The test examples, all of them labelled, of the same form as those for training; None cuts the test part from the labelled
+            examples.
         validation_share: Share of the labelled examples for validation; 0 trains without, and then nothing tells how training goes, which
             checkpoint is the best, or which of several settings.
         test_share: Share of the labelled examples for the test; without effect if the test examples are given.
