@@ -18,7 +18,11 @@ def make_data(node: DictConfig) -> ResidentDataModule:
     Raises:
         ValueError: If it is neither, or an option would have no effect.
     """
-    target = get_object(node["_target_"])
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:  # a module of the user's own raises what it likes
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"data._target_={node['_target_']} cannot be imported: {reason}") from error
     if target is Datasets:
         raise ValueError("data=custom needs data._target_=my_package.make_data, a function of yours that returns a dict of Datasets")
     if inspect.isclass(target) and target.__module__.startswith("vat."):
