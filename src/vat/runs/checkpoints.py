@@ -166,7 +166,7 @@ class SaveLast(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.num_val_batches:  # data without a validation part
+        if not sum(trainer.num_val_batches):  # data without a validation part
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:

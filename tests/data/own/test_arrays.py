@@ -281,13 +281,87 @@ def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, messag
         (np.full(60, -1), {}, "0 labelled examples are of 0 classes: a classifier needs examples of two at least"),
         (np.zeros(60, int), {}, "60 labelled examples are of 1 classes"),
         (np.where(np.arange(60) < 2, Y, -1), {}, r"2 labelled examples are too few to train on and to hold out 1 \+ 1"),
-        (HALF, {"num_labeled": 22}, "num_labeled must be between 1 and the 21 examples"),
+        (
+            HALF,
+            {"num_labeled": 22},
+            "num_labeled must be between 1 and the 21 examples, .* got 22: of 30 labelled ones, 3 are for validation and 6 for the test",
+        ),
         (HALF, {"group": "two"}, "3 parts need at least as many groups; got 2"),
     ],
 )
 def test_labels_that_do_not_suffice_are_refused(path, y, options, message):
     with pytest.raises(ValueError, match=message):
         ready(written(path, x=X, y=y, two=Y // 2), **options)
+
+
+def test_a_minus_one_that_may_be_a_class_is_counted_and_named(path):
+    signs = np.arange(60) % 2 * 2 - 1
+    with pytest.raises(ValueError, match=r"30 labelled examples are of 1 classes: .* -1 means that there is no label, in 30 × -1: if"):
+        ready(written(path, x=X, y=signs))
+    data = ready(written(path, x=X, y=Y - 1))
+    assert data.summary == "60 examples: 40 labelled (0: 20, 1: 20), 20 without a label, taken for that: 20 × -1"
+    mixed = np.array(["a", "b", "", " ", "-1", "nan"] * 10)
+    assert ready(written(path, x=X, y=mixed)).summary.endswith("40 without a label, taken for that: 20 × empty, 10 × -1, 10 × NaN")
+
+
+def test_classes_that_look_alike_are_named_and_forms_of_a_letter_are_one(path, tmp_path):
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    data = ready(written(path, x=X, y=np.array([nfc, nfd, "tea"] * 20)), test=str(written(tmp_path / "test.npz", x=X + 1, y=[nfd] * 60)))
+    assert (data.class_names, data.y[:6].tolist()) == ([nfc, "tea"], [0, 0, 1] * 2)
+    with pytest.warns(UserWarning, match="'Tea', 'tea' are 2 classes: if they are one, give them one name"):
+        ready(written(path, x=X, y=np.array(["Tea", "tea"] * 30)))
+
+
+# Few labels
+
+
+def test_one_label_a_class_is_kept_to_train_on(path, tmp_path):
+    few = np.where(np.arange(60) < 3, Y, -1)
+    test = str(written(tmp_path / "test.npz", x=X + 1, y=Y))
+    with pytest.raises(ValueError, match=r"3 labelled examples of 3 classes are too few .* train without .* by data\.validation_share=0"):
+        ready(written(path, x=X, y=few), test=test)
+    with pytest.warns(UserWarning, match="validation_share=0: no example is held out for validation, so that nothing tells how"):
+        data = ready(path, test=test, validation_share=0, test_share=1.5)  # which has no effect
+    assert data.split.sizes == {"labeled": 3, "unlabeled": 60, "validation": 0, "test": 60}
+    assert data.val_dataloader() == []
+    rare = np.where(np.arange(60) == 59, 3, np.where(np.arange(60) < 57, Y, -1))  # a class of one example
+    for seed in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = ready(written(path, x=X, y=rare), test=test, split_seed=seed)
+        assert 59 in data.split.labeled
+        assert len(data.split.validation) == 6
+
+
+@pytest.mark.filterwarnings("ignore:validation_share=0")
+def test_a_run_without_validation_resumes_to_the_same_weights(main, path, monkeypatch):
+    from vat.lightning.classifier import Classifier
+
+    written(path, x=X, y=HALF)
+    settings = ("data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "data.validation_share=0", "data.steps_per_epoch=3")
+    settings += ("trainer.max_steps=9", "data.batch_size_labeled=4", "data.batch_size_unlabeled=8")
+    with pytest.raises(SystemExit, match="test=best: there is no validation part to choose a checkpoint by; take test=last"):
+        main(*settings, "test=best")
+    main(*settings, "hydra.run.dir=whole")
+    whole_step = Classifier.training_step
+
+    def dies(self, batch, batch_idx):
+        if batch.micro_step == 7:
+            raise OSError("killed")
+        return whole_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", dies)
+        with pytest.raises(SystemExit, match="killed"):
+            main(*settings, "hydra.run.dir=killed")
+    last = Path("killed/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    main(*settings, "hydra.run.dir=killed", f"ckpt_path={last}")
+    one, other = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "killed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items() if isinstance(value, torch.Tensor))
+    with pytest.raises(SystemExit):
+        main(*settings, "-m", "seed=0", "hydra.sweep.dir=sweep")
+    assert "the jobs of a sweep are compared by validation" in next(Path("sweep").rglob("error.txt")).read_text()
 
 
 @pytest.mark.parametrize(
