@@ -10,6 +10,16 @@ import torch
 from vat.data.files.tables import read_table
 from vat.data.own.arrays import Arrays
 
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{said}")
+    for said in (
+        ".*numbers the rows",
+        "no labelled example is",
+        ".*have the values of examples",
+        ".*column names of mixed type",
+    )
+]
+
 ROOT = Path(__file__).parents[3]
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(loc=3, scale=[1, 10, 0.1, 5], size=(60, 4))
