@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vat.functional import LInf, Norm, as_classes, by_name
-from vat.step import Forward, random_state
+from vat.network import Forward, random_state
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

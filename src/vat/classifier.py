@@ -14,8 +14,9 @@ from vat.batch_norm import reestimate_batch_norm
 from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
+from vat.network import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
-from vat.step import Key, Step, random_state
+from vat.step import Key, Step
 from vat.training import due_report, explain, refuse_not_finite
 
 

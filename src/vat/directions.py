@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import NORMS, Divergence, Norm
+from vat.network import is_divided
 from vat.precision import coarse
-from vat.step import Step, is_divided
+from vat.step import Step
 
 Direction = Callable[..., Tensor]
 

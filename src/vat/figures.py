@@ -19,8 +19,9 @@ from vat.data.loader import EvalLoader, as_input
 from vat.data.splits import evenly
 from vat.diagnosis import looks_for_r
 from vat.functional import probabilities
+from vat.network import is_divided
 from vat.precision import full_precision
-from vat.step import Key, Step, is_divided
+from vat.step import Key, Step
 
 MOST_EXAMPLES = 10_000
 MOST_PERTURBED = 500

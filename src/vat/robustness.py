@@ -23,8 +23,9 @@ from vat import local_distributional_smoothness
 from vat.attacks import APGD, FGM, PGD, Attack, Threat, logit_difference, predictions
 from vat.attacks import cross_entropy as cross_entropies
 from vat.functional import L2, NORMS, LInf, as_classes, by_name, probabilities
+from vat.network import Forward, random_state
 from vat.seeds import stable_seed
-from vat.step import Forward, Key, random_state
+from vat.step import Key
 
 CALIBRATION_BINS = 15
 LIPSCHITZ_POINTS = 8  # random points of the ball, beside its centre

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from vat.step import Forward, Step
+from vat.network import Forward
+from vat.step import Step
 
 
 class Regularizer(nn.Module):

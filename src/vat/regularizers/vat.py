@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
 from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name, flat
+from vat.network import Forward
 from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
-from vat.step import Forward, Key, Step
+from vat.step import Key, Step
 
 UNSET = {"num_power_iterations": 1, "xi": None}
 """Options of a direction's search, by the value at which the direction's own default holds."""
