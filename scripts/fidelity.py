@@ -40,7 +40,8 @@ from vat.data.loader import as_input
 from vat.data.mnist import MNIST
 from vat.diagnosis import maximum, root_of_hessian, top_eigenpair
 from vat.directions import gradient, margin
-from vat.functional import L2, Categorical
+from vat.functional import Categorical
+from vat.norms import L2
 from vat.step import Key
 
 KL, NORM = Categorical(), L2()

@@ -39,8 +39,9 @@ from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
-from vat.functional import NORMS, by_name
+from vat.functional import by_name
 from vat.loggers import finish_wandb
+from vat.norms import NORMS
 
 BYSTANDERS = ("ckpt_path", "source", "logger", "device", "allow_targets")
 """Keys that a result does not depend on, or that enter it by the content of the file they name."""

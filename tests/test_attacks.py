@@ -23,7 +23,7 @@ from vat.attacks import (
     predictions,
     scaled_difference,
 )
-from vat.functional import NORMS
+from vat.norms import NORMS
 from vat.robustness import evaluating
 
 WHITE_BOX = [FGM(), PGD(steps=10), APGD(steps=20), APGD(steps=20, loss="dlr"), APGD(steps=20, loss="dlr", targets=2)]

@@ -13,6 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 RANKS = {
     "vat.seeds": 0,
     "vat.functional": 1,
+    "vat.norms": 2,
     "vat.forward_mode": 1,
     "vat.precision": 1,
     "vat.network": 1,
@@ -29,6 +30,7 @@ CORE = (
     "vat",
     "vat.seeds",
     "vat.functional",
+    "vat.norms",
     "vat.forward_mode",
     "vat.precision",
     "vat.network",

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vat.functional import LInf, Norm, as_classes, by_name
+from vat.functional import as_classes, by_name
 from vat.network import Forward, random_state
+from vat.norms import LInf, Norm
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

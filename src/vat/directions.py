@@ -16,8 +16,9 @@ from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
-from vat.functional import NORMS, Divergence, Norm
+from vat.functional import Divergence
 from vat.network import is_divided
+from vat.norms import NORMS, Norm
 from vat.precision import coarse
 from vat.step import Step
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from vat import local_distributional_smoothness
 from vat.attacks import APGD, FGM, PGD, Attack, Threat, logit_difference, predictions
 from vat.attacks import cross_entropy as cross_entropies
-from vat.functional import L2, NORMS, LInf, as_classes, by_name, probabilities
+from vat.functional import as_classes, by_name, probabilities
 from vat.network import Forward, random_state
+from vat.norms import L2, NORMS, LInf
 from vat.seeds import stable_seed
 from vat.step import Key
 

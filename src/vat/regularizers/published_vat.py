@@ -6,7 +6,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from vat.functional import L2, Categorical, entropy
+from vat.functional import Categorical, entropy
+from vat.norms import L2
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Step
 

@@ -1,6 +1,7 @@
 """The control: smoothness along random directions."""
 
-from vat.functional import Divergence, Norm
+from vat.functional import Divergence
+from vat.norms import Norm
 from vat.regularizers.vat import VAT
 
 

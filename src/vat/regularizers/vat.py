@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
-from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name, flat
+from vat.functional import DIVERGENCES, Divergence, by_name, flat
 from vat.network import Forward
+from vat.norms import L2, NORMS, Norm
 from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Key, Step
@@ -34,7 +35,7 @@ class VAT(Regularizer):
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
         gradient_through_target: let it flow through the target p(y|x) too.
-        norm: of r: "l2", "linf", or a `vat.functional.Norm`.
+        norm: of r: "l2", "linf", or a `vat.norms.Norm`.
         divergence: "categorical" (softmax; a single logit is a Bernoulli), "bernoulli" (multi-label), "gaussian", or a
             `vat.functional.Divergence`.
         eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
