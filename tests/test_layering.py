@@ -21,6 +21,7 @@ RANKS = {
     "vat.models": 1,
     "vat.data": 1,
     "vat.batch_norm": 1,
+    "vat.reference": 1,
     "vat.directions": 3,
     "vat.regularizers": 4,
     "vat": 5,  # its __init__ gathers the core
@@ -33,6 +34,7 @@ CORE = (
     "vat.norms",
     "vat.forward_mode",
     "vat.precision",
+    "vat.reference",
     "vat.network",
     "vat.step",
     "vat.directions",
