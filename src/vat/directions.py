@@ -4,11 +4,14 @@ A direction d (N, …) has length 1 in the norm, for each example; the perturbat
 dependence on the parameters, otherwise it is a constant. Costs are in forward passes F of the batch; a backward pass to the input is
 counted as one, and the clean pass, which every direction shares with the divergence's target, is not counted.
 
+A direction of one's own is any such function. What `VAT` is to give it of "eps", "num_power_iterations" and "xi" it declares by `takes`.
+
 Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +28,29 @@ from vat.step import Step
 Direction = Callable[..., Tensor]
 
 
+def takes(*options: str) -> Callable[[Direction], Direction]:
+    """A decorator: the direction takes these options of `VAT`, of which "num_power_iterations" and "xi" are given only if they are set."""
+
+    def declare(direction: Direction) -> Direction:
+        setattr(direction, "takes", options)  # noqa: B010  # a function has no such attribute, says the type checker
+        return direction
+
+    return declare
+
+
+def options_of(direction: Direction) -> tuple[str, ...]:
+    """The options of `VAT` that a direction takes, also inside a `functools.partial`."""
+    while isinstance(direction, partial):
+        direction = direction.func
+    return getattr(direction, "takes", ())
+
+
 def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
     """A random direction (the papers' RPT). 0 F."""
     return norm.sample(step.normal("direction")).to(step.x.dtype)
 
 
+@takes("num_power_iterations", "xi")
 def finite_difference(
     step: Step,
     divergence: Divergence,
@@ -68,6 +89,7 @@ def hessian_product(
     return gradient(step, divergence, probe * d, create_graph=create_graph) / probe
 
 
+@takes("num_power_iterations")
 def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
     """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 3 F an iteration.
 
@@ -139,6 +161,7 @@ def _across(step: Step, divergence: Divergence, norm: Norm, choice: Tensor | Non
         return norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
 
 
+@takes("eps", "num_power_iterations")
 def ascent(
     step: Step,
     divergence: Divergence,

@@ -1,20 +1,15 @@
 """Virtual adversarial training."""
 
-import inspect
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
+from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, options_of, random
 from vat.functional import DIVERGENCES, Divergence, by_name, flat
-from vat.network import Forward
+from vat.network import Forward, Modules
 from vat.norms import L2, NORMS, Norm
 from vat.precision import coarse, full_precision
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Key, Step
-
-UNSET = {"num_power_iterations": 1, "xi": None}
-"""Options of a direction's search, by the value at which the direction's own default holds."""
 
 
 class VAT(Regularizer):
@@ -28,9 +23,9 @@ class VAT(Regularizer):
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
-        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature. If None, "random_margin"
+        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function as described there. If None, "random_margin"
             where the output decides something, otherwise "finite_difference".
-        num_power_iterations: iterations of the direction's search, or steps of its ascent; a function's own default if 1.
+        num_power_iterations: iterations of the direction's search, or steps of its ascent; the direction's own choice if None.
         xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
@@ -49,7 +44,7 @@ class VAT(Regularizer):
         eps: float,
         *,
         direction: str | Direction | None = None,
-        num_power_iterations: int = 1,
+        num_power_iterations: int | None = None,
         xi: float | None = None,
         choose_sign: bool = False,
         gradient_through_r: bool = False,
@@ -67,7 +62,7 @@ class VAT(Regularizer):
         self.eps_steps = int(not_negative("eps_steps", eps_steps))
         if (eps_start is None) == bool(self.eps_steps):
             raise ValueError(f"eps_start={eps_start} and eps_steps={eps_steps} need each other: where ε starts, and when it is eps")
-        if num_power_iterations < 1:
+        if num_power_iterations is not None and num_power_iterations < 1:
             raise ValueError(f"num_power_iterations must be >= 1, got {num_power_iterations}")
         if xi is not None and not 0 < xi < float("inf"):
             raise ValueError(f"xi must be a finite number > 0, got {xi}")
@@ -85,14 +80,16 @@ class VAT(Regularizer):
         if self.direction in ACROSS_A_BOUNDARY and not self.divergence.decides:
             others = ", ".join(name for name, function in DIRECTIONS.items() if function not in ACROSS_A_BOUNDARY)
             raise ValueError(f"{type(self.divergence).__name__} outputs have no decision to change: choose one of the directions {others}")
-        taken = inspect.signature(self.direction).parameters
-        for name, unset in UNSET.items():
-            if name not in taken and (value := getattr(self, name)) != unset:
+        for name, value in self._options().items():
+            if name not in options_of(self.direction):
                 chosen = getattr(self.direction, "__name__", self.direction)
-                others = ", ".join(n for n, function in DIRECTIONS.items() if name in inspect.signature(function).parameters)
-                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}, or choose one of {others}")
-        self._takes_eps = "eps" in taken
-        self._required = [name for name in UNSET if name in taken and taken[name].default is inspect.Parameter.empty]
+                others = ", ".join(known for known, function in DIRECTIONS.items() if name in options_of(function))
+                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it out, or choose one of {others}")
+
+    def _options(self) -> dict[str, float]:
+        """The options of the direction's search that are set."""
+        options = {"num_power_iterations": self.num_power_iterations, "xi": self.xi}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def current_eps(self) -> float:
@@ -113,8 +110,8 @@ class VAT(Regularizer):
                 "by local_distributional_smoothness"
             )
         with torch.set_grad_enabled(self.gradient_through_r):
-            options = {name: value for name, unset in UNSET.items() if (value := getattr(self, name)) != unset or name in self._required}
-            if self._takes_eps:
+            options = self._options()
+            if "eps" in options_of(self.direction):
                 options["eps"] = self.current_eps
             d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
@@ -175,7 +172,7 @@ def local_distributional_smoothness(
     num_power_iterations: int | None = None,
     norm: str | Norm = "l2",
     divergence: str | Divergence = "categorical",
-    module: nn.Module | None = None,
+    module: Modules | None = None,
     key: Key | None = None,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
@@ -185,25 +182,26 @@ def local_distributional_smoothness(
     off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
 
     Args:
-        forward: x -> logits (N, …); a module or any function.
+        forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
         x: inputs (N, …).
         eps: radius, in the units of x.
         direction: how r is found.
         num_power_iterations: iterations of that search; 5 where it iterates if None.
         norm: of r.
         divergence: between the predictions.
-        module: the module behind a bare function.
+        module: the module that another function uses, a list of several, or `()` if there is none.
         key: of the random direction the search starts from; a fresh one if None.
 
     Returns:
         (N,), in nats for the KL divergences.
     """
     direction = by_name("direction", DIRECTIONS, direction)
-    iterates = "num_power_iterations" in inspect.signature(direction).parameters
+    if num_power_iterations is None and "num_power_iterations" in options_of(direction):
+        num_power_iterations = 5
     measure = VAT(
         eps,
         direction=direction,
-        num_power_iterations=num_power_iterations if num_power_iterations is not None else 5 if iterates else 1,
+        num_power_iterations=num_power_iterations,
         choose_sign=True,
         norm=norm,
         divergence=divergence,
