@@ -5,13 +5,12 @@ a pass takes, so there is no hook to undo. Noise drawn inside the network (dropo
 of them starts from the same key.
 """
 
-import dis
-import inspect
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
-from types import CodeType, ModuleType
+from operator import is_
 from typing import Any
 
 import torch
@@ -21,61 +20,67 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 Forward = Callable[[Tensor], Tensor]
+Modules = nn.Module | Sequence[nn.Module]
 Held = dict[str, Any]
-"""Tensors that a layer holds, its parameters or its buffers, by their names in it."""
+"""What a layer holds by name: its parameters, its buffers, or its attributes."""
 Places = list[tuple[Held, str]]
-NO_HOLDERS = (nn.Module, type, ModuleType, *weakref.ProxyTypes)
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
-STATE = (Tensor, bool, int, float, complex, str, tuple, list, dict, set, type(None))
-"""Types of what a layer may keep in a plain attribute as its state; objects of others are taken for parts of it, and left alone."""
 
 
 @contextmanager
 def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it, torch's default generators (the CPU's and `device`'s) start from `seed`; after it they are as before."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
+    """Within it the default generators start from `seed`: torch's (the CPU's and `device`'s), Python's and numpy's; as before after it."""
+    with _state_of_python_and_numpy(seed):
+        if device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                yield
+            return
+        module = torch.get_device_module(device)
+        current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
+        with torch.random.fork_rng(devices=[device], device_type=device.type), current:
             torch.default_generator.manual_seed(seed)
+            module.manual_seed(seed)
             yield
-        return
-    module = torch.get_device_module(device)
-    current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
-    with torch.random.fork_rng(devices=[device], device_type=device.type), current:
-        torch.default_generator.manual_seed(seed)
-        module.manual_seed(seed)
-        yield
 
 
 class Network:
     """A differentiable function of the input, whose calls leave the module behind it as it was.
 
     Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
-    layer under `torch.utils.checkpoint` computes again in the backward pass is out of its reach: batch norm in there moves then. So is
-    a tensor in a plain attribute that a layer changes in place: make it a buffer.
+    call changes in the plain attributes of a layer is undone after it: what it assigns, adds to a list, dict or set, or changes in place
+    in a tensor. Two things are out of reach: what is inside a container or another object, and what a layer under
+    `torch.utils.checkpoint` computes again in the backward pass, where batch norm moves then.
 
     Args:
-        forward: x -> logits; a module, or any function.
-        module: the module behind a bare function, of which the state is to be protected and weights can be constants. The function itself
-            if it is a module, and the module of which it is a method or a `functools.partial`. Of modules that are not named, but that a
-            function is seen to use, the state is protected, more than is used perhaps: to name the one is cheaper.
+        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
+        module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
+            if there is none. None if `forward` shows it.
+
+    Raises:
+        TypeError: If `forward` is another function, and its module is not given.
     """
 
-    def __init__(self, forward: Forward, module: nn.Module | None = None):
-        module = _behind(forward) if module is None else module
-        self._wrapper = forward if isinstance(forward, DistributedDataParallel) else None
-        if self._wrapper is not None:
-            forward = module = self._wrapper.module
-        if isinstance(module, NOT_ON_COPIES):
-            raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
-        self.module = module
+    def __init__(self, forward: Forward, module: Modules | None = None):
+        modules = _modules(forward, module)
+        if isinstance(forward, DistributedDataParallel):
+            modules = [forward.module if part is forward else part for part in modules]
+        for part in modules:
+            if isinstance(part, NOT_ON_COPIES):
+                raise TypeError(f"a {type(part).__name__} cannot run on copies of its state: hand in the module that it was made of")
+        self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
         self._forward = forward
-        self._roots = [part for part in (module, forward) if isinstance(part, nn.Module)] or _used_by(forward)
-        self._layers = list(dict.fromkeys(layer for root in self._roots for layer in root.modules()))
+        self._own = _layers(modules)
+        self._layers = _layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
+        self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
+        self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
-        self._own = [] if module is None or is_divided(module) else self._layers
-        self._keepers = [layer for layer in self._layers if not _forgets(layer)]
-        self._parts = _parts(self._roots) if self._keepers else []
+        self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        self._unbuilt = any(map(is_lazy, _weights(self._layers)))
+        self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
+        self._kept_values = _kept_values(self._keepers)
+        self._constants: list[tuple[Tensor, Places]] = []
         self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
 
     def __call__(
@@ -99,9 +104,9 @@ class Network:
         if self.module is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        with self._on_copies(parameters, constant, track), random_state(seed, x.device), _one_path():
-            trains = torch.is_grad_enabled() and not constant and parameters is None
-            logits = _synchronised(self._wrapper, x, track) if self._wrapper is not None and trains else self._forward(x)
+        trains = torch.is_grad_enabled() and not constant and parameters is None
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, x.device), _one_path():
+            logits = self._forward(x)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
@@ -128,8 +133,10 @@ class Network:
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
             others += self._by_name(parameters)
-        elif constant:
-            others += [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
+        elif constant and not self._divided:
+            if self._unbuilt or not self._constants:
+                self._constants = [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
+            others += self._constants
         others = [(held, name, tensor) for tensor, places in others for held, name in places if name in held]
         own = [(held, name, held[name]) for held, name, _ in others]
         with nullcontext() if track else self._kept():
@@ -138,6 +145,8 @@ class Network:
                 yield
             finally:
                 _hold(own)
+        if track:
+            self._kept_values = _kept_values(self._keepers)
 
     def _by_name(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Places]]:
         """Tensors for the module's own of these names, each with the places of that one."""
@@ -153,15 +162,90 @@ class Network:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
-        before = [_Kept(layer) for layer in self._keepers]
+        """Within it layers hold copies of the tensors and containers in their plain attributes; after it, all that they held before.
+
+        A pass that builds layers or weights (lazy ones) is not undone: an attribute says that they are there.
+        """
+        before = [(held, held.copy()) for layer in self._keepers for held in (vars(layer), layer._buffers)]
+        size = _size(self._layers) if before else 0
+        copies = [(_copy(value), value, places) for value, places in self._kept_values]
+        copies = [(copy, value, held, name) for copy, value, places in copies for held, name in places if held.get(name) is value]
+        _hold((held, name, copy) for copy, _, held, name in copies)
         try:
             yield
         finally:
-            # With other parts than before the pass has built a layer, and what says so must stay.
-            if before and _parts(self._roots) == self._parts:
-                for kept in before:
-                    kept.put_back()
+            if self._unbuilt or (before and _size(self._layers) != size):
+                self._unbuilt = any(map(is_lazy, _weights(self._layers)))
+                _hold((held, name, value) for copy, value, held, name in copies if held.get(name) is copy)
+            else:
+                for held, own in before:
+                    _put_back(held, own)
+
+    @contextmanager
+    def _unwrapped(self, trains: bool, track: bool) -> Iterator[None]:
+        """Within it a pass that does not train goes past `DistributedDataParallel`, whose processes average only what they expect.
+
+        A pass that trains goes through it. Buffers of the first process are not sent to the others unless `track`: the pass has copies,
+        and is to leave the buffers alone. Fabric's wrapper does not look for its own `backward`, which no direction calls.
+        """
+        broadcasts = [wrapper.broadcast_buffers for wrapper in self._wrappers]
+        for wrapper in self._wrappers:
+            wrapper.broadcast_buffers &= track
+            if not trains:
+                vars(wrapper)["forward"] = wrapper.module
+        for wrapper in self._fabric:
+            vars(wrapper)["_register_backward_hook"] = _same
+        try:
+            yield
+        finally:
+            for wrapper, before in zip(self._wrappers, broadcasts, strict=True):
+                wrapper.broadcast_buffers = before
+                vars(wrapper).pop("forward", None)
+            for wrapper in self._fabric:
+                vars(wrapper).pop("_register_backward_hook", None)
+
+
+def _modules(forward: Forward, module: Modules | None) -> list[nn.Module]:
+    """The modules that a function uses: those that are named, or those that it shows."""
+    if module is not None:
+        modules = [module] if isinstance(module, nn.Module) else list(module)
+        if not all(isinstance(part, nn.Module) for part in modules):
+            raise TypeError(f"module must be an nn.Module, a list of several, or () if there is none, got {module!r}")
+        return modules or _shown(forward)
+    modules = _shown(forward)
+    if not modules:
+        name = getattr(forward, "__name__", type(forward).__name__)
+        raise TypeError(
+            f"the module that the function {name} uses is not known: name it, as vat(lambda x: model(x), x, module=model), several as "
+            "module=[encoder, head], and none as module=()"
+        )
+    return modules
+
+
+def _shown(forward: Forward) -> list[nn.Module]:
+    """The module that a function is, or is a method of, also in a `functools.partial`; and those among its fixed arguments."""
+    given: list[Any] = []
+    while isinstance(forward, partial):
+        given += (*forward.args, *forward.keywords.values())
+        forward = forward.func
+    owner = getattr(forward, "__self__", forward)
+    return [part for part in (owner, *given) if isinstance(part, nn.Module)] if isinstance(owner, nn.Module) else []
+
+
+def _layers(roots: Iterable[Any]) -> list[nn.Module]:
+    """All layers of networks, each once; `Module.modules()` takes three times as long."""
+    found: dict[nn.Module, None] = {}
+    waiting = [*roots][::-1]
+    while waiting:
+        layer = waiting.pop()
+        if layer is not None and layer not in found:
+            found[layer] = None
+            waiting.extend(reversed(layer._modules.values()))
+    return list(found)
+
+
+def _weights(layers: Iterable[nn.Module]) -> Iterator[Tensor]:
+    return (weight for layer in layers for weight in layer._parameters.values() if weight is not None)
 
 
 def _places(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
@@ -188,89 +272,64 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def _synchronised(wrapper: DistributedDataParallel, x: Tensor, track: bool) -> Any:
-    """The wrapper's output: a pass that trains goes through it, for its processes average only what it was told to expect.
-
-    Buffers of the first process are not sent to the others unless `track`: the pass has copies, and is to leave the buffers alone.
-    """
-    before = wrapper.broadcast_buffers
-    wrapper.broadcast_buffers = before and track
-    try:
-        return wrapper(x)
-    finally:
-        wrapper.broadcast_buffers = before
+def _same(value: Any) -> Any:
+    return value
 
 
-def _behind(forward: Forward) -> nn.Module | None:
-    """The module that a function is: itself, one of its methods, a `functools.partial` of either."""
-    while isinstance(forward, partial):
-        forward = forward.func
-    owner = getattr(forward, "__self__", forward)
-    return owner if isinstance(owner, nn.Module) else None
+# ------------------------------------------------------------------------------------------------ what layers keep in attributes
+
+COPIED = {Tensor, list, dict, set}
 
 
-def _used_by(function: Forward) -> list[nn.Module]:
-    """The modules that a function is seen to use: among its defaults, what it closes over and its globals, or in an attribute of these."""
-    seen: list[Any] = []
-    while isinstance(function, partial):
-        seen += (*function.args, *function.keywords.values())
-        function = function.func
-    seen.append(getattr(function, "__self__", function))
-    if inspect.isfunction(function):
-        seen += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        seen += (function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__)
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # an empty one
-                seen.append(cell.cell_contents)
-    things = (thing for thing in seen if not issubclass(type(thing), NO_HOLDERS))
-    inside = (held for thing in things for held in getattr(thing, "__dict__", {}).values())
-    # One that cannot run on copies is called as it is; a weak reference only looks like a module.
-    modules = (part for part in (*seen, *inside) if issubclass(type(part), nn.Module) and not isinstance(part, NOT_ON_COPIES))
-    return list(dict.fromkeys(modules))
+def _kept_values(layers: Iterable[nn.Module]) -> list[tuple[Any, Places]]:
+    """Each tensor or container in plain attributes, with its places."""
+    places: dict[int, tuple[Any, Places]] = {}
+    for layer in layers:
+        held = vars(layer)
+        for name, value in held.items():
+            if type(value) in COPIED and name not in OF_EVERY_MODULE:
+                places.setdefault(id(value), (value, []))[1].append((held, name))
+    return list(places.values())
 
 
-@lru_cache(maxsize=256)
-def _globals(code: CodeType) -> frozenset[str]:
-    """The names of the globals that a function reads."""
-    return frozenset(done.argval for done in dis.get_instructions(code) if done.opname == "LOAD_GLOBAL")
+def _copy(value: Any) -> Any:
+    if type(value) is Tensor:
+        return value.clone()
+    # Thousands of entries are a table, a vocabulary perhaps, and no state.
+    return value.copy() if len(value) < 1000 else value
 
 
-def _forgets(part: nn.Module) -> bool:
-    """Whether a pass surely leaves nothing in its plain attributes: torch's own layers do not, unless a hook does it for them."""
-    if isinstance(part, torch.jit.ScriptModule):  # keeps nothing that Python sees
-        return True
-    return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
+def _put_back(held: Held, before: Held) -> None:
+    if len(held) == len(before) and all(map(is_, held.values(), before.values())):
+        return
+    for name in held.keys() - before.keys():
+        del held[name]
+    held.update(before)
 
 
-def _parts(roots: Iterable[nn.Module]) -> list[tuple[nn.Module, list[str]]]:
-    """The layers of networks, each with the names of its parameters that are there."""
-    layers = (layer for root in roots for layer in root.modules())
-    return [(layer, [name for name, p in layer._parameters.items() if not (p is None or is_lazy(p))]) for layer in layers]
+def _size(layers: Iterable[nn.Module]) -> int:
+    """Number of parts and weights."""
+    return sum(len(layer._modules) + len(layer._parameters) for layer in layers)
 
 
-class _Kept:
-    """What a layer keeps at a time, apart from the values of its buffers."""
+@lru_cache(maxsize=1024)
+def _is_torchs(kind: type) -> bool:
+    """Whether a layer is torch's own, which keeps nothing in plain attributes; torch makes some classes around a user's."""
+    return all(base.__module__.startswith(("torch.", "builtins", "typing")) for base in kind.__mro__)
 
-    def __init__(self, layer: nn.Module):
-        self.layer = layer
-        self.buffers = layer._buffers.copy()
-        self.attributes = {name: vars(layer)[name] for name in vars(layer).keys() - OF_EVERY_MODULE}
-        # Thousands of entries are a table, a vocabulary perhaps, and no state.
-        held = [held for held in self.attributes.values() if type(held) in (list, dict, set) and len(held) < 1000]
-        self.contents = [(some, some.copy()) for some in held]
 
-    def put_back(self) -> None:
-        buffers, now = self.layer._buffers, vars(self.layer)
-        for name in buffers.keys() - self.buffers.keys():
-            del buffers[name]
-        buffers |= {name: None for name, buffer in self.buffers.items() if buffer is None}
-        for name in now.keys() - OF_EVERY_MODULE - self.attributes.keys():
-            if isinstance(now[name], STATE):
-                del now[name]
-        now |= {name: old for name, old in self.attributes.items() if isinstance(old, STATE) and isinstance(now.get(name), STATE)}
-        for held, contents in self.contents:
-            held.clear()
-            held.extend(contents) if isinstance(held, list) else held.update(contents)
+def _has_no_hooks(layer: nn.Module) -> bool:
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1024)
+def _divides(kind: type) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, for its import takes a second
+
+
+def is_divided(module: nn.Module | None) -> bool:
+    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
+    return module is not None and any(_divides(type(layer)) for layer in _layers([module]))
 
 
 @contextmanager
@@ -290,7 +349,17 @@ def _one_path() -> Iterator[None]:
         parametrize._cache_enabled = cached
 
 
-def is_divided(module: nn.Module | None) -> bool:
-    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
-    kinds = set() if module is None else set(map(type, module.modules()))
-    return any(base.__name__ == "FSDPModule" for kind in kinds for base in kind.__mro__)  # by name, for its import takes a second
+@contextmanager
+def _state_of_python_and_numpy(seed: int) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")  # the core does not need it, and a network that draws from it has imported it
+    python = random.getstate()
+    arrays = None if numpy is None else numpy.random.get_state()
+    try:
+        random.seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(arrays)

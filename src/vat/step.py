@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from vat.network import Forward, Network
+from vat.network import Forward, Modules, Network
 from vat.seeds import stable_seed
 
 
@@ -51,10 +51,10 @@ class Step:
     """One training step, as a regularizer sees it. The clean pass is valid for exactly these rows, in this batch.
 
     Args:
-        forward: x -> logits; a module, or any function (with `module` named where its state is to be protected).
+        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function with its `module`.
         x: inputs (N, …), of a floating dtype.
         y: labels (N,), or None.
-        module: the module behind a bare function.
+        module: the module that another function uses, a list of several, or `()` if there is none.
         key: of the step's randomness; a fresh one from torch's default generator if None.
         index: (N,) identity of the rows in the data set, for a regularizer that remembers.
         start: first of these rows in the global batch.
@@ -76,7 +76,7 @@ class Step:
         x: Tensor,
         y: Tensor | None = None,
         *,
-        module: nn.Module | None = None,
+        module: Modules | None = None,
         key: Key | None = None,
         index: Tensor | None = None,
         start: int = 0,
