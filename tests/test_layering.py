@@ -17,16 +17,18 @@ RANKS = {
     "vat.forward_mode": 1,
     "vat.precision": 1,
     "vat.network": 1,
-    "vat.step": 2,
+    "vat.calls": 1,
+    "vat.counting": 3,
+    "vat.step": 4,
     "vat.models": 1,
     "vat.data": 1,
     "vat.batch_norm": 1,
     "vat.reference": 1,
-    "vat.directions": 3,
-    "vat.regularizers": 4,
-    "vat": 5,  # its __init__ gathers the core
+    "vat.directions": 5,
+    "vat.regularizers": 6,
+    "vat": 7,  # its __init__ gathers the core
 }
-TOP = 6
+TOP = 8
 CORE = (
     "vat",
     "vat.seeds",
@@ -36,6 +38,8 @@ CORE = (
     "vat.precision",
     "vat.reference",
     "vat.network",
+    "vat.calls",
+    "vat.counting",
     "vat.step",
     "vat.directions",
     "vat.regularizers",

@@ -698,9 +698,9 @@ def test_outputs_whose_rows_are_not_the_inputs_are_refused(function):
         Network(function, ())(rows(), seed=1)
 
 
-@pytest.mark.parametrize("x", [(torch.zeros(2, 5),), {"x": torch.zeros(2, 5)}, nn.Linear(5, 3)])
-def test_inputs_that_are_no_tensor_are_refused(x):
-    with pytest.raises(TypeError, match="x must be a tensor, got a"):
+@pytest.mark.parametrize("x", [nn.Linear(5, 3), "x", None, (torch.zeros(2, 5), 3), {"input": torch.ones(2, 5).long()}, ()])
+def test_inputs_that_cannot_be_perturbed_are_refused_in_a_sentence(x):
+    with pytest.raises(TypeError, match=r"cannot be perturbed: name what is|at must be a layer"):
         Step(nn.Linear(5, 3), x)
 
 

@@ -84,7 +84,7 @@ def hessian_product(
 ) -> Tensor:
     """H d (N, …) by finite differences; `d` and the other arguments as for `finite_difference`. 2 F."""
     # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
-    length = norm.length(step.x).mean()
+    length = norm.mean_length(step.x)
     probe = (1e-3 if xi is None else xi) * torch.where(length > 0, length, 1)
     return gradient(step, divergence, probe * d, create_graph=create_graph) / probe
 
@@ -141,7 +141,7 @@ def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool
 
     Deterministic, with a definite sign, and safe in half precision: nothing is subtracted but two logits.
     """
-    return _across(step, divergence, norm, None, create_graph)
+    return _across(step, divergence, norm, create_graph, nearest=True)
 
 
 def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
@@ -149,11 +149,12 @@ def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_grap
 
     Reaches less divergence than `margin` in a step, and in the course of training every boundary, not only the nearest.
     """
-    return _across(step, divergence, norm, step.uniform("class"), create_graph)
+    return _across(step, divergence, norm, create_graph, nearest=False)
 
 
-def _across(step: Step, divergence: Divergence, norm: Norm, choice: Tensor | None, create_graph: bool) -> Tensor:
-    """The direction in which the margin to each example's `choice` falls the steepest."""
+def _across(step: Step, divergence: Divergence, norm: Norm, create_graph: bool, *, nearest: bool) -> Tensor:
+    """The direction in which the margin to each example's nearest class, or one drawn at random, falls the steepest."""
+    choice = None if nearest else step.uniform("class", len(step.clean.logits))
     with torch.enable_grad():
         towards = -divergence.margin(step.clean.logits, choice).sum()
         (g,) = grad(towards, step.clean.x, retain_graph=step.live or create_graph, create_graph=create_graph)
@@ -167,7 +168,7 @@ def ascent(
     divergence: Divergence,
     norm: Norm,
     *,
-    eps: float,
+    eps: float | Tensor,
     num_power_iterations: int = 1,
     create_graph: bool = False,
 ) -> Tensor:

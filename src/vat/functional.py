@@ -19,6 +19,9 @@ class Divergence:
     A subclass gives `__call__`. The Hessian-vector product follows by autograd on the logits alone; a closed form is cheaper.
     """
 
+    averages_positions = True
+    """Whether the value is a mean over the positions (N, C, …) of an output; otherwise it is a sum."""
+
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         """Divergence of each example's `perturbed` logits (N, …) from its `clean` ones (N, …): shape (N,)."""
         raise NotImplementedError
@@ -147,6 +150,8 @@ class Gaussian(Divergence):
         ValueError: it is not a finite number > 0.
     """
 
+    averages_positions = False
+
     def __init__(self, sigma: float = 1.0):
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be a finite number > 0, got {sigma}")
@@ -199,9 +204,14 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
+    return _mean_over_positions(entropy_of_positions(logits))
+
+
+def entropy_of_positions(logits: Tensor) -> Tensor:
+    """Entropy of the softmax at each position, (N, …) without the classes, in nats; logits as for `Categorical`."""
     log_p = as_classes(logits).log_softmax(1)
     p = log_p.exp()
-    return _mean_over_positions(-(p * log_p.where(p > 0, 0)).sum(1))  # 0, not NaN, for a class ruled out by a logit of -inf
+    return -(p * log_p.where(p > 0, 0)).sum(1)  # 0, not NaN, for a class ruled out by a logit of -inf
 
 
 def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:

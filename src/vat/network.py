@@ -57,12 +57,14 @@ class Network:
         forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
         module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
             if there is none. None if `forward` shows it.
+        class_dim: dimension of the outputs in which the classes lie, which becomes dimension 1.
+        grouped: outputs may be fewer than inputs.
 
     Raises:
         TypeError: If `forward` is another function, and its module is not given.
     """
 
-    def __init__(self, forward: Forward, module: Modules | None = None):
+    def __init__(self, forward: Forward, module: Modules | None = None, *, class_dim: int | None = None, grouped: bool = False):
         modules = _modules(forward, module)
         if isinstance(forward, DistributedDataParallel):
             modules = [forward.module if part is forward else part for part in modules]
@@ -70,7 +72,9 @@ class Network:
             if isinstance(part, NOT_ON_COPIES):
                 raise TypeError(f"a {type(part).__name__} cannot run on copies of its state: hand in the module that it was made of")
         self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
-        self._forward = forward
+        self.forward = forward
+        self._class_dim = class_dim
+        self._grouped = grouped
         self._own = _layers(modules)
         self._layers = _layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
@@ -104,15 +108,9 @@ class Network:
         if self.module is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        trains = torch.is_grad_enabled() and not constant and parameters is None
-        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, x.device), _one_path():
-            logits = self._forward(x)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
-                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
-            )
-        if not logits.dim() or len(logits) != len(x):
+        output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        logits = self._logits(output)
+        if not logits.dim() or (len(logits) != len(x) and not self._grouped):
             raise ValueError(
                 f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
                 "of both counts the examples; hand in a function that puts it there"
@@ -123,6 +121,36 @@ class Network:
                 "argmax or a quantized layer in between?"
             )
         return logits
+
+    def called(
+        self,
+        function: Callable[[], Any],
+        *,
+        device: torch.device,
+        seed: int,
+        parameters: Mapping[str, Tensor] | None = None,
+        constant: bool = False,
+        track: bool = False,
+    ) -> Any:
+        """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
+        trains = torch.is_grad_enabled() and not constant and parameters is None
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, device), _one_path():
+            return function()
+
+    def _logits(self, output: Any) -> Tensor:
+        """The logits in an output, with the classes in dimension 1."""
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the network returned a {type(output).__name__} in place of logits: hand in a function that picks them, "
+                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
+            )
+        class_dim = self._class_dim
+        if class_dim is None and logits is not output and logits.dim() == 3:
+            class_dim = -1  # of tokens (N, T, C), as all models of Hugging Face give them
+        if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
+            raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
+        return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
 
     @contextmanager
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:

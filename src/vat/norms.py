@@ -13,6 +13,10 @@ class Norm:
         """Length of each example: shape (N, 1, …, 1)."""
         raise NotImplementedError
 
+    def mean_length(self, x: Tensor) -> Tensor:
+        """Mean length of the examples."""
+        return self.length(x).mean()
+
     def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
         """The d with ‖d‖ = 1 that maximises ⟨g, d⟩, for each example.
 

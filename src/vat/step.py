@@ -1,13 +1,28 @@
 """What one training step offers a regularizer: the network as a function, the inputs, and randomness with a name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vat.calls import At, Perturbed
+from vat.counting import (
+    DivergenceOfStep,
+    NormOfInputs,
+    NormOfStep,
+    kept,
+    mask_of_inputs,
+    mask_of_outputs,
+    per_group,
+    per_token,
+    share_of_positions,
+)
+from vat.functional import Divergence
 from vat.network import Forward, Modules, Network
+from vat.norms import Norm
 from vat.seeds import stable_seed
 
 
@@ -51,10 +66,18 @@ class Step:
     """One training step, as a regularizer sees it. The clean pass is valid for exactly these rows, in this batch.
 
     Args:
-        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function with its `module`.
-        x: inputs (N, …), of a floating dtype.
+        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function with its `module`. An output
+            with `logits`, as Hugging Face's models give, stands for these.
+        x: inputs (N, …), of a floating dtype. A tuple or a mapping is the arguments of the call, as is a `vat.calls.Call`.
         y: labels (N,), or None.
         module: the module that another function uses, a list of several, or `()` if there is none.
+        at: what is perturbed instead of x: a layer, of which the output is, or the name or number of an argument, or several.
+        mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
+            those positions are left out.
+        output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
+        class_dim: dimension of the outputs in which the classes lie; 1 if None, but the last of (N, T, C) in an output with `logits`.
+        group: the group (N,) of each example, numbered from 0, as the graph of each node. Norms are per group, outputs may be.
+        scale: factor of the radius: a number, or (N,), or more of x's dimensions; of several inputs a list, one for each.
         key: of the step's randomness; a fresh one from torch's default generator if None.
         index: (N,) identity of the rows in the data set, for a regularizer that remembers.
         start: first of these rows in the global batch.
@@ -68,15 +91,22 @@ class Step:
     Attributes:
         x: the inputs as constants.
         inputs: the same with the graph that led to them (an embedding, a part of the network before), for passes that train.
+        mask: 1 where x counts, shaped like x; None if it does everywhere.
     """
 
     def __init__(
         self,
         forward: Forward,
-        x: Tensor,
+        x: Any,
         y: Tensor | None = None,
         *,
         module: Modules | None = None,
+        at: At | None = None,
+        mask: Tensor | None = None,
+        output_mask: Tensor | None = None,
+        class_dim: int | None = None,
+        group: Tensor | None = None,
+        scale: float | Tensor | Sequence[float | Tensor] | None = None,
         key: Key | None = None,
         index: Tensor | None = None,
         start: int = 0,
@@ -86,21 +116,22 @@ class Step:
         track: bool = False,
         report: dict[str, Tensor] | None = None,
     ):
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model"
-            )
+        self.key = Key.fresh() if key is None else key
+        self._network = Network(forward, module, class_dim=class_dim, grouped=group is not None)
+        self._call: Perturbed | None = None
+        if at is not None or not isinstance(x, Tensor):
+            x = self._taken(Perturbed(forward, x, at))
+        _refuse_unfit(x)
         if x.is_inference() and not torch.is_inference_mode_enabled():
             x = x.clone()  # an ordinary tensor, of which gradients can be asked
-        if not x.is_floating_point():
-            raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
-        if x.is_nested or x.layout is not torch.strided or not x.dim():
-            raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")
-        self._network = Network(forward, module)
         self.x = x.detach()
         self.inputs = x
         self.y = y
-        self.key = Key.fresh() if key is None else key
+        self.mask = None if mask is None else mask_of_inputs(mask, x)
+        self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
+        self._names_outputs = output_mask is not None
+        self.group = group
+        self._scale = None if scale is None else self._shaped(scale)
         self.index = index
         self.start = start
         self.total = len(x) if total is None else total
@@ -108,6 +139,90 @@ class Step:
         self.live = live
         self.track = track
         self.report = report
+
+    def _taken(self, call: Perturbed) -> Tensor:
+        """The inputs of a call of several arguments, which the network is from now on a function of."""
+        x = self._network.called(call.inputs, device=call.device, seed=self.key.own("network")) if call.layers else call.inputs()
+        self._network.forward = self._call = call
+        return x
+
+    def _shaped(self, scale: float | Tensor | Sequence[float | Tensor]) -> Tensor:
+        if isinstance(scale, Sequence):
+            if self._call is None or len(scale) != len(self._call.shapes):
+                raise ValueError(f"scale has {len(scale)} entries: give one for each input, a number, or a tensor (N, …)")
+            parts = [torch.as_tensor(one, dtype=self.x.dtype, device=self.x.device) for one in scale]
+            shapes = self._call.shapes
+            return self._call.joined(
+                [one.view(*one.shape, *[1] * (len(shape) - one.dim())) for one, shape in zip(parts, shapes, strict=True)]
+            )
+        factor = torch.as_tensor(scale, dtype=self.x.dtype, device=self.x.device)
+        return factor.view(*factor.shape, *[1] * (self.x.dim() - factor.dim()))
+
+    # ---------------------------------------------------------------------------------------------- what counts, and how far
+
+    def norm(self, norm: Norm, per: str = "example") -> Norm:
+        """A norm of r in this step: over what counts, of each example (or group), or of each "token" or "input".
+
+        Raises:
+            ValueError: If there is another `per`, or none such in the inputs.
+        """
+        if per not in PER:
+            raise ValueError(f"per={per!r} is not known: choose one of {', '.join(PER)}")
+        if per == "input" and self._call is None:
+            raise ValueError("per='input' needs several inputs, as vat(model, (image, table))")
+        if per == "token" and self.x.dim() < 3:
+            raise ValueError(f"per='token' needs inputs (N, T, D), got x of shape {tuple(self.x.shape)}")
+        if per == "input" and self._call is not None:
+            return NormOfInputs(norm, self._call.shapes)
+        if self.mask is None and self.group is None and per == "example":
+            return norm
+        rows = per_token(self.x.shape) if per == "token" else None if self.group is None else per_group(self.group)
+        return NormOfStep(norm, self.x.shape, self.mask, rows)
+
+    def divergence(self, divergence: Divergence) -> Divergence:
+        """A divergence of the outputs that count in this step."""
+        return divergence if self._positions is None else DivergenceOfStep(divergence, self.mask_of)
+
+    def radius(self, eps: float) -> float | Tensor:
+        """ε in this step: `eps`, or a tensor that broadcasts to x if it is not everywhere the same."""
+        return eps if self._scale is None else eps * self._scale
+
+    def mask_of(self, logits: Tensor) -> Tensor | None:
+        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do."""
+        return None if self._positions is None else mask_of_outputs(self._positions, logits, named=self._names_outputs)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
+
+        Raises:
+            ValueError: If it is a single number.
+        """
+        if not value.dim():
+            raise ValueError(
+                "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
+            )
+        mask = self._positions if self._names_outputs else self.mask
+        if mask is None or len(mask) != len(value):
+            return value.sum() / max(1, len(value))
+        counted = mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
+        return torch.where(counted, value, 0).sum() / counted.sum().clamp(min=1)
+
+    def mean_over_positions(self, value: Tensor) -> Tensor:
+        """Mean (N,) of a value for each example or position (N, …), shaped like an output without its classes, over those that count."""
+        if value.dim() == 1:
+            return value
+        mask = self.mask_of(value[:, None])
+        if mask is None:
+            return value.flatten(1).mean(1)
+        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask)
+
+    def for_rows(self, value: Tensor) -> Tensor:
+        """A value for each output (N,) or group, as one for each example, which broadcasts to x."""
+        if self.group is not None and len(value) != len(self.x):
+            value = value[self.group]
+        return value.view(-1, *[1] * (self.x.dim() - 1))
+
+    # ------------------------------------------------------------------------------------------------------------ passes
 
     @property
     def module(self) -> nn.Module | None:
@@ -150,13 +265,16 @@ class Step:
         with torch.no_grad():
             return self._network(self.x, seed=self.key.own("network"), constant=True)
 
-    def uniform(self, purpose: str) -> Tensor:
+    def uniform(self, purpose: str, rows: int | None = None) -> Tensor:
         """A number from [0, 1) for each row, float32 (N,), which follows from the row's place in the global batch.
 
         Args:
             purpose: name of the stream.
+            rows: number of groups, if the outputs are theirs.
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
+        if rows is not None and rows != len(self.x):
+            return torch.rand(rows, generator=generator, device=self.x.device)
         numbers = torch.rand(self.total, generator=generator, device=self.x.device)
         return numbers[self.start : self.start + len(self.x)]
 
@@ -169,6 +287,40 @@ class Step:
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
         dtype = torch.promote_types(self.x.dtype, torch.float32)
+        if self.mask is not None and not one_row:
+            return self._normal_where_counted(purpose, generator, dtype)
         shape = (1 if one_row else self.total, *self.x.shape[1:])
         noise = torch.randn(shape, generator=generator, device=self.x.device, dtype=dtype)
         return noise if one_row else noise[self.start : self.start + len(self.x)]
+
+    def _normal_where_counted(self, purpose: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """The same for a masked x: each row has a stream for what counts in it, so that they do not depend on the padding."""
+        assert self.mask is not None
+        noise = torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)
+        for number, (row, mask) in enumerate(zip(noise, self.mask, strict=True)):
+            generator.manual_seed(stable_seed(self.key.shared(purpose), self.start + number))
+            row[mask] = torch.randn(int(mask.sum()), generator=generator, dtype=dtype, device=self.x.device)
+        return noise
+
+
+PER = ("example", "token", "input")
+
+
+def _positions(mask: Tensor, x: Tensor) -> Tensor | None:
+    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
+    if mask.dim() < x.dim() or mask.dim() == 1:
+        return mask if mask.dim() > 1 else None
+    kept = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
+    return mask.reshape([mask.shape[n] for n in kept]) if 1 < len(kept) < x.dim() else None
+
+
+def _refuse_unfit(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or for ids "
+            "vat(model, ids, at=model.get_input_embeddings())"
+        )
+    if x.is_nested or x.layout is not torch.strided or not x.dim():
+        raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")

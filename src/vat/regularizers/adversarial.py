@@ -39,5 +39,6 @@ class Adversarial(Regularizer):
             logits = wide(clean.logits.detach()).requires_grad_()
             (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)
         g = pulled_back(step, clean.logits, clean.x, u, retain_graph=step.live)
-        d = self.norm.dual(g, otherwise=self.norm.sample(step.normal("direction", one_row=True)))
-        return cross_entropy(step.network(step.inputs + self.eps * d), step.y)
+        norm = step.norm(self.norm)
+        d = norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
+        return cross_entropy(step.network(step.inputs + step.radius(self.eps) * d), step.y)

@@ -65,14 +65,15 @@ class Regularizer(nn.Module):
                 "activations again with other weights than these: leave it out for such a network, or take VAT(direction='random')"
             ) from error
 
-    def forward(self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: Modules | None = None) -> Tensor:
+    def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
         """The term of one batch: a scalar to add to the loss.
 
         Args:
             forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
-            x: inputs (N, …), of a floating dtype.
+            x: inputs (N, …), of a floating dtype; a tuple or a mapping of the network's arguments, see `Step`.
             y: labels (N,), for regularizers that need them.
             module: the module that another function uses, a list of several, or `()` if there is none.
+            **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
 
         Raises:
             TypeError: `y` are not integers, and are not needed: another input of the model, perhaps.
@@ -82,7 +83,7 @@ class Regularizer(nn.Module):
                 f"{self.name} takes labels as its third argument, and has no use for them: a second input goes into a function, as "
                 "vat(lambda x: model(x, z), x, module=model)"
             )
-        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass))
+        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass, **of_step))
 
     @property
     def current_weight(self) -> float:

@@ -1,15 +1,18 @@
 """Virtual adversarial training."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from vat.calls import Perturbed
 from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, options_of, random
 from vat.functional import DIVERGENCES, Divergence, by_name, flat
 from vat.network import Forward, Modules
 from vat.norms import L2, NORMS, Norm
 from vat.precision import coarse, full_precision
-from vat.regularizers.base import Regularizer, mean, not_negative
-from vat.step import Key, Step
+from vat.regularizers.base import Regularizer, not_negative
+from vat.step import PER, Key, Step
 
 
 class VAT(Regularizer):
@@ -31,6 +34,7 @@ class VAT(Regularizer):
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
         gradient_through_target: let it flow through the target p(y|x) too.
         norm: of r: "l2", "linf", or a `vat.norms.Norm`.
+        per: what has a norm of its own: each "example", each "token" (a vector along the last dimension), or each "input" of several.
         divergence: "categorical" (softmax; a single logit is a Bernoulli), "bernoulli" (multi-label), "gaussian", or a
             `vat.functional.Divergence`.
         eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
@@ -50,6 +54,7 @@ class VAT(Regularizer):
         gradient_through_r: bool = False,
         gradient_through_target: bool = False,
         norm: str | Norm = "l2",
+        per: str = "example",
         divergence: str | Divergence = "categorical",
         eps_start: float | None = None,
         eps_steps: int = 0,
@@ -67,6 +72,9 @@ class VAT(Regularizer):
         if xi is not None and not 0 < xi < float("inf"):
             raise ValueError(f"xi must be a finite number > 0, got {xi}")
         self.norm = by_name("norm", NORMS, norm)
+        if per not in PER:
+            raise ValueError(f"per={per!r} is not known: choose one of {', '.join(PER)}")
+        self.per = per
         self.divergence = by_name("divergence", DIVERGENCES, divergence)
         self.choose_sign = choose_sign
         self.gradient_through_r = gradient_through_r
@@ -86,9 +94,9 @@ class VAT(Regularizer):
                 others = ", ".join(known for known, function in DIRECTIONS.items() if name in options_of(function))
                 raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it out, or choose one of {others}")
 
-    def _options(self) -> dict[str, float]:
+    def _options(self) -> dict[str, Any]:
         """The options of the direction's search that are set."""
-        options = {"num_power_iterations": self.num_power_iterations, "xi": self.xi}
+        options: dict[str, Any] = {"num_power_iterations": self.num_power_iterations, "xi": self.xi}
         return {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -112,68 +120,79 @@ class VAT(Regularizer):
         with torch.set_grad_enabled(self.gradient_through_r):
             options = self._options()
             if "eps" in options_of(self.direction):
-                options["eps"] = self.current_eps
-            d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
+                options["eps"] = step.radius(self.current_eps)
+            divergence, norm = step.divergence(self.divergence), step.norm(self.norm, self.per)
+            d = self.direction(step, divergence, norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
                 d = d * self._better_sign(step, d)
-        return self.current_eps * d
+        return step.radius(self.current_eps) * d
 
     def penalty(self, step: Step) -> Tensor:
         """Mean divergence of the perturbed from the clean prediction."""
         r = self.virtual_adversarial_perturbation(step)
         clean = step.clean.logits if self.gradient_through_target else step.target
         perturbed = step.network(step.inputs + r)
-        value = self.divergence(clean, perturbed)
+        value = step.divergence(self.divergence)(clean, perturbed)
         if step.report is not None:
             step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach(), r.detach())
-        return mean(value)
+        return step.mean(value)
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
+        divergence, eps = step.divergence(self.divergence), step.radius(self.current_eps)
         with torch.no_grad():
-            plus, minus = (
-                self.divergence(step.target, step.network(step.x + sign * self.current_eps * d, constant=True)) for sign in (1, -1)
-            )
-        return torch.where(plus >= minus, 1, -1).to(d.dtype).view(-1, *[1] * (d.dim() - 1))
+            plus, minus = (divergence(step.target, step.network(step.x + sign * eps * d, constant=True)) for sign in (1, -1))
+        return step.for_rows(torch.where(plus >= minus, 1, -1).to(d.dtype))
 
     @torch.no_grad()
     def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor, r: Tensor) -> dict[str, Tensor]:
         """Is it working? See `vat.diagnosis`, which reads these. 7 F."""
-        eps, divergence, norm = self.current_eps, self.divergence, self.norm
+        eps, divergence, norm = step.radius(self.current_eps), step.divergence(self.divergence), step.norm(self.norm, self.per)
 
         def at(p: Tensor) -> Tensor:
-            return mean(divergence(clean, step.network(step.x + p, constant=True)))
+            return step.mean(divergence(clean, step.network(step.x + p, constant=True)))
 
         found = {
-            "lds": mean(value),
+            "lds": step.mean(value),
             "kl_at_zero": at(torch.zeros_like(step.x)),
             "kl_random": at(eps * norm.sample(step.normal("diagnosis")).to(step.x.dtype)),
         }
-        if eps:  # from r one more step along the gradient, as long as ε
-            d = r / eps
+        if self.current_eps:  # from r one more step along the gradient, as long as ε
+            d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
             further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
             found["kl_ascent"] = at(eps * further)
-            if isinstance(norm, L2) and not coarse(step.x, clean, step.module):  # there a finite difference is noise
+            one_length = isinstance(self.norm, L2) and self.per == "example" and step.group is None
+            if one_length and not coarse(step.x, clean, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
-                found["curvature"] = mean(flat(d * product).sum(1))
-                found["cosine"] = mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
+                found["curvature"] = step.mean(flat(d * product).sum(1))
+                found["cosine"] = step.mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
         before, after = divergence.decision(clean), divergence.decision(perturbed)
         if before is not None and after is not None:
-            found["flip_rate"] = (before != after).float().mean()
-            found["margin"] = mean(divergence.margin(clean))
+            found["flip_rate"] = _share(before != after, step.mask_of(clean))
+            found["margin"] = step.mean(divergence.margin(clean))
         return {f"{self.name}/{name}": value for name, value in found.items()}
+
+
+def _share(flips: Tensor, mask: Tensor | None) -> Tensor:
+    """The share of decisions, of classes (N, …) or of each output (N, C, …), that flip among those that count."""
+    if mask is None:
+        return flips.float().mean()
+    counted = (mask if flips.dim() == mask.dim() else mask[:, 0]).expand_as(flips)
+    return (flips & counted).sum() / counted.sum().clamp(min=1)
 
 
 def local_distributional_smoothness(
     forward: Forward,
-    x: Tensor,
+    x: Any,
     *,
     eps: float,
     direction: str | Direction = "finite_difference",
     num_power_iterations: int | None = None,
     norm: str | Norm = "l2",
+    per: str = "example",
     divergence: str | Divergence = "categorical",
     module: Modules | None = None,
     key: Key | None = None,
+    **of_step: Any,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
 
@@ -188,9 +207,11 @@ def local_distributional_smoothness(
         direction: how r is found.
         num_power_iterations: iterations of that search; 5 where it iterates if None.
         norm: of r.
+        per: what has a norm of its own, as for `VAT`.
         divergence: between the predictions.
         module: the module that another function uses, a list of several, or `()` if there is none.
         key: of the random direction the search starts from; a fresh one if None.
+        **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
 
     Returns:
         (N,), in nats for the KL divergences.
@@ -204,12 +225,14 @@ def local_distributional_smoothness(
         num_power_iterations=num_power_iterations,
         choose_sign=True,
         norm=norm,
+        per=per,
         divergence=divergence,
     )
-    if torch.is_autocast_enabled(x.device.type):
+    device = x.device if isinstance(x, Tensor) else Perturbed(forward, x, of_step.get("at")).device
+    if isinstance(x, Tensor) and x.is_floating_point() and torch.is_autocast_enabled(device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.inference_mode(False), full_precision(x.device):  # Lightning's validation and test allow no gradients otherwise
-        step = Step(forward, x, module=module, key=key)
+    with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
+        step = Step(forward, x, module=module, key=key, **of_step)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
-            return measure.divergence(step.target, step.network(step.x + r, constant=True))
+            return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))
