@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
