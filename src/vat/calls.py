@@ -34,6 +34,23 @@ class Call:
         return self.args[name] if isinstance(name, int) else self.kwargs[name]
 
 
+def declared(module: nn.Module | None, ids: Tensor) -> tuple[nn.Module | None, Tensor | None]:
+    """What a network of integer inputs says of itself: `perturbed`, the layer whose output can be perturbed, and `mask(ids)`.
+
+    Args:
+        module: the network.
+        ids: inputs (N, …) of an integer dtype, which themselves cannot be perturbed.
+
+    Returns:
+        The layer and the mask, each None if the network does not say it.
+    """
+    layer = getattr(module, "perturbed", None)
+    if not isinstance(layer, nn.Module):
+        return None, None
+    mask: Any = getattr(module, "mask", None)
+    return layer, None if mask is None else mask(ids)
+
+
 class Perturbed:
     """A network's call as a function of one tensor, which holds all that is perturbed.
 

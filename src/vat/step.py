@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vat.calls import At, Perturbed
+from vat.calls import At, Perturbed, declared
 from vat.counting import (
     DivergenceOfStep,
     NormOfInputs,
@@ -21,7 +21,7 @@ from vat.counting import (
     share_of_positions,
 )
 from vat.functional import Divergence
-from vat.network import Forward, Modules, Network
+from vat.network import Forward, Modules, Network, unwrapped
 from vat.norms import Norm
 from vat.seeds import stable_seed
 
@@ -71,7 +71,8 @@ class Step:
         x: inputs (N, …), of a floating dtype. A tuple or a mapping is the arguments of the call, as is a `vat.calls.Call`.
         y: labels (N,), or None.
         module: the module that another function uses, a list of several, or `()` if there is none.
-        at: what is perturbed instead of x: a layer, of which the output is, or the name or number of an argument, or several.
+        at: what is perturbed instead of x: a layer, of which the output is, or the name or number of an argument, or several. If None and x
+            are integers, the layer that the network names as `perturbed`, and the mask that its `mask(x)` gives.
         mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
             those positions are left out.
         output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
@@ -119,6 +120,10 @@ class Step:
         self.key = Key.fresh() if key is None else key
         self._network = Network(forward, module, class_dim=class_dim, grouped=group is not None)
         self._call: Perturbed | None = None
+        if at is None and isinstance(x, Tensor) and not x.is_floating_point() and isinstance(self._network.module, nn.Module):
+            at, own_mask = declared(unwrapped(self._network.module), x)
+            mask = own_mask if mask is None else mask
+            view = view if at is None else None  # integers, which cannot replace the layer's output
         if at is not None or not isinstance(x, Tensor):
             x = self._taken(Perturbed(forward, x, at))
         _refuse_unfit(x)
@@ -247,6 +252,8 @@ class Step:
             constant: no gradient flows to the parameters.
             track: let this pass move the network's own buffers, as an ordinary call does.
         """
+        if parameters is not None and x is self.x and self._call is not None and self._call.layers:  # of which they are other outputs
+            x = self._network.called(self._call.inputs, device=x.device, seed=self.key.own(noise), parameters=parameters)
         return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant, track=track)
 
     @cached_property

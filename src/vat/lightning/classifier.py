@@ -169,7 +169,7 @@ class Classifier(pl.LightningModule):
         # Here rather than in a callback's hook: those run first, and one of them may swap averaged weights in.
         if self.reestimate_batch_norm:
             inputs = self.trainer.datamodule.training_inputs()  # pyright: ignore[reportAttributeAccessIssue]
-            reestimate_batch_norm(self.network, (x.to(self.dtype) for x in inputs))
+            reestimate_batch_norm(self.network, (x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch

@@ -1,9 +1,24 @@
-"""The papers' networks, and a small one for small images; each maps a batch to logits."""
+"""The papers' networks, a small one for small images, and those for texts; each maps a batch to logits."""
 
 from vat.models.cnn import CNN
 from vat.models.conv import ConvLarge, ConvSmall
+from vat.models.huggingface import HuggingFace
 from vat.models.mlp import MLP, GaussianNoise
 from vat.models.normalize import Normalize
 from vat.models.resnet import WideResNet
+from vat.models.text import NormalizedEmbedding, TextCNN, TextMean, TextNetwork
 
-__all__ = ["CNN", "MLP", "ConvLarge", "ConvSmall", "GaussianNoise", "Normalize", "WideResNet"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "ConvLarge",
+    "ConvSmall",
+    "GaussianNoise",
+    "HuggingFace",
+    "Normalize",
+    "NormalizedEmbedding",
+    "TextCNN",
+    "TextMean",
+    "TextNetwork",
+    "WideResNet",
+]

@@ -80,7 +80,7 @@ def description(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "input": {
             "shape": ["batch", *record["input_shape"]],
-            "dtype": "float32",
+            "dtype": "int32" if "text" in (record.get("preparation") or {}) else "float32",
             "unit": record["unit"],
             "bounds": record.get("bounds"),
             "preparation": record.get("preparation"),
@@ -96,6 +96,8 @@ def examples(record: dict[str, Any]) -> Tensor:
     """Sixteen random inputs within the bounds, on which predictions are compared."""
     low, high = record.get("bounds") or (-2.0, 2.0)
     shape = (16, *record["input_shape"])
+    if number := (record.get("preparation") or {}).get("vocabulary_size"):
+        return torch.randint(number, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -114,7 +116,12 @@ def load_safetensors(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
         text = file.metadata()[DESCRIPTION]
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     told = json.loads(text)
-    described = {"input_shape": told["input"]["shape"][1:], "class_names": told["class_names"], **told["normalize"]}
+    described = {
+        "input_shape": told["input"]["shape"][1:],
+        "class_names": told["class_names"],
+        **told["normalize"],
+        "preparation": told["input"]["preparation"],
+    }
     network = records.make_network(DictConfig(told["model"]), described)
     network.load_state_dict(state)
     return network.eval(), text

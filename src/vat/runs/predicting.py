@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vat.data.files import tables
 from vat.data.files.image_files import MODES, SUFFIXES, ImageFiles
+from vat.data.files.texts import read_texts
 from vat.data.loader import Inputs, as_input
 from vat.data.own.images import images_within
+from vat.data.own.text import encode
 from vat.functional import probabilities
 from vat.runs import checkpoints, folders, records, report
 
@@ -75,13 +77,16 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
+    preparation = record.get("preparation") or {}
+    if "text" in preparation:
+        table = read_texts(data, text=preparation["text"])
+        return range(len(table.texts)), encode(table.texts, preparation)
     suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
     if suffix in (".csv", ".parquet") and len(shape) == 3:
         raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
     if data.is_file() and suffix not in known:
         raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
     if data.is_file() and suffix in tables.SUFFIXES:
-        preparation = record.get("preparation") or {}
         table = tables.read_table(data, label=None, group=None, features=preparation.get("columns"))
         return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data)
     modes = {channels: mode for mode, channels in MODES.items()}
@@ -112,6 +117,8 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
     Raises:
         ValueError: they cannot be, or lie out of the range of inputs.
     """
+    if "text" in (record.get("preparation") or {}):
+        return x
     if record["config"]["data"].get("zca"):
         raise ValueError(
             "the network was trained on whitened images, and the checkpoint does not hold the whitening: data.zca=false trains one"

@@ -20,6 +20,9 @@ from vat.models import Normalize
 from vat.runs.checkpoints import read_checkpoint
 from vat.runs.targets import names_any, refuse_foreign
 
+TOLD = ("input_shape", "num_classes", "counts", "vocabulary_size")
+"""What the data tell a network's constructor that asks for it."""
+
 DESCRIBED = {
     "class_names": (list, tuple),
     "input_shape": (list, tuple),
@@ -64,8 +67,11 @@ def data_digest(data: Any) -> str:
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     """The network of a `model` node for data that are `described`, of which its constructor is told what it asks for."""
     takes = inspect.signature(get_object(model["_target_"])).parameters
-    facts = {"input_shape": tuple(described["input_shape"]), "num_classes": len(described["class_names"])}
-    network = instantiate(model, **{name: value for name, value in facts.items() if name in takes}, _convert_="all")
+    facts = {**(described.get("preparation") or {}), "input_shape": described["input_shape"], "num_classes": len(described["class_names"])}
+    facts = {name: facts[name] for name in TOLD if name in takes and name in facts}
+    if lacking := [name for name in TOLD if name in takes and name not in facts and takes[name].default is inspect.Parameter.empty]:
+        raise ValueError(f"{model['_target_']} is a network for texts, data=text, and asks for {lacking[0]}: these data have none")
+    network = instantiate(model, **facts, _convert_="all")
     if described["mean"] is not None:
         network = nn.Sequential(Normalize(described["mean"], described["std"]), network)
     # The layout in which convolutions are fastest; nothing else is affected. `channels_last=false` switches it off in training.

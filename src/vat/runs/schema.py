@@ -22,6 +22,7 @@ from vat import attacks, models
 from vat.data.own.arrays import Arrays
 from vat.data.own.datasets import Datasets
 from vat.data.own.images import Images
+from vat.data.own.text import Texts
 from vat.data.sets.cifar import CIFAR10, CIFAR100
 from vat.data.sets.digits import Digits
 from vat.data.sets.mnist import MNIST
@@ -30,6 +31,7 @@ from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
 from vat.regularizers import PublishedVAT
+from vat.runs import records
 from vat.schedule import LinearDecay
 
 DATASETS = ("labeled", "unlabeled", "validation", "test", "class_names", "unit")
@@ -40,7 +42,7 @@ PRIMITIVES = (bool, int, float, str)
 
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
-    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
+    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays, Texts)
     regularizers = (
         vat.VAT,
         PublishedVAT,
@@ -51,12 +53,21 @@ def register() -> None:
         vat.PiModel,
         vat.MeanTeacher,
     )
-    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+    networks = (
+        models.MLP,
+        models.CNN,
+        models.ConvSmall,
+        models.ConvLarge,
+        models.WideResNet,
+        models.TextCNN,
+        models.TextMean,
+        models.HuggingFace,
+    )
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
     nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
     nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # a name that evaluations are known by
-    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
+    nodes |= {target: schema(target, without=records.TOLD) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}

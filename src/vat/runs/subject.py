@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
+from vat.data.own.text import Texts
 from vat.data.splits import evenly
 from vat.runs import checkpoints, folders, records
 from vat.runs.data_node import make_data
@@ -58,6 +59,8 @@ def subject(cfg: DictConfig) -> Subject:
     if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
         node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
     data = make_data(node)
+    if isinstance(data, Texts):
+        data.given = record.get("preparation")
     data.setup()
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)

@@ -63,7 +63,7 @@ class Arrays(OwnData):
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts; the examples of `test` come last."""
         table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
-        self.class_names = table.class_names or _classes(table.labels, self.train)
+        self.class_names = table.class_names or classes_of(table.labels, self.train)
         self.warn_of_lookalikes()
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
@@ -127,7 +127,12 @@ def _described(x: Tensor) -> str:
     return f"{'bytes' if x.dtype == torch.uint8 else 'numbers'} of shape {tuple(x.shape[1:])}"
 
 
-def _classes(labels: list[str], path: Path) -> list[str]:
+def classes_of(labels: list[str], path: Path) -> list[str]:
+    """The classes that occur: numbers in their order, names alphabetically.
+
+    Raises:
+        ValueError: If one of them says that there is no label.
+    """
     found = {*labels} - {UNKNOWN}
     missing = {name for name in found if name.casefold() in MISSING}
     if lookalikes := sorted(missing if all(map(is_number, found - missing)) else filter(says_unlabeled, found)):

@@ -1,0 +1,138 @@
+"""Networks for texts, given as numbers of words."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PADDING = 0
+
+
+class NormalizedEmbedding(nn.Module):
+    """An embedding of words with mean 0 and variance 1 over the words as often as they occur, in each of its dimensions.
+
+    Miyato, Dai and Goodfellow, arXiv 1605.07725, equation 1. Without it a network could make a perturbation of length ε harmless by larger
+    embeddings.
+
+    Args:
+        counts: How often each word occurs.
+        dim: Dimensions of an embedding.
+
+    Raises:
+        ValueError: If no word occurs.
+    """
+
+    share: Tensor
+
+    def __init__(self, counts: Sequence[int], dim: int) -> None:
+        super().__init__()
+        if not counts or min(counts) < 0 or not sum(counts):
+            raise ValueError("counts must be how often each word occurs, >= 0 and not all 0")
+        self.weight = nn.Parameter(torch.randn(len(counts), dim))
+        self.register_buffer("share", torch.tensor([count / sum(counts) for count in counts]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map numbers of words, integers (N, T), to embeddings (N, T, dim)."""
+        mean = self.share @ self.weight
+        variance = self.share @ (self.weight - mean).square()
+        return (F.embedding(ids, self.weight) - mean) * (variance + 1e-6).rsqrt()
+
+
+class TextNetwork(nn.Module):
+    """What the networks here share: a normalised embedding, whose output is what a regularizer perturbs, and a mask of the padding.
+
+    Any network of integer inputs can say the same: `perturbed` is a layer that is called once in a pass, `mask(x)` is 1 where an input
+    counts. `vat.step.Step` reads both.
+
+    Args:
+        counts: How often each word occurs, the padding (0) first.
+        dim: Dimensions of an embedding.
+        dropout: Probability that a dimension of an embedding, or of the features before the logits, is dropped in training mode.
+    """
+
+    def __init__(self, counts: Sequence[int], dim: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = NormalizedEmbedding(counts, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def perturbed(self) -> nn.Module:
+        """The layer whose output is perturbed."""
+        return self.embedding
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """Where there are words, bool (N, T)."""
+        return ids != PADDING
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map numbers of words, integers (N, T), to logits of shape (N, num_classes)."""
+        mask = self.mask(ids).unsqueeze(2)
+        return self.logits(torch.where(mask, self.dropout(self.embedding(ids)), 0), mask)
+
+    def logits(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map embeddings (N, T, dim), 0 on padding, and the mask (N, T, 1) to logits (N, num_classes)."""
+        raise NotImplementedError
+
+
+class TextMean(TextNetwork):
+    """The mean of the embeddings of a text's words, then a hidden layer: without the order of the words, and fast on a CPU.
+
+    Iyyer et al., *Deep Unordered Composition Rivals Syntactic Methods for Text Classification* (2015). The mean is multiplied by √T of
+    the T words, so that it has variance 1 for long texts too.
+
+    Args:
+        num_classes: Number of logits.
+        counts: How often each word occurs, the padding first; told by the data.
+        dim: Dimensions of an embedding.
+        hidden: Units of the hidden layer.
+        dropout: Probability that a dimension is dropped in training mode, see `TextNetwork`.
+    """
+
+    def __init__(self, num_classes: int, counts: Sequence[int], *, dim: int = 64, hidden: int = 64, dropout: float = 0.5) -> None:
+        super().__init__(counts, dim, dropout)
+        self.head = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+
+    def logits(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See `TextNetwork`."""
+        return self.head(x.sum(1) * mask.sum(1).clamp(min=1).rsqrt())
+
+
+class TextCNN(TextNetwork):
+    """Convolutions over the words and the maximum of each over the text.
+
+    Kim, arXiv 1408.5882. A text's logits do not depend on how much padding follows.
+
+    Args:
+        num_classes: Number of logits.
+        counts: How often each word occurs, the padding first; told by the data.
+        dim: Dimensions of an embedding.
+        channels: Features of each width.
+        widths: Words that a convolution sees, odd numbers.
+        dropout: Probability that a dimension is dropped in training mode, see `TextNetwork`.
+
+    Raises:
+        ValueError: If a width is even or below 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        counts: Sequence[int],
+        *,
+        dim: int = 64,
+        channels: int = 64,
+        widths: Sequence[int] = (1, 3, 5),
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(counts, dim, dropout)
+        if not widths or any(width < 1 or width % 2 == 0 for width in widths):
+            raise ValueError(f"widths must be odd numbers >= 1, got {list(widths)}")
+        self.convolutions = nn.ModuleList(nn.Conv1d(dim, channels, width, padding=width // 2) for width in widths)
+        self.head = nn.Linear(channels * len(widths), num_classes)
+
+    def logits(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See `TextNetwork`."""
+        x, mask = x.transpose(1, 2), mask.transpose(1, 2)
+        found = [convolution(x).masked_fill(~mask, -torch.inf).amax(2) for convolution in self.convolutions]
+        return self.head(self.dropout(F.relu(torch.cat(found, 1))))
