@@ -37,8 +37,8 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
     _check_outputs(logits)
     correct = logits.argmax(1) == y
     margin = -logit_difference(logits, y)
-    steepest = slope = _slope(network, x, y)
-    for _ in range(LIPSCHITZ_POINTS):
+    steepest = slope = _slope(network, x, y) if x.is_floating_point() else torch.zeros_like(margin)  # of words there is none
+    for _ in range(LIPSCHITZ_POINTS if x.is_floating_point() else 0):
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         radius = torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator, device=x.device, dtype=x.dtype)
         steepest = torch.maximum(steepest, _slope(network, x + lds_eps * radius * L2().sample(noise), y))

@@ -60,6 +60,7 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
     with _mode(network, training=False):
         step = Step(network, x, key=step.key, live=True)
         r = vat.virtual_adversarial_perturbation(step).detach()
+        x = step.x  # of words, their embeddings
         chance = eps * norm.sample(step.normal("diagnosis")).to(x.dtype)
         with torch.no_grad():
             perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))

@@ -30,7 +30,7 @@ class Summary:
         self.corrupted: dict[str, Tensor] = {}
         self.standing: dict[tuple[str, str], Tensor] = {}
         self.surprises = {norm: torch.zeros(len(radii), dtype=torch.long) for norm, radii in grid.items()}
-        self.probe: Result = {"examples": 0}
+        self.probe: Result = {}  # none of words
 
     def add(self, results: Mapping[str, Result]) -> None:
         """All parts of one batch."""
@@ -83,7 +83,7 @@ class Summary:
             "clean": clean,
             "corruptions": {kind: [c / n for c in counts.tolist()] for kind, counts in self.corrupted.items()},
             "robust": robust,
-            "warnings": warnings_of(self.probe, self.grid) | self._surprises(),
+            "warnings": (warnings_of(self.probe, self.grid) if self.probe else {}) | self._surprises(),
         }
 
     def _surprises(self) -> dict[str, str]:

@@ -48,13 +48,13 @@ class TextNetwork(nn.Module):
     Args:
         counts: How often each word occurs, the padding (0) first.
         dim: Dimensions of an embedding.
-        dropout: Probability that a dimension of an embedding, or of the features before the logits, is dropped in training mode.
+        dropout: Probability that a word is dropped in training mode.
     """
 
     def __init__(self, counts: Sequence[int], dim: int, dropout: float) -> None:
         super().__init__()
         self.embedding = NormalizedEmbedding(counts, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.word_dropout = nn.Dropout(dropout)  # of whole words: a random number for each dimension takes as long as all else
 
     @property
     def perturbed(self) -> nn.Module:
@@ -67,11 +67,10 @@ class TextNetwork(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map numbers of words, integers (N, T), to logits of shape (N, num_classes)."""
-        mask = self.mask(ids).unsqueeze(2)
-        return self.logits(torch.where(mask, self.dropout(self.embedding(ids)), 0), mask)
+        return self.logits(self.embedding(ids), self.mask(ids))
 
     def logits(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map embeddings (N, T, dim), 0 on padding, and the mask (N, T, 1) to logits (N, num_classes)."""
+        """Map embeddings (N, T, dim) and the mask (N, T) to logits (N, num_classes)."""
         raise NotImplementedError
 
 
@@ -86,7 +85,7 @@ class TextMean(TextNetwork):
         counts: How often each word occurs, the padding first; told by the data.
         dim: Dimensions of an embedding.
         hidden: Units of the hidden layer.
-        dropout: Probability that a dimension is dropped in training mode, see `TextNetwork`.
+        dropout: Probability that a word, or a feature before the logits, is dropped in training mode.
     """
 
     def __init__(self, num_classes: int, counts: Sequence[int], *, dim: int = 64, hidden: int = 64, dropout: float = 0.5) -> None:
@@ -95,7 +94,9 @@ class TextMean(TextNetwork):
 
     def logits(self, x: Tensor, mask: Tensor) -> Tensor:
         """See `TextNetwork`."""
-        return self.head(x.sum(1) * mask.sum(1).clamp(min=1).rsqrt())
+        words = mask.to(x.dtype)
+        weight = self.word_dropout(words) * words.sum(1, keepdim=True).clamp(min=1).rsqrt()
+        return self.head(torch.bmm(weight.unsqueeze(1), x).squeeze(1))
 
 
 class TextCNN(TextNetwork):
@@ -109,7 +110,7 @@ class TextCNN(TextNetwork):
         dim: Dimensions of an embedding.
         channels: Features of each width.
         widths: Words that a convolution sees, odd numbers.
-        dropout: Probability that a dimension is dropped in training mode, see `TextNetwork`.
+        dropout: Probability that a word, or a feature before the logits, is dropped in training mode.
 
     Raises:
         ValueError: If a width is even or below 1.
@@ -129,10 +130,11 @@ class TextCNN(TextNetwork):
         if not widths or any(width < 1 or width % 2 == 0 for width in widths):
             raise ValueError(f"widths must be odd numbers >= 1, got {list(widths)}")
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, channels, width, padding=width // 2) for width in widths)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels * len(widths), num_classes)
 
     def logits(self, x: Tensor, mask: Tensor) -> Tensor:
         """See `TextNetwork`."""
-        x, mask = x.transpose(1, 2), mask.transpose(1, 2)
-        found = [convolution(x).masked_fill(~mask, -torch.inf).amax(2) for convolution in self.convolutions]
+        x = (x * self.word_dropout(mask.to(x.dtype)).unsqueeze(2)).transpose(1, 2)
+        found = [convolution(x).masked_fill(~mask.unsqueeze(1), -torch.inf).amax(2) for convolution in self.convolutions]
         return self.head(self.dropout(F.relu(torch.cat(found, 1))))

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -39,6 +41,9 @@ PICTURES = 8
 
 def robustness_report(cfg: DictConfig, of: Subject) -> None:
     """Run the attacks, and write and show what stands: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
+    if not of.data.x.dtype.is_floating_point and of.data.x.dtype != torch.uint8:
+        refuse_attacks_on_words()
+        cfg = OmegaConf.merge(cfg, {"norms": [], "attacks": []})  # pyright: ignore[reportAssignmentType]
     for norm in cfg.norms:
         by_name("norm", NORMS, norm)
     grid = {norm: list(cfg.eps[norm]) if cfg.eps[norm] is not None else default_radii(norm, of.data) for norm in cfg.norms}
@@ -80,6 +85,19 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
     show(found, folder)
 
 
+def refuse_attacks_on_words() -> None:
+    """Of texts accuracy, calibration and LDS are measured; an attack moves numbers, and words have none that mean anything.
+
+    Raises:
+        ValueError: the command line asks for more.
+    """
+    for typed in HydraConfig.get().overrides.task:
+        if re.match(r"[+~]*(attacks?|norms|eps|source|cascade)\b", typed):
+            raise ValueError(
+                f"{typed} asks for attacks, which perturb numbers, not words: leave it out; accuracy, calibration and LDS are measured"
+            )
+
+
 def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
     """Write robustness.json, then the figures; if both are there already and the same, only the file's time is new.
 
@@ -101,6 +119,8 @@ def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figur
 
 def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
     """The figures of a report by name: accuracy against ε, and adversarial examples where there are some to be seen."""
+    if not found["robust"]:
+        return {}
     curves = plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)
     examples = examples_figure(of, grid)
     return {"curves": curves} if examples is None else {"curves": curves, "examples": examples}
@@ -216,7 +236,8 @@ def show(found: dict[str, Any], folder: Path) -> None:
     table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
     for kind, accuracies in found["corruptions"].items():
         table.add_row(kind, *(f"{100 * a:.2f}" for a in accuracies))
-    report.console.print(table)
+    if found["corruptions"]:
+        report.console.print(table)
     for check, text in found["warnings"].items():
         report.console.print(f"warning ({check}): {text}", style="yellow", markup=False)
     report.console.print(f"files: {report.shown(folder.absolute())}")

@@ -95,9 +95,9 @@ class Texts(OwnData):
         groups = None if self.group is None else numbered([name for table in tables for name in table.groups or ()])
         num_test = 0 if self.test is None else len(tables[-1].texts)
         split = self.cut(y, groups=groups, num_test=num_test, unlabeled_as=unlabeled_as)
-        x = self._inputs([text for table in tables for text in table.texts], split)
-        self.warn_of_copies(x, split)
-        return x, y, split
+        texts = [text for table in tables for text in table.texts]
+        self.warn_of_copies(torch.tensor([hash(" ".join(text.split())) for text in texts]).unsqueeze(1), split)
+        return self._inputs(texts, split), y, split
 
     def _number(self, table: TextTable, row: int) -> int:
         name = table.labels[row]
