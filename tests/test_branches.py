@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (
-    *(f"tests/data/files/test_{name}.py" for name in ("content", "image_files", "names", "rows")),
+    *(f"tests/data/files/test_{name}.py" for name in ("content", "image_files", "names", "rows", "texts")),
     *(f"tests/data/sets/test_{name}.py" for name in ("mnist", "cifar", "norb", "svhn")),
     *(f"tests/data/own/test_{name}.py" for name in ("arrays", "images", "image_labels")),
     "tests/runs/test_checkpoints.py",
@@ -21,6 +21,8 @@ PARSERS = {
     "vat/data/files/idx.py": ALL,
     "vat/data/files/names.py": ALL,
     "vat/data/files/rows.py": ALL,
+    "vat/data/files/texts.py": ALL,
+    "vat/data/files/words.py": ALL,
     "vat/data/sets/labels.py": ALL,
     "vat/data/sets/cifar.py": ("read_records", "read_archive", "_tar_entry"),
     "vat/data/sets/norb.py": ("read_images", "read_integers", "_count"),

@@ -39,7 +39,7 @@ class HuggingFace(nn.Module):
             weights = pretrained and torch.get_default_device().type != "meta" and any(folder.glob("*.safetensors"))
             kind = transformers.AutoModelForSequenceClassification
             self.model: Any = (
-                kind.from_pretrained(folder, config=config, use_safetensors=True, **local)
+                kind.from_pretrained(folder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, **local)  # the head
                 if weights
                 else kind.from_config(config, trust_remote_code=False)
             )
