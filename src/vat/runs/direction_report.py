@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from vat import VAT
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
-from vat.runs import report
+from vat.runs import records, report
 from vat.runs.subject import Subject
-from vat.runs.targets import refuse_foreign
 from vat.step import Key
 
 EXAMPLES = 512
@@ -42,8 +40,7 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
     Raises:
         ValueError: its settings name something from elsewhere that is in no allowed package.
     """
-    refuse_foreign(config["regularizers"], allowed=allow_targets)
-    for regularizer in instantiate(config["regularizers"], _convert_="all"):
+    for regularizer in records.regularizers_of(config, allow_targets=allow_targets):
         if looks_for_r(regularizer):
             regularizer.num_updates = regularizer.eps_steps
             return regularizer

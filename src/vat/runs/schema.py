@@ -33,25 +33,27 @@ from vat.schedule import LinearDecay
 
 PRIMITIVES = (bool, int, float, str)
 
+# A checkpoint may name these classes, and no others (`vat.runs.targets`).
+DATA = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
+NETWORKS = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+REGULARIZERS = (
+    vat.VAT,
+    PublishedVAT,
+    vat.RandomPerturbation,
+    vat.Adversarial,
+    vat.Entropy,
+    vat.ClassBalance,
+    vat.PiModel,
+    vat.MeanTeacher,
+)
+
 
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
-    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
-    regularizers = (
-        vat.VAT,
-        PublishedVAT,
-        vat.RandomPerturbation,
-        vat.Adversarial,
-        vat.Entropy,
-        vat.ClassBalance,
-        vat.PiModel,
-        vat.MeanTeacher,
-    )
-    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
-    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers, *searches)}
-    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
+    nodes: dict[Any, type] = {target: schema(target) for target in (*DATA, *REGULARIZERS, *searches)}
+    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in NETWORKS}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}

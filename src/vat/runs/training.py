@@ -109,7 +109,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         try:
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
-            trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+            with resume.restoring(start):
+                trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
             if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
                 reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
@@ -176,7 +177,6 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy == "fsdp2":
         sharding.refuse_whole_weights(cfg)
-    resume.refuse_foreign_settings(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
