@@ -1,5 +1,6 @@
 """The command line of evaluate, export and predict on one small run: what they leave, and how they refuse."""
 
+import base64
 import csv
 import json
 import os
@@ -383,6 +384,59 @@ def test_predictions_are_not_written_over_what_is_read(main, trained, tmp_path, 
     output = f"output={files[read].parent / '.' / files[read].name}"
     assert "is a file to be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={path}", output)
     assert files[read].read_bytes() == before
+
+
+def test_predictions_hold_no_formula_and_no_command_of_a_terminal(main, trained, tmp_path):
+    names = ["=cmd()", "\x1b[2J", *map(str, range(2, 10))]
+    saved = torch.load(trained.mlp, weights_only=True)
+    saved["record"]["class_names"] = names
+    torch.save(saved, tmp_path / "a.ckpt")
+    np.savez(tmp_path / "new.npz", x=np.random.default_rng(0).random((200, 1, 8, 8), "float32"))
+    main(predict, f"ckpt_path={tmp_path / 'a.ckpt'}", f"input={tmp_path / 'new.npz'}")
+    predicted = {row[1] for row in lines(tmp_path / "predictions.csv")}
+    assert {"'=cmd()", r"\x1b[2J"} & predicted
+    assert not set(names[:2]) & predicted
+
+
+def test_what_has_no_finite_output_is_not_predicted(main, trained, tmp_path):
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8), "float32"))
+    given = (f"input={tmp_path / 'new.npz'}", f"output={tmp_path / 'out.csv'}")
+    saved = torch.load(trained.mlp, weights_only=True)
+    last = next(name for name in reversed(saved["state_dict"]) if name.startswith("network.") and name.endswith(".weight"))
+    for value, said in ((float("nan"), "is not finite, so its training diverged"), (3e38, "the network's output for 0 is not finite")):
+        saved["state_dict"][last].fill_(value)
+        torch.save(saved, tmp_path / "a.ckpt")
+        assert said in refused(main, predict, f"ckpt_path={tmp_path / 'a.ckpt'}", *given)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_pickle_in_a_record_is_run_by_no_command(main, trained, tmp_path):
+    """Each used to run a shell command: load_checkpoint, a method of a trusted package, takes an address with the data in it."""
+    command = f"touch {tmp_path / 'called'}".encode()
+    pickled = b"cposix\nsystem\n(X" + len(command).to_bytes(4, "little") + command + b"tR."
+    arguments = [None, f"data:;base64,{base64.b64encode(pickled).decode()}", False]
+    load = {"_target_": "pytorch_lightning.strategies.Strategy.load_checkpoint", "_args_": arguments}
+    exploit = {"_target_": "torch.nn.Sequential", "_args_": [load]}
+    path = tmp_path / "evil.ckpt"
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8), "float32"))
+    ours = f"ckpt_path={trained.mlp}"
+    for node in (exploit, {"_target_": "vat.models.mlp.MLP", "hidden": exploit}, {"_target_": "vat.models.mlp.MLP", "x": [exploit]}):
+        of_model = hostile(trained.mlp, path, model=node)
+        said = [refused(main, evaluate, of_model), refused(main, export, of_model)]
+        said.append(refused(main, predict, of_model, f"input={tmp_path / 'new.npz'}"))
+        said.append(refused(main, evaluate, ours, of_model.replace("ckpt_path", "source")))
+        said.append(refused(main, evaluate, hostile(trained.mlp, path, data=node)))
+        said.append(refused(main, evaluate, "report=direction", hostile(trained.mlp, path, regularizers=[node])))
+        assert all("is none of this project's" in message and "evil.ckpt" in message for message in said)
+    assert not (tmp_path / "called").exists()
+
+
+def test_nothing_is_downloaded_into_a_folder_that_a_checkpoint_names(main, trained, tmp_path):
+    node = {"_target_": "vat.data.sets.mnist.MNIST", "data_dir": str(tmp_path / "theirs")}
+    assert "nothing is downloaded into a folder that a checkpoint names" in refused(
+        main, evaluate, hostile(trained.mlp, tmp_path / "a.ckpt", data=node)
+    )
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp_path, monkeypatch):

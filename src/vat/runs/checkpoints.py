@@ -21,7 +21,6 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from vat.runs.renames import renamed
-from vat.runs.text import brief
 
 STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexDouble", "ComplexFloat")
 NAMES = {
@@ -69,8 +68,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path} is no checkpoint of this project: it has no weights by name")
+    callbacks = checkpoint.get("callbacks", {})
+    if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
+        raise ValueError(f"{path} is no checkpoint of this project: its callbacks have no states by name")
     if type(checkpoint.get("global_step")) is not int:
         raise ValueError(f"{path} is no checkpoint of this project: it does not say at which step it was saved")
+    if (found := _first_tensor(checkpoint["record"])) is not None:
+        raise ValueError(f"{path} is no checkpoint of this project: its record holds a tensor of shape {tuple(found.shape)}")
     checkpoint["record"] = renamed(checkpoint["record"])
     return checkpoint
 
@@ -123,6 +127,13 @@ def _refuse_larger(checkpoint: Any, *, values: int, nbytes: int) -> None:
         raise ValueError("its tensors are larger than the file")
 
 
+def _first_tensor(node: Any) -> Tensor | None:
+    """A tensor in plain values; None where there is none."""
+    if isinstance(node, dict | list | tuple):
+        return next((t for n in (node.values() if isinstance(node, dict) else node) if (t := _first_tensor(n)) is not None), None)
+    return node if isinstance(node, Tensor) else None
+
+
 def newest_whole(folder: Path) -> Path | None:
     """The last checkpoint of the run in `folder`, the one before it where that is damaged, or None where there is no whole one."""
     for path in (folder / "checkpoints" / name for name in (LAST, PREVIOUS)):
@@ -142,8 +153,8 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
     Raises:
         ValueError: it is `needed`, there was one, and it is not there.
     """
-    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(STATE_OF_BEST)]
-    known = {Path(str(place)).resolve() for state in states if (place := state.get("best_model_path"))}
+    states = [state for name, state in saved.get("callbacks", {}).items() if str(name).startswith(STATE_OF_BEST)]
+    known = {Path(place).resolve() for state in states if isinstance(place := state.get("best_model_path"), str) and place}
     best, here = start.resolve().with_name(BEST), folder / BEST
     if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
         best = here
@@ -204,13 +215,13 @@ class SaveBest(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the scores alone. Lightning would restore paths too, and delete what lies there once there is a better checkpoint."""
-        place = str(self.path) if state_dict["best_model_path"] and self.path.is_file() else ""
-        scores = {name: state_dict[name] for name in ("best_model_score", "kth_value")} if place else {}
+        place = str(self.path) if state_dict.get("best_model_path") and self.path.is_file() else ""
+        scores = {name: state_dict.get(name) for name in ("best_model_score", "kth_value")} if place else {}
         for name, score in scores.items():
             if not isinstance(score, Tensor) or score.numel() != 1:
-                raise ValueError(f"the checkpoint to resume from is damaged: {name} is {brief(score)}")
+                raise ValueError(f"the checkpoint to resume from is damaged: {name} is no number")
         self.best_model_path = self.kth_best_model_path = place
-        self.best_k_models = {place: scores["best_model_score"]} if place else {}
+        self.best_k_models = {place: best} if isinstance(best := scores.get("best_model_score"), Tensor) else {}
         for name, score in scores.items():
             setattr(self, name, score)
 

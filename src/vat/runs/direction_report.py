@@ -16,6 +16,7 @@ from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
 from vat.runs import records, report
 from vat.runs.subject import Subject
+from vat.runs.targets import RefusedError
 from vat.step import Key
 
 EXAMPLES = 512
@@ -38,7 +39,7 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
     """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
 
     Raises:
-        ValueError: its settings name something from elsewhere that is in no allowed package.
+        RefusedError: its settings name something from elsewhere that is in no allowed package.
     """
     for regularizer in records.regularizers_of(config, allow_targets=allow_targets):
         if looks_for_r(regularizer):
@@ -91,7 +92,10 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
     config = of.record["config"]
-    vat = judged(config, allow_targets=cfg.allow_targets)
+    try:
+        vat = judged(config, allow_targets=cfg.allow_targets)
+    except RefusedError as error:
+        raise ValueError(f"{cfg.ckpt_path}: {error}") from error
     if vat is None:
         published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
         why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"

@@ -15,6 +15,7 @@ from vat.data.loader import Inputs, as_input
 from vat.data.own.images import images_within
 from vat.functional import probabilities
 from vat.runs import checkpoints, folders, records, report
+from vat.runs.text import cell
 
 
 def predict(
@@ -49,6 +50,8 @@ def predict(
     on = records.device_named(device)
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
     names, inputs = read_inputs(data, record)
+    names = [cell(name) if isinstance(name, str) else name for name in names]
+    classes = [cell(name) for name in record["class_names"]]
     starts = range(0, len(names), batch_size)
     part = output.with_name(f".part-{output.name}")
     with folders.writable(output.parent, "output"):
@@ -62,8 +65,11 @@ def predict(
                 rows = torch.arange(start, min(start + batch_size, len(names)))
                 x = prepared(inputs[rows], record, data)
                 confidence, chosen = probabilities(network(x.to(on))).max(1)
+                if not confidence.isfinite().all():
+                    name = names[start + int(confidence.isfinite().logical_not().nonzero()[0])]
+                    raise ValueError(f"input={data}: the network's output for {name} is not finite, so there is no prediction")
                 lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
-                writer.writerows([name, record["class_names"][c], f"{p:.6f}"] for name, c, p in lines)
+                writer.writerows([name, classes[c], f"{p:.6f}"] for name, c, p in lines)
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)

@@ -144,7 +144,12 @@ def regularizers_of(config: Mapping[str, Any], *, allow_targets: Sequence[str] =
     Raises:
         RefusedError: If it names what it may not (`vat.runs.targets`).
     """
-    return [targets.make(node, "regularizers", allowed=allow_targets) for node in config["regularizers"]]
+    try:
+        return [targets.make(node, "regularizers", allowed=allow_targets) for node in config["regularizers"]]
+    except targets.RefusedError:
+        raise
+    except Exception as error:  # whatever a constructor trips over that is given nonsense
+        raise targets.RefusedError(f"the checkpoint's regularizers cannot be made: {brief(error)}") from error
 
 
 def _check(record: dict[str, Any]) -> None:
@@ -161,8 +166,9 @@ def _check(record: dict[str, Any]) -> None:
     numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
     right = {
         "class_names": bool(record["class_names"]) and all(isinstance(name, str) for name in record["class_names"]),
-        "input_shape": all(type(n) is int and n >= 1 for n in record["input_shape"]),
+        "input_shape": bool(record["input_shape"]) and all(type(n) is int and n >= 1 for n in record["input_shape"]),
         "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
+        "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
         "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
         "config": "model" in config and isinstance(config["data"], dict),

@@ -14,7 +14,7 @@ FORMULA = re.compile(r"\s*[=+\-@]")
 
 def visible(text: str, *, keep: str = "") -> str:
     """The text with control characters spelled out, ESC as backslash, x, 1, b, except those in `keep`."""
-    return HIDDEN.sub(lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text)
+    return HIDDEN.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
 
 def cell(text: str) -> str:
