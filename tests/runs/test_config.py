@@ -9,8 +9,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.utils import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("tuned", "attack"))
-# tuned follows from two others, attack belongs to evaluate
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "attack")  # which belongs to evaluate
 REGULARIZERS = sorted(path.stem for path in (CONF / "regularizer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")

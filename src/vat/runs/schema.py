@@ -10,11 +10,13 @@ import inspect
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Union
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import vat
@@ -30,6 +32,8 @@ from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
 from vat.regularizers import PublishedVAT
 from vat.schedule import LinearDecay
+
+TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
 
 PRIMITIVES = (bool, int, float, str)
 
@@ -61,6 +65,15 @@ def register() -> None:
     store = ConfigStore.instance().store
     for target, node in nodes.items():
         store(name=target.__name__, group="schema", node=node)
+    for name, node in tuned().items():
+        store(name=name, group="tuned", node=node, package="_global_")
+
+
+def tuned() -> dict[str, Any]:
+    """The values in `conf/tuned.yaml`, by `<experiment>_<regularizer>`: of Hydra's own files each pair would need one."""
+    table = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
+    assert isinstance(table, dict)
+    return {f"{experiment}_{one}": node for experiment, of in table.items() for several, node in of.items() for one in several.split(", ")}
 
 
 def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False) -> type:
