@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -36,6 +35,6 @@ class WorkingDirectory(SearchPathPlugin):
         search_path.append("working directory", f"file://{own}")
         hidden = sorted(str(path.relative_to(own)) for path in own.rglob("*.yaml") if (CONF / path.relative_to(own)).is_file())
         if hidden:
-            warnings.warn(
-                f"not read, since the project has files of these names: conf/{', conf/'.join(hidden)}; rename yours", stacklevel=2
+            print(
+                f"warning: not read, as the project has files of these names: conf/{', conf/'.join(hidden)}; rename yours", file=sys.stderr
             )

@@ -31,6 +31,7 @@ from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
 from vat.regularizers import PublishedVAT
+from vat.runs import choices
 from vat.schedule import LinearDecay
 
 TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
@@ -62,6 +63,7 @@ def register() -> None:
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
+    choices.register()
     store = ConfigStore.instance().store
     for target, node in nodes.items():
         store(name=target.__name__, group="schema", node=node)
