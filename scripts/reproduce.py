@@ -4,7 +4,7 @@ python scripts/reproduce.py digits
 python scripts/reproduce.py cifar10_4000 trainer=gpu
 
 Where a method has candidates for its one hyper-parameter, it is chosen on validation, on seeds that the table does not use, from equally
-many values for every method; elsewhere it stands in conf/tuned/. Then the table's seeds are trained and tested. Jobs are those of
+many values for every method; elsewhere it stands in conf/tuned.yaml. Then the table's seeds are trained and tested. Jobs are those of
 `python src/train.py -m …`; one that is done is not done again and one that was interrupted goes on, by the same command. Overrides
 after the table's name go to every job, and their results to a folder of their own.
 """
@@ -402,7 +402,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
             differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
             paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
         setting = "–"
-        if method.tuned:  # what was chosen, or what the job found in conf/tuned/
+        if method.tuned:  # what was chosen, or what the job found in conf/tuned.yaml
             value = chosen[method.name]
             if value is None:
                 value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)

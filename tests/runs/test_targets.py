@@ -205,10 +205,9 @@ def test_an_allowed_package_has_its_classes_made_with_what_they_take(own):
         ({"_target_": "own_package.nn.Linear"}, "torch.nn.modules.linear.Linear, which is in no allowed package"),
         ({"_target_": "own_package.Net.load_state_dict"}, "which is in no allowed package"),
         ({"_target_": "own_package.nowhere"}, "cannot be found"),
-        ({"_target_": "own_package.other"}, r"is a function, which a package alone does not allow: .* allow_targets=\[own_package.other\]"),
+        ({"_target_": "own_package.other"}, "makes no network"),
         ({"_target_": "own_package.Other"}, "is no network"),
         ({"_target_": "own_package.Net", "norm": {"_target_": "os.system", "command": "true"}}, "is none of"),
-        ({"_target_": "own_package.Net", "norm": {"_target_": "own_package.other"}}, "is a function"),
         ({"_target_": "own_package.Net", "_args_": [3]}, "_args_"),
         ({"_target_": "own_package.Net", "norm": "${a}"}, "is not resolved"),
     ],
@@ -218,10 +217,16 @@ def test_an_allowed_package_allows_what_it_defines_alone(own, node, said):
         make(node, "model", allowed=[own], facts=FACTS)
 
 
-def test_a_function_is_called_where_it_is_allowed_by_name(own):
-    assert isinstance(make({"_target_": "own_package.net"}, "model", allowed=["own_package.net"], facts=FACTS), nn.Sequential)
-    with pytest.raises(RefusedError, match="makes no network"):
-        make({"_target_": "own_package.other"}, "model", allowed=["own_package.other"])
+def test_a_function_of_ones_own_may_make_it(own):
+    for allowed in ("own_package", "own_package.net"):
+        assert isinstance(make({"_target_": "own_package.net"}, "model", allowed=[allowed], facts=FACTS), nn.Sequential)
+
+
+@pytest.mark.parametrize("entry", ["torch", "torch.nn", "os", "vat", "vat.runs", "torch.nn.modules"])
+def test_a_library_is_not_allowed_as_a_whole(entry):
+    for target in ("torch.load", "torch.nn.Sequential", "os.system", "vat.runs.training.train", "torch.nn.modules.module.torch.load"):
+        assert "is none of" in refusal({"_target_": target}, "model", allowed=[entry])
+    assert type(make({"_target_": "torch.nn.Flatten"}, "model", allowed=["torch.nn.Flatten"], facts=FACTS)) is nn.Flatten
 
 
 NET = """

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def data_digest(data: Any) -> str:
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     """The network of the user's own `model` node for data that are `described`, of which its constructor is told what it asks for."""
-    takes = inspect.signature(get_class(model["_target_"])).parameters
+    takes = inspect.signature(get_object(model["_target_"])).parameters
     facts = {name: value for name, value in _facts(described).items() if name in takes}
     return _complete(instantiate(model, **facts, _convert_="all"), described)
 

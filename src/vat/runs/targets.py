@@ -30,7 +30,7 @@ PACKAGES = ("vat", "vat.models", "vat.regularizers")
 """Short names, as `vat.VAT`, are of these."""
 
 LIBRARIES = ("torch", "pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "numpy", "pandas", "matplotlib", "wandb")
-"""These hold functions that delete, write and run: a remedy names the class, never the package."""
+"""These hold functions that delete, write and run: of them a class is allowed by its full name, never the package."""
 
 
 class RefusedError(ValueError):
@@ -165,7 +165,7 @@ def _own_value(key: str, value: Any, allowed: Sequence[str]) -> Any:
     if "_target_" not in value:
         return arguments
     later = value.get("_partial_") is True
-    target = _own(value["_target_"], allowed, "argument", function=later)
+    target = _own(value["_target_"], allowed, "argument")
     return target(**arguments) if not later else partial(target, **arguments) if arguments else target
 
 
@@ -173,15 +173,15 @@ def _refuse_foreign(name: Any, allowed: Sequence[str], what: str) -> None:
     """Refuse a name that is in no allowed package; nothing is imported for that."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
         raise RefusedError(f"_target_={brief(name)} is the name of no class")
-    if not any(_within(name, entry) for entry in allowed):
+    if not _allowed(name, allowed):
         package = name.split(".")[0]
         entry = name if package in LIBRARIES else package
         remedy = "" if package in ("vat", *sys.stdlib_module_names) else f": if you trust its code, add allow_targets=[{entry}]"
         raise RefusedError(f"_target_={name} is none of this project's {what}s{remedy}")
 
 
-def _own(name: Any, allowed: Sequence[str], what: str, *, function: bool = False) -> Any:
-    """A class in an allowed package, or what is allowed by its full name; of a `function` that is not called here the package is enough."""
+def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
+    """A class or function that an allowed package defines, or what is allowed by its full name."""
     _refuse_foreign(name, allowed, what)
     try:
         found = get_object(name)
@@ -191,12 +191,8 @@ def _own(name: Any, allowed: Sequence[str], what: str, *, function: bool = False
         return found
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
     # A module hands out what it imports as well: my_package.os.system is no part of my_package.
-    if not any(_within(home, entry) for entry in allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
+    if not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
         raise RefusedError(f"_target_={name} is {home}, which is in no allowed package: if you trust it, add allow_targets=[{name}]")
-    if inspect.isfunction(found) and not function:
-        raise RefusedError(
-            f"_target_={name} is a function, which a package alone does not allow: if you trust it, add allow_targets=[{name}]"
-        )
     return found
 
 
@@ -212,5 +208,7 @@ def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
         yield key, node
 
 
-def _within(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
+def _allowed(name: str, allowed: Sequence[str]) -> bool:
+    """Whether a name is allowed itself, or is in an allowed package of the user's own."""
+    closed = name.split(".")[0] in ("vat", *LIBRARIES, *sys.stdlib_module_names)
+    return any(name == entry or (name.startswith(f"{entry}.") and not closed) for entry in allowed)
