@@ -470,6 +470,23 @@ def test_a_pickle_in_a_record_is_run_by_no_command(main, trained, tmp_path):
     assert not (tmp_path / "called").exists()
 
 
+def test_a_seed_of_a_checkpoint_is_a_number_or_nothing(main, trained, tmp_path):
+    """It enters the user's own data node, of which Hydra calls what it names, interpolated or not."""
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("_target_: vat.data.sets.digits.Digits\nseed: 0\n")
+    evil = f"${{oc.create:{{_target_: os.mkdir, path: {tmp_path / 'called'}}}}}"
+    checkpoint = hostile(trained.mlp, tmp_path / "a.ckpt", data={"_target_": "vat.data.sets.digits.Digits", "seed": evil})
+    main(evaluate, checkpoint, "data=mine", *QUICK)
+    assert not (tmp_path / "called").exists()
+
+
+def test_an_input_larger_than_memory_is_refused(main, trained, tmp_path):
+    saved = torch.load(trained.mlp, weights_only=True)
+    saved["record"]["input_shape"] = [3, 50_000, 50_000]  # which a network that pools would take
+    torch.save(saved, tmp_path / "a.ckpt")
+    assert "input_shape is [3, 50000, 50000]" in refused(main, export, f"ckpt_path={tmp_path / 'a.ckpt'}")
+
+
 def test_nothing_is_downloaded_into_a_folder_that_a_checkpoint_names(main, trained, tmp_path):
     node = {"_target_": "vat.data.sets.mnist.MNIST", "data_dir": str(tmp_path / "theirs")}
     assert "nothing is downloaded into a folder that a checkpoint names" in refused(

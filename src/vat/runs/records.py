@@ -33,6 +33,10 @@ DESCRIBED = {
 """What the record of any checkpoint says of the inputs, and its type."""
 
 
+MOST_VALUES = 1 << 24
+"""Of one input, 3 × 2,364 × 2,364: a network that pools takes any size, so that a record may name more than there is memory."""
+
+
 def describe(data: Any) -> dict[str, Any]:
     """What a data set decides about a network, in plain values."""
     return {
@@ -166,7 +170,9 @@ def _check(record: dict[str, Any]) -> None:
     numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
     right = {
         "class_names": bool(record["class_names"]) and all(isinstance(name, str) for name in record["class_names"]),
-        "input_shape": bool(record["input_shape"]) and all(type(n) is int and n >= 1 for n in record["input_shape"]),
+        "input_shape": bool(record["input_shape"])
+        and all(type(n) is int and n >= 1 for n in record["input_shape"])
+        and math.prod(record["input_shape"]) <= MOST_VALUES,
         "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
         "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),

@@ -59,7 +59,9 @@ def subject(cfg: DictConfig) -> Subject:
     if cfg.get("data"):
         node = cfg.data
         if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
-            node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
+            seed = record["config"]["data"].get("seed")
+            # Not that of the attacks: of a synthetic set it is another draw. Text of a checkpoint could be an interpolation.
+            node.seed = seed if type(seed) is int else node.seed
         data = instantiate(node, _convert_="all")
         data.setup()
     else:
