@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.table import Table
 
-from vat.runs import provenance, report, sweeps, user_errors
+from vat.runs import provenance, report, sweep_summary, user_errors
 from vat.runs.text import brief, cell, visible, visible_warnings
 
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
@@ -73,8 +73,8 @@ def test_confusion_and_summary_hold_no_formula(tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ["class", *shown]
     assert [row[0] for row in rows[1:]] == shown
-    setting = sweeps.Setting({"model.init": "=1+1"}, 1, [1.0], [], [], [1.0])
-    sweeps._write_csv([setting], tmp_path / "summary.csv")
+    setting = sweep_summary.Setting({"model.init": "=1+1"}, 1, [1.0], [], [], [1.0])
+    sweep_summary._write_csv([setting], tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="") as file:
         assert list(csv.reader(file))[1][0] == "'=1+1"
 

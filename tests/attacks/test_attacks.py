@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from networks import seeded
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -18,20 +19,16 @@ from vat.attacks import (
     Square,
     Threat,
     Transfer,
-    _Ascent,
     logit_difference,
     predictions,
     scaled_difference,
 )
+from vat.attacks.apgd import _Ascent
 from vat.evaluation.robustness import evaluating
 from vat.functional import NORMS
 
 WHITE_BOX = [FGM(), PGD(steps=10), APGD(steps=20), APGD(steps=20, loss="dlr"), APGD(steps=20, loss="dlr", targets=2)]
 ALL = [*WHITE_BOX, RandomNoise(draws=3), Square(queries=60)]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def named(attack):

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import scripts
+import running_scripts
 import torch
 import yaml
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 optuna = pytest.importorskip("optuna")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPACE = ["vat.eps=tag(log,interval(0.1,10))", "data=moons"]
 
 
@@ -21,7 +21,7 @@ SPACE = ["vat.eps=tag(log,interval(0.1,10))", "data=moons"]
 def search():
     import train  # noqa: F401  # registers the schemas
 
-    return scripts.load("search")
+    return running_scripts.load("search")
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import scripts
+import running_scripts
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "robustness_study.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "robustness_study.py"
 
 
 @pytest.fixture
 def study():
-    return scripts.load("robustness_study")
+    return running_scripts.load("robustness_study")
 
 
 def leave(folder, method, seed):

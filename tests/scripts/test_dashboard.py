@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import scripts
+import running_scripts
 
 pytest.importorskip("wandb_workspaces")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def dashboard():
-    return scripts.load("dashboard")
+    return running_scripts.load("dashboard")
 
 
 @pytest.fixture(scope="module")

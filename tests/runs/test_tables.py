@@ -1,27 +1,21 @@
-"""The tables: chosen on validation, gone on with where they were interrupted, summarised as said."""
+"""Tables: chosen on validation, resumed where they were interrupted, summarised as said."""
 
 import json
-import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import scripts
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
+from vat.runs import tables
 
 
 @pytest.fixture
-def reproduce():
-    return scripts.load("reproduce")
-
-
-@pytest.fixture
-def study(reproduce):
-    methods = (reproduce.Method("none", ("regularizer=none",)), reproduce.Method("VAT", ("regularizer=vat",), "vat.eps", (1, 2), "20.1"))
-    return reproduce.Study(methods, ("data=digits",), tuning_seeds=range(100, 102), seeds=range(3))
+def study():
+    methods = (tables.Method("none", ("regularizer=none",)), tables.Method("VAT", ("regularizer=vat",), "vat.eps", (1, 2), "20.1"))
+    return tables.Study(methods, ("data=digits",), tuning_seeds=range(100, 102), seeds=range(3))
 
 
 def leave(folder, *, lr=1.0, **metrics):
@@ -30,7 +24,7 @@ def leave(folder, *, lr=1.0, **metrics):
     (folder / "metrics.json").write_text(json.dumps({name.replace("__", "/"): value for name, value in metrics.items()}))
 
 
-def pretend_training(monkeypatch, reproduce, commands, accuracy=lambda place, seed: 0.5):
+def pretend_training(monkeypatch, commands, accuracy=lambda place, seed: 0.5):
     def run(command, **_):
         commands.append(command)
         where = Path(next(word for word in command if word.startswith("hydra.sweep.dir=")).split("=")[1].strip("'"))
@@ -40,51 +34,51 @@ def pretend_training(monkeypatch, reproduce, commands, accuracy=lambda place, se
             leave(where / str(seed), val__accuracy=value, val__cross_entropy=0.1, test__accuracy=value, test__lds=0.2, seconds=1)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(tables.subprocess, "run", run)
 
 
-def test_the_value_with_the_best_mean_validation_accuracy_is_chosen(reproduce, study, tmp_path):
+def test_the_value_with_the_best_mean_validation_accuracy_is_chosen(study, tmp_path):
     for value, accuracies in ((1, (0.9, 0.7)), (2, (0.85, 0.81))):
         for seed, accuracy in zip(study.tuning_seeds, accuracies, strict=True):
             # the test, had it been read, would choose otherwise
             leave(tmp_path / f"VAT-{value}" / str(seed), val__accuracy=accuracy, val__cross_entropy=0.1, test__accuracy=1 / value)
-    assert reproduce.choose(study.methods[1], tmp_path, study.tuning_seeds) == 2
-    assert reproduce.choose(study.methods[0], tmp_path, study.tuning_seeds) is None
+    assert tables.choose(study.methods[1], tmp_path, study.tuning_seeds) == 2
+    assert tables.choose(study.methods[0], tmp_path, study.tuning_seeds) is None
 
 
-def test_only_what_is_missing_is_trained(reproduce, study, tmp_path, monkeypatch):
+def test_only_what_is_missing_is_trained(study, tmp_path, monkeypatch):
     commands = []
-    pretend_training(monkeypatch, reproduce, commands)
+    pretend_training(monkeypatch, commands)
     leave(tmp_path / "VAT-2" / "1")
     blocks = [(study.methods[1], study.seeds, (1, 2), ("test=none",))]
-    reproduce.run(study, blocks, tmp_path, jobs=1)
+    tables.run(study, blocks, tmp_path, jobs=1)
     seeds = {next(w for w in c if w.startswith("vat.eps=")): next(w for w in c if w.startswith("seed=")) for c in commands}
     assert seeds == {"vat.eps=1": "seed=0,1,2", "vat.eps=2": "seed=0,2"}
     assert all({"-m", "data=digits", "regularizer=vat", "test=none"} <= set(command) for command in commands)
-    reproduce.run(study, blocks, tmp_path, jobs=1)
+    tables.run(study, blocks, tmp_path, jobs=1)
     assert len(commands) == 2
 
 
-def test_jobs_find_the_users_packages_and_folders_of_any_name(reproduce, study, tmp_path, monkeypatch):
+def test_jobs_find_the_users_packages_and_folders_of_any_name(study, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, env, **_: given.append((command, env)))
+    monkeypatch.setattr(tables.subprocess, "run", lambda command, env, **_: given.append((command, env)))
     monkeypatch.setenv("PYTHONPATH", "theirs")
     with pytest.raises(SystemExit):
-        reproduce.run(study, [(study.methods[0], range(1), (None,), ())], tmp_path / "größe, (old)", jobs=1)
+        tables.run(study, [(study.methods[0], range(1), (None,), ())], tmp_path / "größe, (old)", jobs=1)
     ((command, env),) = given
-    assert env["PYTHONPATH"].split(os.pathsep)[1:] == ["theirs"]
+    assert env["PYTHONPATH"] == "theirs"
     (folder,) = [word for word in command if word.startswith("hydra.sweep.dir=")]
     (override,) = OverridesParser.create().parse_overrides([folder])
     assert override.value() == str(tmp_path / "größe, (old)" / "none")
 
 
-def test_a_job_that_leaves_no_metrics_is_named(reproduce, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+def test_a_job_that_leaves_no_metrics_is_named(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(SystemExit, match=r"3 jobs failed, the first in .*none/0: see .*none/log.txt"):
-        reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, jobs=1)
+        tables.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, jobs=1)
 
 
-def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(reproduce, study, tmp_path, monkeypatch):
+def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(study, tmp_path, monkeypatch):
     started = []
 
     def interrupted(command, **_):
@@ -92,26 +86,26 @@ def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(reproduce
         time.sleep(0.02)  # as a job takes its time
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce.subprocess, "run", interrupted)
+    monkeypatch.setattr(tables.subprocess, "run", interrupted)
     with pytest.raises(SystemExit, match="interrupted: the same command goes on with what is missing"):
-        reproduce.run(study, [(study.methods[1], study.seeds, tuple(range(50)), ())], tmp_path, jobs=1)
+        tables.run(study, [(study.methods[1], study.seeds, tuple(range(50)), ())], tmp_path, jobs=1)
     assert len(started) < 50
 
 
-def test_the_table_holds_mean_spread_and_paired_difference(reproduce, study, tmp_path, monkeypatch):
+def test_the_table_holds_mean_spread_and_paired_difference(study, tmp_path, monkeypatch):
     accuracy = {"none": (0.80, 0.70, 0.60), "VAT-2": (0.90, 0.85, 0.59)}
-    pretend_training(monkeypatch, reproduce, [], lambda place, seed: accuracy[place][seed])
+    pretend_training(monkeypatch, [], lambda place, seed: accuracy[place][seed])
     chosen = {"none": None, "VAT": 2}
-    reproduce.run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], tmp_path / "test", jobs=1)
-    reproduce.show(study, chosen, tmp_path)
+    tables.run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], tmp_path / "test", jobs=1)
+    tables.show(study, chosen, tmp_path)
     rows = (tmp_path / "table.md").read_text().splitlines()
     # errors 20, 30, 40 and 10, 15, 41: differences -10, -15, +1
     assert rows[2] == "| none | – | 30.00 ± 10.00 | – | – | 0.200 | 1 |"
     assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | 20.1 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
 
 
-def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_all(reproduce, study, tmp_path):
-    study = reproduce.replace(study, methods=(*study.methods, reproduce.Method("better", among=("none", "VAT"))))
+def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_all(study, tmp_path):
+    study = replace(study, methods=(*study.methods, tables.Method("better", among=("none", "VAT"))))
     # the test, had it been read, would choose otherwise
     for name, on_validation, on_test in (("none", (0.9, 0.7, 0.8), (0.6, 0.9, 0.5)), ("VAT-2", (0.8, 0.8, 0.8), (0.9, 0.7, 0.8))):
         cross_entropy = 0.1 if name == "none" else 0.2  # which decides the last seed
@@ -125,33 +119,33 @@ def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_
                 seconds=1 + seed,
             )
     chosen = {"none": None, "VAT": 2, "better": None}
-    reproduce.show(study, chosen, tmp_path)
+    tables.show(study, chosen, tmp_path)
     # errors 40, 30, 50, beside 40, 10, 50 of the first: differences 0, 20, 0
     assert (tmp_path / "table.md").read_text().splitlines()[4] == "| better | – | 40.00 ± 10.00 | – | +6.67 ± 11.55, 0/3 | 0.200 | 4 |"
     (tmp_path / "test" / "none" / "1" / "metrics.json").unlink()
-    reproduce.show(study, chosen, tmp_path)
+    tables.show(study, chosen, tmp_path)
     assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| better | – | not run |")
     assert "better" not in [m.name for m in study.trained]
 
 
-def test_a_method_that_lacks_a_seed_is_not_run(reproduce, study, tmp_path):
+def test_a_method_that_lacks_a_seed_is_not_run(study, tmp_path):
     chosen = {"none": None, "VAT": 2}
     for seed in study.seeds:
         leave(tmp_path / "test" / "VAT-2" / str(seed), test__accuracy=0.5, test__lds=0.2, seconds=1)
     leave(tmp_path / "test" / "none" / "0", test__accuracy=0.5, test__lds=0.2, seconds=1)
-    reproduce.show(study, chosen, tmp_path)
+    tables.show(study, chosen, tmp_path)
     rows = (tmp_path / "table.md").read_text().splitlines()
     assert rows[2:] == ["| none | – | not run | – | – | – | – |", "| VAT | eps 2 | 50.00 ± 0.00 | 20.1 | – | 0.200 | 1 |"]
 
 
-def test_a_mean_over_jobs_of_different_settings_is_refused(reproduce, study, tmp_path):
+def test_a_mean_over_jobs_of_different_settings_is_refused(study, tmp_path):
     for seed in study.seeds:
         leave(tmp_path / "test" / "none" / str(seed), lr=0.5 if seed == 2 else 1.0, test__accuracy=0.5, test__lds=0.2, seconds=1)
     with pytest.raises(SystemExit, match=r"none: .*none/0 was run with optimizer\.lr=1\.0, .*none/2 with 0\.5: remove one"):
-        reproduce.show(study, {"none": None, "VAT": 2}, tmp_path)
+        tables.show(study, {"none": None, "VAT": 2}, tmp_path)
 
 
-def test_rows_of_other_data_or_length_than_the_first_are_refused(reproduce, study, tmp_path):
+def test_rows_of_other_data_or_length_than_the_first_are_refused(study, tmp_path):
     for name, steps in (("none", 5), ("VAT-2", 6)):
         for seed in study.seeds:
             place = tmp_path / "test" / name / str(seed)
@@ -159,64 +153,36 @@ def test_rows_of_other_data_or_length_than_the_first_are_refused(reproduce, stud
             with (place / "config.yaml").open("a") as file:
                 file.write(f"trainer:\n  max_steps: {steps}\n")
     with pytest.raises(SystemExit, match=r"VAT: .* was run with trainer\.max_steps=6, .* with 5: remove one"):
-        reproduce.show(study, {"none": None, "VAT": 2}, tmp_path)
-    says_so = reproduce.replace(study.methods[1], overrides=("regularizer=vat", "trainer.max_steps=6"))
-    reproduce.show(reproduce.replace(study, methods=(study.methods[0], says_so)), {"none": None, "VAT": 2}, tmp_path)
+        tables.show(study, {"none": None, "VAT": 2}, tmp_path)
+    says_so = replace(study.methods[1], overrides=("regularizer=vat", "trainer.max_steps=6"))
+    tables.show(replace(study, methods=(study.methods[0], says_so)), {"none": None, "VAT": 2}, tmp_path)
 
 
-def test_what_is_given_for_every_job_wins_over_its_quiet(reproduce, study, tmp_path, monkeypatch):
+def test_what_is_given_for_every_job_wins_over_its_quiet(study, tmp_path, monkeypatch):
     commands = []
-    pretend_training(monkeypatch, reproduce, commands)
-    study = reproduce.replace(study, overrides=(*study.overrides, "logger=csv"))
-    reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path / "test", jobs=1)
+    pretend_training(monkeypatch, commands)
+    study = replace(study, overrides=(*study.overrides, "logger=csv"))
+    tables.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path / "test", jobs=1)
     (command,) = commands
     assert command.index("logger=none") < command.index("logger=csv")
 
 
-def test_a_value_that_was_not_chosen_is_the_one_the_job_found(reproduce, study, tmp_path, monkeypatch):
-    method = reproduce.replace(study.methods[1], candidates=())
-    study = reproduce.replace(study, methods=(study.methods[0], method), tuning_seeds=range(0))
+def test_a_value_that_was_not_chosen_is_the_one_the_job_found(study, tmp_path, monkeypatch):
+    method = replace(study.methods[1], candidates=())
+    study = replace(study, methods=(study.methods[0], method), tuning_seeds=range(0))
     commands = []
-    pretend_training(monkeypatch, reproduce, commands)
-    chosen = {m.name: reproduce.choose(m, tmp_path / "tuning", study.tuning_seeds) for m in study.methods}
+    pretend_training(monkeypatch, commands)
+    chosen = {m.name: tables.choose(m, tmp_path / "tuning", study.tuning_seeds) for m in study.methods}
     assert chosen == {"none": None, "VAT": None}
-    reproduce.run(study, [(m, study.seeds, (None,), ()) for m in study.methods], tmp_path / "test", jobs=1)
+    tables.run(study, [(m, study.seeds, (None,), ()) for m in study.methods], tmp_path / "test", jobs=1)
     assert not any(word.startswith("vat.eps") for command in commands for word in command)
     for seed in study.seeds:
         (tmp_path / "test" / "VAT" / str(seed) / "config.yaml").write_text("vat:\n  eps: 0.6\n")
-    reproduce.show(study, chosen, tmp_path)
+    tables.show(study, chosen, tmp_path)
     assert (tmp_path / "table.md").read_text().splitlines()[3].startswith("| VAT | eps 0.6 | 50.00")
 
 
-@pytest.mark.parametrize(
-    "table", ["digits", "directions", "directions_mnist_100", "directions_mnist_100_compute", "cifar10_4000"]
-)  # the others are made as the second
-def test_every_job_of_a_table_composes(reproduce, compose, table):
-    study = reproduce.STUDIES[table]
-    for method in study.methods:
-        compose(*study.overrides, *method.overrides, *(f"{method.tuned}={value}" for value in method.candidates[:1]))
-
-
-def test_every_table_is_of_an_experiment_that_there_is(reproduce):
-    experiments = {path.stem for path in (SCRIPT.parents[1] / "conf" / "experiment").glob("*.yaml")}
-    for name, study in reproduce.STUDIES.items():
-        assert name in ("digits", "directions", "directions_compute") or study.overrides[0].removeprefix("experiment=") in experiments, name
-
-
-def test_the_papers_errors_stand_beside_their_methods(reproduce):
-    study = reproduce.STUDIES["cifar10_4000"]
-    assert [m.paper for m in study.methods] == ["–", "–", "–", "11.36 ± 0.34", "10.55 ± 0.05"]
-    assert [m.name for m in study.methods] == ["none", "random perturbation", "adversarial", "VAT", "VAT + entropy"]
-
-
-def test_every_table_offers_each_method_as_many_candidates(reproduce):
-    for name, study in reproduce.STUDIES.items():
-        efforts = {len(m.candidates) for m in study.methods if m.tuned}
-        assert len(efforts) == 1, name
-        assert not set(study.tuning_seeds) & set(study.seeds)
-
-
 @pytest.mark.parametrize(("override", "said"), [("trainer.max_step=5", "none: .*trainer.max_step"), ("vat.eps=3", "none: .*vat")])
-def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(reproduce, study, override, said):
+def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(study, override, said):
     with pytest.raises(SystemExit, match=said):
-        reproduce.refuse_impossible(reproduce.replace(study, overrides=(*study.overrides, override)))
+        tables.refuse_impossible(replace(study, overrides=(*study.overrides, override)))

@@ -3,11 +3,12 @@
 import copy
 
 import pytest
-import scripts
+import running_scripts
 import torch
+from networks import rows
 from torch import nn
 
-fidelity = scripts.load("fidelity")
+fidelity = running_scripts.load("fidelity")
 
 
 def networks():
@@ -16,16 +17,12 @@ def networks():
     return {torch.float32: network, torch.float64: copy.deepcopy(network).double()}
 
 
-def rows():
-    return torch.randn(12, 20, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_draws_and_dropout_masks_are_the_same_in_every_precision(training):
     both = networks()
     for network in both.values():
         network.train(training)
-    single, double = (fidelity.step_in(precision, both, rows()) for precision in ("float32", "float64"))
+    single, double = (fidelity.step_in(precision, both, rows(12, 20, dtype=torch.float32)) for precision in ("float32", "float64"))
     assert single.x.dtype == torch.float32
     assert double.x.dtype == torch.float64
     assert torch.equal(single.normal("direction").double(), double.normal("direction"))
@@ -35,11 +32,11 @@ def test_draws_and_dropout_masks_are_the_same_in_every_precision(training):
 @pytest.mark.parametrize("name", list(fidelity.directions(1.0)))
 def test_every_direction_of_the_table_gives_unit_directions_of_its_cost(name):
     both = networks()
-    cost, make = fidelity.directions(float(rows().norm(dim=1).mean()))[name]
+    cost, make = fidelity.directions(float(rows(12, 20, dtype=torch.float32).norm(dim=1).mean()))[name]
     calls = []
     both[torch.float64].eval().register_forward_pre_hook(lambda *_: calls.append(1))
     vat = make(0.3)
-    step = fidelity.step_in("float64", both, rows())
+    step = fidelity.step_in("float64", both, rows(12, 20, dtype=torch.float32))
     r = vat.virtual_adversarial_perturbation(step)
     torch.testing.assert_close(r.norm(dim=1), torch.full((12,), 0.3, dtype=torch.float64))
     assert len(calls) <= cost - 3  # the others are backward passes, and the three of the adversarial pass

@@ -9,6 +9,7 @@ from matplotlib.text import Text
 from torch import nn
 
 from vat import plots
+from vat.plots.style import MARKERS, WRONG
 
 
 class Slope(nn.Module):
@@ -148,7 +149,7 @@ def test_perturbations_go_from_the_least_to_the_most_moved(channels):
     assert (moved[0], moved[-1]) == (0, 1)
     assert {axes.get_title() for axes in top} == {"cat\n100 %"}
     assert {axes.get_title() for axes in bottom} == {"dog\n100 %"}
-    assert {axes.title.get_color() for axes in bottom} == {plots.WRONG}
+    assert {axes.title.get_color() for axes in bottom} == {WRONG}
     assert {axes.title.get_color() for axes in top} == {"black"}
     shown = torch.as_tensor(top[-1].images[0].get_array()).view(4, 4, -1).movedim(2, 0)
     assert torch.corrcoef(torch.stack([shown.flatten(), x[0].flatten()]))[0, 1] > 0.9999
@@ -180,7 +181,7 @@ def lines(axes):
     return {
         line.get_label(): [tuple(map(float, point)) for point in line.get_xydata()]
         for line in axes.get_lines()
-        if line.get_marker() in plots.MARKERS
+        if line.get_marker() in MARKERS
     }
 
 
