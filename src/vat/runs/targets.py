@@ -76,28 +76,49 @@ def make(node: Any, key: str, *, allowed: Sequence[str] = (), facts: Mapping[str
         RefusedError: If the node names something else, or its arguments are not plain values of the declared types.
     """
     kind = KINDS[key]
-    for word, value in _leaves(node):
-        if word == "_target_" and not any(k.named(value) for k in KINDS.values()):
-            _refuse_foreign(value, allowed, kind.what)
-        if isinstance(value, str) and "${" in value:
-            raise RefusedError(f"{brief(value)} is not resolved: it could stand for any _target_")
+    refuse_foreign(node, kind.what, allowed=allowed)
     if not isinstance(node, dict) or "_target_" not in node:
         raise RefusedError(f"{key}={brief(node)}: must name the class of a {kind.what} as _target_")
-    name, values = node["_target_"], {k: v for k, v in node.items() if k != "_target_"}
+    name = node["_target_"]
     listed = kind.named(name)
     if listed is None:
         target = _own(name, allowed, kind.what)
         if inspect.isclass(target) and not issubclass(target, kind.base):
             raise RefusedError(f"_target_={name} is no {kind.what}")
-        values = {k: _own_value(k, value, allowed) for k, value in values.items()}
-        takes = inspect.signature(target).parameters
+        made = call_own(node, kind.what, allowed=allowed, facts=facts)
     else:
-        target, takes = listed, schema.arguments(listed)
-        values = {k: _value(target, k, value, takes, allowed) for k, value in values.items()}
-    values |= {k: value for k, value in (facts or {}).items() if k in takes}
-    if not isinstance(made := target(**values), kind.base):
+        takes = schema.arguments(listed)
+        values = {k: _value(listed, k, value, takes, allowed) for k, value in node.items() if k != "_target_"}
+        made = listed(**values | {k: value for k, value in (facts or {}).items() if k in takes})
+    if not isinstance(made, kind.base):
         raise RefusedError(f"_target_={name} makes no {kind.what}")
     return made
+
+
+def call_own(node: dict[str, Any], what: str, *, allowed: Sequence[str], facts: Mapping[str, Any] | None = None) -> Any:
+    """What a class or function of an allowed package gives for a node's arguments, whatever that is.
+
+    Raises:
+        RefusedError: If it is in no allowed package, or its arguments name something that is in none.
+    """
+    refuse_foreign(node, what, allowed=allowed)
+    target = _own(node["_target_"], allowed, what)
+    takes = inspect.signature(target).parameters
+    values = {k: _own_value(str(k), value, allowed) for k, value in node.items() if k != "_target_"}
+    return target(**values | {k: value for k, value in (facts or {}).items() if k in takes})
+
+
+def refuse_foreign(node: Any, what: str, *, allowed: Sequence[str] = ()) -> None:
+    """Refuse a node in which something names neither a class of this project nor an allowed package; nothing is imported for that.
+
+    Raises:
+        RefusedError: names the first such name and the remedy, or an interpolation.
+    """
+    for word, value in _leaves(node):
+        if word == "_target_" and not any(k.named(value) for k in KINDS.values()):
+            _refuse_foreign(value, allowed, what)
+        if isinstance(value, str) and "${" in value:
+            raise RefusedError(f"{brief(value)} is not resolved: it could stand for any _target_")
 
 
 def is_own(node: Any, key: str) -> bool:
