@@ -21,6 +21,7 @@ from vat.models import Normalize
 from vat.regularizers import Regularizer
 from vat.runs import targets
 from vat.runs.checkpoints import read_checkpoint
+from vat.runs.data_node import make_data
 from vat.runs.text import brief
 
 DESCRIBED = {
@@ -136,7 +137,12 @@ def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[s
     with _describing_its_weights(path):
         node = checkpoint["record"]["config"]["data"]
     try:
-        return targets.make(node, "data", allowed=allow_targets)
+        if not targets.is_own(node, "data"):
+            return targets.make(node, "data")
+        if not all(targets.is_own(node, key) for key in targets.KINDS):
+            raise targets.RefusedError("it is no data set")
+        targets.refuse_foreign(node, "data set", allowed=allow_targets)
+        return make_data(DictConfig(node), call=lambda given: targets.call_own(given, "data set", allowed=allow_targets))
     except Exception as error:  # whatever a constructor trips over that is given nonsense
         name = brief(node.get("_target_") if isinstance(node, dict) else node)
         raise ValueError(f"{path} was trained on {name}, which cannot be made ({error}): name a data set by data=...") from error

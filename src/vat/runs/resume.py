@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vat.data.own.base import OwnData
+from vat.runs.data_node import make_data
 from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, settings_digest
 from vat.runs.records import _describing_its_weights, _network_state, data_digest
 from vat.runs.text import brief
@@ -32,8 +31,9 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
             f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
         )
-    if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
-        data = instantiate(cfg.data, _convert_="all")
+    own = not cfg.data._target_.startswith("vat.data.sets.")  # published data are checked when they are read
+    if finished(folder) is not None and own:
+        data = make_data(cfg.data)
         data.setup()
         now = data_digest(data)
         if json.loads((folder / ENVIRONMENT).read_text()).get("data", now) != now:

@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 import vat
 from vat import attacks, models
 from vat.data.own.arrays import Arrays
+from vat.data.own.datasets import Datasets
 from vat.data.own.images import Images
 from vat.data.sets.cifar import CIFAR10, CIFAR100
 from vat.data.sets.digits import Digits
@@ -35,6 +36,9 @@ from vat.runs import choices
 from vat.schedule import LinearDecay
 
 TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
+
+DATASETS = ("labeled", "unlabeled", "validation", "test", "class_names", "unit")
+"""What a function of the user's own says of its Datasets; the other arguments of `Datasets` are options."""
 
 PRIMITIVES = (bool, int, float, str)
 
@@ -65,6 +69,7 @@ def register() -> None:
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
     choices.register()
+    nodes[Datasets] = schema(Datasets, without=DATASETS)
     store = ConfigStore.instance().store
     for target, node in nodes.items():
         store(name=target.__name__, group="schema", node=node)

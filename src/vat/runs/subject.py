@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from vat.data.files import download
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.runs import checkpoints, folders, records
+from vat.runs.data_node import make_data
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def subject(cfg: DictConfig) -> Subject:
             seed = record["config"]["data"].get("seed")
             # Not that of the attacks: of a synthetic set it is another draw. Text of a checkpoint could be an interpolation.
             node.seed = seed if type(seed) is int else node.seed
-        data = instantiate(node, _convert_="all")
+        data = make_data(node)
         data.setup()
     else:
         data = trained_data(checkpoint, path, allow_targets=cfg.allow_targets)

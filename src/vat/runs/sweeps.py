@@ -60,6 +60,8 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
     _enlist(overrides, folder)
     (folder / ERROR).unlink(missing_ok=True)
     try:
+        if cfg.data.get("validation_share") == 0:
+            raise ValueError("data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it")
         resume.refuse_other_job(cfg, folder)
         metrics = folders.finished(folder)
         if metrics is None:
