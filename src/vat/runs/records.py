@@ -139,9 +139,9 @@ def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[s
     try:
         if not targets.is_own(node, "data"):
             return targets.make(node, "data")
+        targets.refuse_foreign(node, "data set", allowed=allow_targets)
         if not all(targets.is_own(node, key) for key in targets.KINDS):
             raise targets.RefusedError("it is no data set")
-        targets.refuse_foreign(node, "data set", allowed=allow_targets)
         return make_data(DictConfig(node), call=lambda given: targets.call_own(given, "data set", allowed=allow_targets))
     except Exception as error:  # whatever a constructor trips over that is given nonsense
         name = brief(node.get("_target_") if isinstance(node, dict) else node)
