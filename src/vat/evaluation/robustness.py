@@ -5,7 +5,6 @@ tell robustness from an attack that failed.
 on with the very next part. All that is random follows from (seed, batch, part), so the result is that of an unbroken run.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vat import local_distributional_smoothness
+from vat import files, local_distributional_smoothness
 from vat.attacks import APGD, FGM, PGD, Attack, Threat, logit_difference, predictions
 from vat.attacks import cross_entropy as cross_entropies
 from vat.functional import L2, NORMS, LInf, as_classes, by_name, probabilities
@@ -564,12 +563,10 @@ class _Ledger:
         if self.path is None:
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._file = files.regular(self.path).open("a+b")
+        if not files.lock(self._file):
             self._file.close()
-            raise OSError(f"another process is at work on {self.path}: wait for it") from None
+            raise OSError(f"another process is at work on {self.path}: wait for it")
         self._drop_broken_line()
         self._file.seek(0)
         first = self._file.readline()

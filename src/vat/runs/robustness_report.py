@@ -17,12 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch import nn
 
-from vat import plots
+from vat import files, plots
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
 from vat.functional import NORMS, by_name
-from vat.lightning.loggers import finish_wandb
+from vat.lightning.loggers import finishing_wandb
 from vat.runs import checkpoints, folders, records, report
 from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
 
@@ -80,14 +80,13 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
 def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
     """Write robustness.json behind the figures; where it is there already and the same, only its time is new."""
     path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == text.encode(errors="surrogateescape"):
         path.touch()
         return
     for name, figure in draw().items():
-        figure.savefig(folder / f"{name}.png", dpi=130)
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+        with files.replacing(folder / f"{name}.png") as part:
+            figure.savefig(part, dpi=130)
+    files.write(path, text)
 
 
 def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
@@ -160,9 +159,8 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
     """To the run's logger, where one is chosen; figures where it takes them."""
     if not cfg.logger._target_:
         return
-    folders.keep_logged(of.run)
-    logger = instantiate(cfg.logger, save_dir=str(of.run))
-    try:
+    with finishing_wandb():
+        logger = instantiate(cfg.logger, save_dir=str(of.run))
         values = {f"evaluation/{name}": value for name, value in found["clean"].items() if value is not None}
         for norm, robust in found["robust"].items():
             for name, accuracies in robust["accuracy"].items():
@@ -176,8 +174,6 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"evaluation/{path.stem}", imread(path), dataformats="HWC")
         logger.finalize("success")
-    finally:
-        finish_wandb()
 
 
 def show(found: dict[str, Any], folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 import pytorch_lightning as pl
 import torch
 from hydra.core.config_store import ConfigStore
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import vat
 from vat import attacks, models
@@ -28,6 +28,7 @@ from vat.data.sets.norb import NORB
 from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
+from vat.lightning.csv_logger import ResumableCSVLogger
 from vat.regularizers import PublishedVAT
 from vat.schedule import LinearDecay
 
@@ -54,7 +55,7 @@ def register() -> None:
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
-    nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
+    nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, ResumableCSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
     store = ConfigStore.instance().store
     for target, node in nodes.items():

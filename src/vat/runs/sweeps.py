@@ -4,6 +4,7 @@ import copyreg
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
+from vat import files
 from vat.plots import sweep_figure
 from vat.runs import folders, page, report, resume, user_errors
 from vat.runs.checkpoints import newest_whole
@@ -44,6 +46,9 @@ SOURCE = Path(__file__).parents[2]
 
 ERROR = "error.txt"
 """Why the last try of a folder's job failed, also where an earlier job has left metrics there."""
+
+UNLISTED: list[str] = []
+"""The failed jobs of this process that no file tells of, as the disk was full."""
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
@@ -66,9 +71,11 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
         The validation error, which a sampling sweeper minimises; NaN where the job failed.
     """
     overrides = list(HydraConfig.get().overrides.task)
-    _enlist(overrides, folder)
-    (folder / ERROR).unlink(missing_ok=True)
+    listed = False
     try:
+        _enlist(overrides, folder)
+        listed = True
+        (folder / ERROR).unlink(missing_ok=True)
         resume.refuse_other_job(cfg, folder)
         metrics = folders.finished(folder)
         if metrics is None:
@@ -79,7 +86,12 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
             raise ValueError(f"{folder / folders.METRICS} is of another version of this project: delete {folder} to train it anew")
     except Exception as error:
         said = user_errors.readable(error).splitlines()[0]
-        (folder / ERROR).write_text(f"{said}\n\n{traceback.format_exc()}")
+        try:
+            files.write(folder / ERROR, f"{said}\n\n{traceback.format_exc()}")
+        except OSError:  # the disk is full: the sweep goes on, and its end says which job failed
+            listed = False
+        if not listed:
+            UNLISTED.append(f"{folder}: failed: {said}")
         log.error("failed: %s (%s)", said, folder / ERROR)
         return math.nan
     return 1 - metrics["val/accuracy"]
@@ -172,6 +184,7 @@ class Sweep(HydraCallback):
         Raises:
             SystemExit: several grids of conf/sweep are asked for at once, of which a job would know nothing.
         """
+        UNLISTED.clear()
         for word in config.hydra.overrides.task:
             if word.startswith("sweep=") and re.search(r"[,(]", word):
                 raise SystemExit(f"error: {word}: one sweep at a time; run them one after the other")
@@ -189,19 +202,21 @@ class Sweep(HydraCallback):
         folder = Path(config.hydra.sweep.dir) / _name(config)
         try:
             jobs = enlisted(folder)
-            if not jobs:
+            if not jobs and not UNLISTED:
                 raise SystemExit(f"error: the sweep is empty: {' '.join(config.hydra.overrides.task) or 'nothing'} leads to no job")
             summarise(jobs, folder, said=_said(config))
         except Exception as error:  # Hydra would make a warning of it
             raise SystemExit(f"error: the sweep has no summary: {error!r}") from error
         missing = [j for j in jobs if j.metrics is None]
-        if missing:
-            raise SystemExit(f"error: {len(missing)} of {len(jobs)} jobs have no result; the same command tries them again")
+        if missing or UNLISTED:
+            said = "; ".join([f"{len(missing)} of {len(jobs)} jobs have no result", *UNLISTED])
+            raise SystemExit(f"error: {said}; the same command tries them again")
 
 
 def enlisted(folder: Path) -> list[Job]:
     """The jobs of the sweep that is summed up in `folder`, as they stand now."""
-    return [_read(path) for path in sorted((folder / "jobs").glob("*.json"))]
+    noted = {path: files.read_json(path) for path in sorted((folder / "jobs").glob("[!.]*.json"))}
+    return [_read(path, found) for path, found in noted.items() if found is not None]  # a torn one is of a job that did not begin
 
 
 def settings_of(jobs: Sequence[Job]) -> list[Setting]:
@@ -254,11 +269,12 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
     sections = [page.table(heads, rows), page.paragraph(ORDER)]
     if sum(bool(s.val) for s in settings) > 1:
         figure = sweep_figure([s.values for s in settings if s.val], [(s.val, s.test) for s in settings if s.val])
-        figure.savefig(folder / "summary.png", dpi=150)
+        with files.replacing(folder / "summary.png") as part:
+            figure.savefig(part, dpi=150)
         sections.insert(0, page.image(folder / "summary.png", "Error against what was swept"))
     sections += [page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []
     sections += [page.heading("Jobs"), page.table(*_job_rows(jobs, folder))]
-    (folder / "summary.html").write_text(page.page(f"Sweep {folder.name}", said, sections), encoding="utf-8")
+    files.write(folder / "summary.html", page.page(f"Sweep {folder.name}", said, sections))
     report.console.print(f"as a page: {folder / 'summary.html'}, as numbers: {folder / 'summary.csv'}")
 
 
@@ -296,12 +312,13 @@ def _rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
 def _write_csv(settings: Sequence[Setting], path: Path) -> None:
     keys = list({key: None for s in settings for key in s.values})
     names = ("val_error_percent", "test_error_percent", "test_lds", "seconds")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*keys, "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
-        for s in settings:
-            numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
-            writer.writerow([*(s.values.get(key, "") for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*keys, "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
+    for s in settings:
+        numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
+        writer.writerow([*(s.values.get(key, "") for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)])
+    files.write(path, text.getvalue())
 
 
 def _job_rows(jobs: Sequence[Job], folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -336,26 +353,23 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
     listed.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(word.lstrip("+").split("=", 1) for word in deciding if "=" in word)
     settings = {key: value for key, value in settings.items() if key.split(".")[0] != "sweep"}
-    listed.write_text(json.dumps({"settings": settings, "folder": os.path.relpath(folder, listed.parent)}))
+    noted = {"settings": settings, "folder": os.path.relpath(folder, listed.parent)}
+    if files.read_json(listed) != noted:
+        files.write_json(listed, noted)
 
 
-def _read(listed: Path) -> Job:
+def _read(listed: Path, noted: dict[str, Any]) -> Job:
     """A job as it was enlisted and as it stands."""
-    noted = json.loads(listed.read_text())
     folder = report.shown((listed.parent / noted["folder"]).resolve())
-    metrics, problem, commit = None, "interrupted", None
-    try:
-        metrics = folders.finished(folder)
-        if metrics is not None and "val/accuracy" not in metrics:
-            metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
-    except ValueError:
-        problem = f"left out, {folders.METRICS} cannot be read: delete it to train the job anew"
-    if (folder / ERROR).is_file():
-        metrics, problem = None, "failed: " + (folder / ERROR).read_text().splitlines()[0]
+    metrics, problem = folders.finished(folder), "interrupted"
+    if metrics is not None and "val/accuracy" not in metrics:
+        metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
+    said = (folder / ERROR).read_text(encoding="utf-8", errors="replace") if (folder / ERROR).is_file() else ""
+    if said:
+        metrics, problem = None, "failed: " + said.splitlines()[0]
     elif metrics is not None:
         problem = None
-    if (folder / folders.ENVIRONMENT).is_file():
-        commit = json.loads((folder / folders.ENVIRONMENT).read_text()).get("git")
+    commit = (files.read_json(folder / folders.ENVIRONMENT) or {}).get("git")
     return Job(noted["settings"], folder, metrics, problem, commit)
 
 

@@ -1,6 +1,5 @@
 """Fetching the files of a published data set: checked, whole or not at all, by one process at a time."""
 
-import fcntl
 import http.client
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from vat import files
 from vat.data.files.content import PIECE, new_hash, opened
 
 TIMEOUT = 30.0  # seconds of silence from a server, after which the next is tried
@@ -81,8 +81,8 @@ def _present(file: PublishedFile, folder: Path) -> Path | None:
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time in a folder. The system drops the lock of a process that dies; its file stays, to lock again."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".download.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.open_lock(folder / ".download.lock") as lock:
+        files.lock(lock, wait=True)
         yield
 
 
