@@ -30,9 +30,8 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         ValueError: says what differs and what to do.
     """
     begun = settings_in(folder)
-    if begun is None:
-        return
-    if not begun.keys() >= cfg.keys():  # torn by an earlier version, which did not write it whole
+    written = (folder / CONFIG).read_text(encoding="utf-8") if begun is not None else ""
+    if begun is None or OmegaConf.to_yaml(cfg, resolve=True).startswith(written):  # torn, by an earlier version, or the same
         return
     if settings_digest(begun) != settings_digest(cfg):
         raise ValueError(

@@ -192,7 +192,7 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
             callback.on_train_end(trainer, classifier)
         # Under which loggers file what follows: the step, and the epoch, which was not over when the checkpoint was written.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed = epochs.ready
 
 
