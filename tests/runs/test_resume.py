@@ -429,3 +429,17 @@ def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch, record_
             kills += 1
     record_property("kills at random times", kills)
     record_property("runs that came to their end between them", finished)
+
+
+def test_a_loader_that_is_made_anew_for_each_epoch_continues_the_order(main, whole):
+    def job():
+        record()
+        main(*SETTINGS, "trainer.reload_dataloaders_every_n_epochs=1")
+
+    assert ended(forked(job)) == 0
+    assert result(Path.cwd())[-1] == whole[-1]
+    shutil.rmtree("outputs")
+    Path(ORDER).unlink()
+    assert ended(attempt(main, at_batch(13), "trainer.reload_dataloaders_every_n_epochs=1")) == -signal.SIGKILL
+    assert ended(attempt(main, unharmed, "trainer.reload_dataloaders_every_n_epochs=1")) == 0
+    assert result(Path.cwd())[-1] == whole[-1]

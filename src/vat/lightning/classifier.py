@@ -14,7 +14,7 @@ from vat.batch_norm import reestimate_batch_norm
 from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
-from vat.lightning.training import due_report, explain, refuse_not_finite
+from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step, random_state
 
@@ -150,6 +150,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_end(self) -> None:
         explain(self.trainer, self._regularizers())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        refuse_gradients_not_finite(self.trainer, self.network)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -32,6 +32,10 @@ FILES = {
     "confusion matrix": CONFUSION,
 }
 
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
+
 # Wide enough that a path is not broken where nobody looks at a terminal.
 console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
