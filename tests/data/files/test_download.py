@@ -113,7 +113,7 @@ def test_a_mirror_that_sends_a_byte_now_and_then_is_given_up_for_the_next(mirror
     assert time.monotonic() - began < 20
     assert Mirror.requests == [f"/{path}", "/right"]
     assert (tmp_path / "data.gz").read_bytes() == PACKED
-    with pytest.raises(DownloadError, match="too slow|no answer within"):
+    with pytest.raises(DownloadError, match=r"too slow|no answer within"):
         fetch(published(mirror, path), tmp_path / "other")
 
 
