@@ -28,6 +28,8 @@ def regular(path: Path) -> Path:
     if os.path.lexists(path) and path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "This is no regular file, name another", str(path))
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return target

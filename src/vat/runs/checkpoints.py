@@ -234,7 +234,8 @@ class SaveOnSignal(Callback):
     @staticmethod
     def signals() -> Sequence[signal.Signals]:
         """The signals that mean: end soon."""
-        return (signal.SIGTERM, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
+        of_slurm = getattr(signal, "SIGUSR1", None) if "SLURM_JOB_ID" in os.environ else None  # Windows does not know it
+        return (signal.SIGTERM,) if of_slurm is None else (signal.SIGTERM, of_slurm)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._num_updates = trainer.global_step
