@@ -29,9 +29,9 @@ def test_a_checkpoint_of_another_run_continues_in_the_folder_of_a_finished_one(j
     again = job(*SMALL, "seed=0", "vat.eps=3", "optimizer.lr=0.1", f"ckpt_path={b.checkpoint}", name="a")
     assert differences(weights(a.checkpoint), theirs) == []
     assert differences(weights(a.folder / "checkpoints" / "best.ckpt"), weights(b.folder / "checkpoints" / "best.ckpt")) == []
-    assert not (a.folder / "checkpoints" / "previous.ckpt").exists()
-    assert torch.load(a.checkpoint, weights_only=True)["record"]["config"]["vat"]["eps"] == 3
-    assert {k: v for k, v in again.metrics.items() if k != "seconds"} == {k: v for k, v in b.metrics.items() if k != "seconds"}
+    for path in (a.folder / "checkpoints").iterdir():
+        assert torch.load(path, weights_only=True)["record"]["config"]["vat"]["eps"] == 3
+    assert again.metrics | {"seconds": 0} == b.metrics | {"seconds": 0}
     assert (a.folder / "metrics.1.csv").is_file()  # the logged rows of the finished run are kept
 
 
@@ -95,7 +95,7 @@ TORN = ("metrics.json", "config.yaml", "environment.json", "history.jsonl", "err
 def test_a_sweep_recovers_from_files_that_are_empty_or_torn(main, tmp_path, content):
     sweep = ("-m", *SMALL, "seed=0,1")
     main(*sweep)
-    (metrics, other) = sorted(tmp_path.glob("multirun/*/metrics.json"))
+    metrics = min(tmp_path.glob("multirun/*/metrics.json"))
     known = json.loads(metrics.read_text())
     folder = metrics.parent
     (folder / "error.txt").write_text("failed\n")
@@ -105,9 +105,7 @@ def test_a_sweep_recovers_from_files_that_are_empty_or_torn(main, tmp_path, cont
         text = path.read_bytes()
         path.write_bytes(b"" if content == "nothing" else text[: len(text) // 2])
     main(*sweep)
-    assert {k: v for k, v in json.loads(metrics.read_text()).items() if k != "seconds"} == {
-        k: v for k, v in known.items() if k != "seconds"
-    }
+    assert json.loads(metrics.read_text()) | {"seconds": 0} == known | {"seconds": 0}
     assert not (folder / "error.txt").exists()
     (summary,) = tmp_path.glob("multirun/*/summary.csv")
     assert [row["done"] for row in csv.DictReader(summary.open())] == ["2"]

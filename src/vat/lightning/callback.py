@@ -132,7 +132,7 @@ class RegularizerCallback(pl.Callback):
         refuse_not_finite(trainer, {"loss": loss, **terms})
         if report is not None:
             values = {name: term.detach() for name, term in terms.items()} | report
-            pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+            pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         total = loss + torch.stack(list(terms.values())).sum()
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 

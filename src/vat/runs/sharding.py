@@ -1,5 +1,7 @@
 """`trainer.strategy=fsdp2`: weights, gradients and the optimizer's state are divided among the processes."""
 
+import os
+import socket
 from typing import Any
 
 from omegaconf import DictConfig
@@ -27,6 +29,24 @@ class FSDP2(ModelParallelStrategy):
         if empty:
             inner.state.clear()
         return whole
+
+
+def refuse_port_in_use(cfg: DictConfig) -> None:
+    """Refuse a `MASTER_PORT` that another program holds: this process would fail, and those that it starts wait for ever.
+
+    Raises:
+        ValueError: names the port.
+    """
+    port = os.environ.get("MASTER_PORT", "")
+    starts_others = (cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1) and "LOCAL_RANK" not in os.environ
+    if not (starts_others and port.isdecimal()):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"MASTER_PORT={port} cannot be used ({error}): unset it, or name a free port") from error
 
 
 StrategyRegistry.register("fsdp2", FSDP2)

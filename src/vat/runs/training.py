@@ -182,6 +182,7 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy == "fsdp2":
         sharding.refuse_whole_weights(cfg)
+    sharding.refuse_port_in_use(cfg)
     resume.refuse_foreign_settings(cfg)
 
 
