@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vat.evaluation.diagnosis import interpretation, looks_for_r
 from vat.regularizers import Regularizer
@@ -42,16 +41,10 @@ def refuse_gradients_not_finite(trainer: pl.Trainer, module: nn.Module) -> None:
     if trainer.precision == "16-mixed":
         return
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    local = {name: grad.to_local() if isinstance(grad, DTensor) else grad for name, grad in found.items()}
-    # One pass and one number for the usual case; the sum of squares may overflow, so the values decide.
-    name = None
-    if not torch.nn.utils.get_total_norm([grad for grad in local.values() if grad.numel()]).isfinite():
-        name = next((name for name, grad in local.items() if not grad.isfinite().all()), None)
-    if any(isinstance(grad, DTensor) for grad in found.values()):  # each process has seen its part alone, and all must stop together
-        if not trainer.strategy.reduce_boolean_decision(name is not None, all=False):
-            return
-        name = name or "a parameter in another process"
-    if name is None:
+    if torch.nn.utils.get_total_norm(found.values()).isfinite():  # one pass and one number for the usual case
+        return
+    name = next((name for name, grad in found.items() if not grad.isfinite().all()), None)
+    if name is None:  # the sum of squares has overflowed
         return
     raise FloatingPointError(
         f"the gradient of {name} is not finite at optimizer step {trainer.global_step}, though the loss is. Look for NaN and infinity in "
