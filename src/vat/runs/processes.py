@@ -29,7 +29,7 @@ def refuse_port_in_use(cfg: DictConfig) -> None:
 
 
 def end_with_parent(every: float = 1.0) -> None:
-    """In a launcher's worker: send SIGTERM to this process when the sweep that started it is gone; its job then saves and ends.
+    """In a launcher's worker: end this process when the sweep that started it is gone. Its job saves first.
 
     Args:
         every: seconds between two looks.
@@ -41,7 +41,9 @@ def end_with_parent(every: float = 1.0) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(every)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # the first signal ends the job, and a later one the worker that waits for the next job
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5 * every)
 
     threading.Thread(target=watch, name=WATCH, daemon=True).start()
 
