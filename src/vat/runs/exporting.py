@@ -58,7 +58,7 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     if path.suffix != form.suffix:
         raise ValueError(f"output={path}: its name must end in {form.suffix}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"output={path} is a folder or a device, no regular file: name another")
+        raise ValueError(f"output={path} is {'a folder' if path.is_dir() else 'no regular file'}: name another")
     with ExitStack() as stack:
         with folders.writable(path.parent, "output"):
             part = stack.enter_context(files.replacing(path))

@@ -43,7 +43,7 @@ def predict(
     if output.resolve() in (data.resolve(), checkpoint.resolve()):
         raise ValueError(f"output={output} is a file to be read: name another")
     if output.exists() and not output.is_file():
-        raise ValueError(f"output={output} is a folder or a device, no regular file: name another")
+        raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
     if not (type(batch_size) is int and batch_size >= 1):
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = checkpoints.read_checkpoint(checkpoint)
