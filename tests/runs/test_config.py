@@ -38,7 +38,11 @@ def described(shape, mean=None, std=None):
     return {"input_shape": list(shape), "class_names": list("abcdefg"), "mean": mean, "std": std}
 
 
-GIVEN = {"images": ["data.dir=pictures"], "arrays": ["data.train=features.npz"]}  # of one's own data, what has no default
+GIVEN = {
+    "custom": ["+data.labeled=[]"],
+    "images": ["data.dir=pictures"],
+    "arrays": ["data.train=features.npz"],
+}  # of one's own data, what has no default
 
 
 def choices(group):

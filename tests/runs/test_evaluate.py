@@ -298,7 +298,7 @@ def test_a_source_of_other_columns_or_another_standardisation_is_refused(main, t
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name, seed in (("own", 0), ("own", 1), ("reversed", 0), ("scaled", 0)):
             run = tmp_path / f"{name}-{seed}"
-            overrides = ("data=arrays", f"data.train={tmp_path / name}.csv", "model=mlp", f"seed={seed}", *quick)
+            overrides = ("data=arrays", f"data.train={tmp_path / name}.csv", "data.split_seed=0", "model=mlp", f"seed={seed}", *quick)
             training.train(hydra_compose("train", overrides=[*overrides]), run)
             checkpoints[name, seed] = run / "checkpoints" / "last.ckpt"
     given = (f"ckpt_path={checkpoints['own', 0]}", "attack=fgm", "norms=[l2]", "eps.l2=[1]")

@@ -191,6 +191,10 @@ class SaveLast(Checkpoint):
         if trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking and whole:
             self._save(trainer)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not sum(trainer.num_val_batches):  # data without a validation part
+            self._save(trainer)
+
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # what came before the checkpoint is not logged again

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -110,10 +110,11 @@ def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[s
     node = node_of(checkpoint, path, "data", allow_targets=allow_targets)
     target = node.get("_target_") if isinstance(node, dict) else None
     try:
-        kind = get_class(str(target))
+        kind = get_object(str(target))
     except Exception as error:  # an import, too, raises what it likes
         raise ValueError(f"{path} was trained on {target}, which cannot be found: name a data set by data=...") from error
-    if not issubclass(kind, ResidentDataModule):
+    known = inspect.isclass(kind) and issubclass(kind, ResidentDataModule)
+    if not (known or any(names_any(node, [package]) for package in allow_targets)):
         raise ValueError(f"{path} was trained on {target}, which is no data set of this project: name one by data=...")
     return DictConfig(node)
 

@@ -73,6 +73,12 @@ def settings(cfg: DictConfig) -> None:
     console.print(table, "")
 
 
+def note(text: str) -> None:
+    """Print a sentence, if there is one."""
+    if text:
+        console.print(text, "")
+
+
 def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
     """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
     text = io.StringIO(newline="")

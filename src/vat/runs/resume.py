@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vat import files
-from vat.data.own.base import OwnData
 from vat.lightning.csv_logger import LOGGED
 from vat.lightning.history import rewind
 from vat.runs import report
 from vat.runs.checkpoints import LAST, PREVIOUS
+from vat.runs.data_node import make_data
 from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, keep_logged, settings_digest, settings_in
 from vat.runs.records import _describing_its_weights, _network_state, data_digest
 from vat.runs.targets import refuse_foreign
@@ -38,8 +37,9 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
             f"{folder} holds a job of other settings, see {folder / CONFIG}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
         )
-    if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
-        data = instantiate(cfg.data, _convert_="all")
+    own = not cfg.data._target_.startswith("vat.data.sets.")  # published data are checked when they are read
+    if finished(folder) is not None and own:
+        data = make_data(cfg.data)
         data.setup()
         now = data_digest(data)
         if (files.read_json(folder / ENVIRONMENT) or {}).get("data", now) != now:

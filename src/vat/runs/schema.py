@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 import vat
 from vat import attacks, models
 from vat.data.own.arrays import Arrays
+from vat.data.own.datasets import Datasets
 from vat.data.own.images import Images
 from vat.data.sets.cifar import CIFAR10, CIFAR100
 from vat.data.sets.digits import Digits
@@ -31,6 +32,9 @@ from vat.lightning import loggers
 from vat.lightning.csv_logger import ResumableCSVLogger
 from vat.regularizers import PublishedVAT
 from vat.schedule import LinearDecay
+
+DATASETS = ("labeled", "unlabeled", "validation", "test", "class_names", "unit")
+"""What a function of the user's own says of its Datasets; the other arguments of `Datasets` are options."""
 
 PRIMITIVES = (bool, int, float, str)
 
@@ -58,6 +62,7 @@ def register() -> None:
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, ResumableCSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
+    nodes[Datasets] = schema(Datasets, without=DATASETS)
     store = ConfigStore.instance().store
     for target, node in nodes.items():
         store(name=target.__name__, group="schema", node=node)

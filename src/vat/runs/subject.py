@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.runs import checkpoints, folders, records
+from vat.runs.data_node import make_data
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def subject(cfg: DictConfig) -> Subject:
     node = cfg.get("data") or records.data_of(checkpoint, path, allow_targets=cfg.allow_targets)
     if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
         node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
-    data = instantiate(node, _convert_="all")
+    data = make_data(node)
     data.setup()
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)
@@ -154,7 +154,7 @@ def refuse_training_examples(
     record = checkpoint["record"]
     if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
         return
-    trained = instantiate(records.data_of(checkpoint, path, allow_targets=allow_targets), _convert_="all")
+    trained = make_data(records.data_of(checkpoint, path, allow_targets=allow_targets))
     trained.setup()
     seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
     if number := int(torch.isin(data.split.test, seen).sum()):

@@ -35,6 +35,7 @@ from vat.runs import (
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
+from vat.runs.data_node import make_data
 
 TESTS = ("last", "best", "none")
 
@@ -59,9 +60,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.keep_freed_memory:
         allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
-    data = instantiate(cfg.data, _convert_="all")
+    data = make_data(cfg.data)
     refuse_early_end(cfg, data.steps_per_epoch)
     data.setup()
+    validates = len(data.split.validation) > 0
+    if cfg.test == "best" and not validates:
+        raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
@@ -89,6 +93,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
             )
             report.settings(cfg)
+            report.note(data.summary)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
@@ -99,7 +104,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
                 classifier.load_state_dict(checkpoints.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
-            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
+            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False) if validates else ({},)
             if cfg.test != "none":
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
@@ -246,6 +251,7 @@ def quiet() -> None:
         ".*LeafSpec.*deprecated.*",
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
+        ".*Total length of `list` across ranks is zero.*",  # of data without a validation part, which say what that means
         ".*log_every_n_steps.*",
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):

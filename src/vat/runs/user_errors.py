@@ -3,14 +3,18 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from vat.runs import overrides
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
@@ -18,6 +22,13 @@ OUT_OF_MEMORY = (
     "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
     "or the model's size; ckpt_path=last goes on where the settings stay the same"
 )
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy."""
+    with readable_errors():
+        overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+    main()
 
 
 @contextmanager
