@@ -1,7 +1,7 @@
 """The data that a `data` node names: a class of this project, or what a function of the user's own returns."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -12,8 +12,12 @@ from vat.data.own.datasets import Datasets
 from vat.runs.schema import DATASETS, arguments
 
 
-def make_data(node: DictConfig) -> ResidentDataModule:
+def make_data(node: DictConfig, *, call: Callable[[dict[str, Any]], Any] | None = None) -> ResidentDataModule:
     """What the node's `_target_` makes; a function's Datasets become a DataModule with the options of the node.
+
+    Args:
+        node: of the user's own configuration, or of a checkpoint once its names have been checked.
+        call: what calls the user's function with the arguments of a node; Hydra's `instantiate` if None.
 
     Raises:
         ValueError: If it is neither, or an option would have no effect.
@@ -31,7 +35,7 @@ def make_data(node: DictConfig) -> ResidentDataModule:
     options = {name: p.default for name, (p, _) in arguments(Datasets).items() if name not in DATASETS}
     takes = arguments(target).keys()
     passed = {name: value for name, value in given.items() if name in takes or name not in options}
-    made = instantiate(DictConfig(passed, flags={"allow_objects": True}), _convert_="all")
+    made = call(passed) if call else instantiate(DictConfig(passed, flags={"allow_objects": True}), _convert_="all")
     if isinstance(made, Mapping):
         if unknown := sorted(made.keys() - {*DATASETS} - options.keys()):
             raise ValueError(f"data._target_={node['_target_']} returned {unknown[0]!r}; it may return {', '.join(DATASETS)}")

@@ -1,23 +1,21 @@
 """The report on the direction: whether VAT works on this network."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor, nn
 
-from vat import VAT
+from vat import VAT, files
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
-from vat.runs import report
+from vat.runs import records, report
 from vat.runs.subject import Subject
-from vat.runs.targets import refuse_foreign
+from vat.runs.targets import RefusedError
 from vat.step import Key
 
 EXAMPLES = 512
@@ -40,10 +38,9 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
     """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
 
     Raises:
-        ValueError: its settings name something from elsewhere that is in no allowed package.
+        RefusedError: its settings name something from elsewhere that is in no allowed package.
     """
-    refuse_foreign(config["regularizers"], allowed=allow_targets)
-    for regularizer in instantiate(config["regularizers"], _convert_="all"):
+    for regularizer in records.regularizers_of(config, allow_targets=allow_targets):
         if looks_for_r(regularizer):
             regularizer.num_updates = regularizer.eps_steps
             return regularizer
@@ -75,7 +72,7 @@ def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     direction = getattr(vat.direction, "__name__", str(vat.direction))
     judged = {"direction": direction, "eps": vat.current_eps, "unit": unit}
-    path.write_text(json.dumps({**judged, **found}, indent=1) + "\n")
+    files.write_json(path, {**judged, **found})
     table = Table(show_header=False, title=f"Direction {direction}, ε = {vat.current_eps:g} ({unit}), {found['examples']} examples")
     for name, words in WORDS.items():
         if name in found["mean"]:
@@ -94,7 +91,10 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
     config = of.record["config"]
-    vat = judged(config, allow_targets=cfg.allow_targets)
+    try:
+        vat = judged(config, allow_targets=cfg.allow_targets)
+    except RefusedError as error:
+        raise ValueError(f"{cfg.ckpt_path}: {error}") from error
     if vat is None:
         published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
         why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"

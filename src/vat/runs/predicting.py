@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from vat import files
 from vat.data.files import tables
 from vat.data.files.image_files import MODES, SUFFIXES, ImageFiles
 from vat.data.files.texts import read_texts
@@ -17,6 +19,7 @@ from vat.data.own.images import images_within
 from vat.data.own.text import encode
 from vat.functional import probabilities
 from vat.runs import checkpoints, folders, records, report
+from vat.runs.text import cell
 
 
 def predict(
@@ -42,8 +45,8 @@ def predict(
     folders.existing(checkpoint)
     if output.resolve() in (data.resolve(), checkpoint.resolve()):
         raise ValueError(f"output={output} is a file to be read: name another")
-    if output.is_dir():
-        raise ValueError(f"output={output} is a folder: name another")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
     if not (type(batch_size) is int and batch_size >= 1):
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = checkpoints.read_checkpoint(checkpoint)
@@ -51,11 +54,12 @@ def predict(
     on = records.device_named(device)
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
     names, inputs = read_inputs(data, record)
+    names = [cell(name) if isinstance(name, str) else name for name in names]
+    classes = [cell(name) for name in record["class_names"]]
     starts = range(0, len(names), batch_size)
-    part = output.with_name(f".part-{output.name}")
-    with folders.writable(output.parent, "output"):
-        part.touch()
-    try:
+    with ExitStack() as stack:
+        with folders.writable(output.parent, "output"):
+            part = stack.enter_context(files.replacing(output))
         # A file's name that is not UTF-8 is written as its own bytes.
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
             writer = csv.writer(file)
@@ -64,11 +68,11 @@ def predict(
                 rows = torch.arange(start, min(start + batch_size, len(names)))
                 x = prepared(inputs[rows], record, data)
                 confidence, chosen = probabilities(network(x.to(on))).max(1)
+                if not confidence.isfinite().all():
+                    name = names[start + int(confidence.isfinite().logical_not().nonzero()[0])]
+                    raise ValueError(f"input={data}: the network's output for {name} is not finite, so there is no prediction")
                 lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
-                writer.writerows([name, record["class_names"][c], f"{p:.6f}"] for name, c, p in lines)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+                writer.writerows([name, classes[c], f"{p:.6f}"] for name, c, p in lines)
     return len(names)
 
 

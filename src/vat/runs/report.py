@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from torch import Tensor
 
+from vat import files
 from vat.lightning.figures import CAPTIONS
+from vat.lightning.history import HISTORY
 from vat.runs import page
 from vat.runs.checkpoints import BEST
+from vat.runs.text import cell, visible
 
 CONFUSION = "confusion.csv"
 PAGE = "index.html"
@@ -29,8 +34,23 @@ FILES = {
     "confusion matrix": CONFUSION,
 }
 
+
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
+
+
+class VisibleConsole(Console):
+    """A console on which text of class names, file names and checkpoints gives the terminal no commands."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            shown = visible(segment.text, keep="\n").encode(self.encoding, "backslashreplace").decode(self.encoding)
+            yield segment if segment.control else segment._replace(text=shown)
+
+
 # Wide enough that a path is not broken where nobody looks at a terminal.
-console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
+console = VisibleConsole(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
 class Progress(RichProgressBar):
@@ -46,9 +66,10 @@ class Progress(RichProgressBar):
 
 @rank_zero_only
 def clear(folder: Path) -> None:
-    """Take away the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
+    """Remove the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
     figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
-    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / BEST, *figures):
+    results = (folder / FILES["metrics"], folder / PAGE, folder / CONFUSION)  # the first one first: it says that the job is done
+    for path in (*results, folder / HISTORY, folder / "checkpoints" / BEST, *figures):
         path.unlink(missing_ok=True)
 
 
@@ -73,10 +94,12 @@ def note(text: str) -> None:
 
 def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
     """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", *class_names])
-        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [cell(name) for name in class_names]
+    writer.writerow(["class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    files.write(path, text.getvalue())
 
 
 def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None) -> None:
@@ -127,7 +150,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         "input shape": str(tuple(record["input_shape"])),
     }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
-    files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
+    present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # they are written last
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
         page.heading("Figures"),
@@ -137,11 +160,11 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         page.heading("Where it came from"),
         page.table((), list(environment.items())),
         page.heading("Files"),
-        page.table((), files),
+        page.table((), [(name, page.link(file, file)) for name, file in present]),
         page.heading("Configuration"),
-        page.preformatted((folder / "config.yaml").read_text()),
+        page.preformatted((folder / "config.yaml").read_text(encoding="utf-8")),
     ]
-    (folder / PAGE).write_text(page.page(f"Run {folder.name}", environment["command"], sections), encoding="utf-8")
+    files.write(folder / PAGE, page.page(f"Run {folder.name}", environment["command"], sections))
 
 
 def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What an evaluation is about: a checkpoint's network, and the examples that it may be tested on."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from vat.data.datamodule import ResidentDataModule
+from vat.data.files import download
 from vat.data.loader import EvalLoader
 from vat.data.own.text import Texts
 from vat.data.splits import evenly
@@ -55,13 +57,18 @@ def subject(cfg: DictConfig) -> Subject:
     record = checkpoint["record"]
     device = records.device_named(cfg.device)
     network = records.network_of(checkpoint, path, allow_targets=cfg.allow_targets).to(device)
-    node = cfg.get("data") or records.data_of(checkpoint, path, allow_targets=cfg.allow_targets)
-    if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
-        node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
-    data = make_data(node)
-    if isinstance(data, Texts):
-        data.given = record.get("preparation")
-    data.setup()
+    if cfg.get("data"):
+        node = cfg.data
+        if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
+            seed = record["config"]["data"].get("seed")
+            # Not that of the attacks: of a synthetic set it is another draw. Text of a checkpoint could be an interpolation.
+            node.seed = seed if type(seed) is int else node.seed
+        data = make_data(node)
+        if isinstance(data, Texts):
+            data.given = record.get("preparation")
+        data.setup()
+    else:
+        data = trained_data(checkpoint, path, allow_targets=cfg.allow_targets)
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)
     if cfg.get("data"):
@@ -82,6 +89,19 @@ def subject(cfg: DictConfig) -> Subject:
     rows = rows if cfg.limit is None else evenly(rows, cfg.limit)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return Subject(network, record, data, rows, run, device)
+
+
+def trained_data(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> ResidentDataModule:
+    """The data set that a checkpoint was trained on, ready for use.
+
+    Raises:
+        ValueError: the checkpoint names something else, or nonsense.
+        DownloadError: a file is absent from the folder that the checkpoint names, into which nothing is downloaded.
+    """
+    data = records.data_of(checkpoint, path, allow_targets=allow_targets)
+    with download.only_reading() if checkpoint["record"]["config"]["data"].get("data_dir") else nullcontext():
+        data.setup()
+    return data
 
 
 def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
@@ -157,8 +177,7 @@ def refuse_training_examples(
     record = checkpoint["record"]
     if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
         return
-    trained = make_data(records.data_of(checkpoint, path, allow_targets=allow_targets))
-    trained.setup()
+    trained = trained_data(checkpoint, path, allow_targets=allow_targets)
     seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
     if number := int(torch.isin(data.split.test, seen).sum()):
         raise ValueError(

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vat import files
 from vat.runs.overrides import quoted
 
 SOURCE = Path(__file__).parents[2]
@@ -170,7 +171,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
             differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
             paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
         setting = "–"
-        if method.tuned:  # what was chosen, or what the job found in conf/tuned/
+        if method.tuned:  # what was chosen, or what the job found in conf/tuned.yaml
             value = chosen[method.name]
             if value is None:
                 value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)
@@ -184,7 +185,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     console.print(table)
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    files.write(folder / "table.md", "\n".join(lines) + "\n")
     console.print(f"as Markdown: {folder / 'table.md'}")
 
 

@@ -1,6 +1,5 @@
 """One job: compose, fit, test, report."""
 
-import json
 import logging
 import math
 import time
@@ -11,21 +10,24 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
+from vat import files
 from vat.data.datamodule import ResidentDataModule
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
-from vat.lightning.loggers import finish_wandb, upload_checkpoints
+from vat.lightning.loggers import finishing_wandb, upload_checkpoints
 from vat.runs import (
     allocator,
     checkpoints,
     compilation,
     folders,
+    processes,
     provenance,
     records,
     report,
@@ -81,24 +83,21 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with folders.claimed(folder):
-        if start is None or saved is None:
-            report.clear(folder)
-        else:
+        resume.prepare(cfg, folder, start, saved or {})
+        if start is not None and saved is not None:
             bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
-        (folder / folders.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        environment = {**record["environment"], "data": record["data"]}
-        (folder / folders.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
-        folders.keep_logged(folder)
-        logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
-        trainer = instantiate(
-            cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
-        )
-        report.settings(cfg)
-        report.note(data.summary)
-        try:
+        write_origin(cfg, folder, record)
+        with finishing_wandb():
+            logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
+            trainer = instantiate(
+                cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+            )
+            report.settings(cfg)
+            report.note(data.summary)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
-            trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+            with resume.restoring(start):
+                trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
             if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
                 reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
@@ -112,17 +111,23 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 metrics = {**metrics, **tested}
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
-        finally:
-            finish_wandb()
-        metrics = {**metrics, "seconds": time.perf_counter() - began}
-        if trainer.is_global_zero:
-            (folder / folders.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-            if classifier.confusion is not None:
-                report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+            metrics = {**metrics, "seconds": time.perf_counter() - began}
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
+            if trainer.is_global_zero:
+                if classifier.confusion is not None:
+                    report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+                report.write_page(metrics, folder, record, lds=lds)
+                files.write_json(folder / folders.METRICS, metrics)  # at last: the job is done
+        if trainer.is_global_zero:
             report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion)
-            report.write_page(metrics, folder, record, lds=lds)
     return metrics
+
+
+@rank_zero_only
+def write_origin(cfg: DictConfig, folder: Path, record: dict[str, Any]) -> None:
+    """Write a job's settings, and where it was run."""
+    files.write(folder / folders.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    files.write_json(folder / folders.ENVIRONMENT, {**record["environment"], "data": record["data"]})
 
 
 def refuse_early_end(cfg: DictConfig, steps_per_epoch: int) -> None:
@@ -200,7 +205,7 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
-    resume.refuse_foreign_settings(cfg)
+    processes.refuse_port_in_use(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
@@ -210,7 +215,10 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
         classifier.to(trainer.strategy.root_device)  # which the trainer has left already
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows
+        # Under which loggers file what follows: the step, and the epoch, which was not over when the checkpoint was written.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        epochs.processed = epochs.completed = epochs.ready
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
@@ -245,7 +253,6 @@ def quiet() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*Total length of `list` across ranks is zero.*",  # of data without a validation part, which say what that means
         ".*log_every_n_steps.*",
-        ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

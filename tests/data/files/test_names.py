@@ -88,3 +88,25 @@ def test_a_parquet_folder_must_hold_parts_of_the_same_columns(tmp_path):
     frame.assign(new=1).to_parquet(tmp_path / "y=b" / "part.parquet")
     with pytest.raises(ValueError, match=r"y=b/part\.parquet has other columns than .*y=a/part\.parquet"):
         read_table(tmp_path, label="y", group=None)
+
+
+def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"x": [1.5, 2.5], "y": ["a", "b"], "id": ["p", "q"]})
+    for changed, options, message in (
+        (frame, {}, r"column 'id' is not numeric \(.*string\): encode it as numbers, or remove it by data\.ignore=\[id\]"),
+        (frame.assign(x=[1.5, None]), {"ignore": ["id"]}, "column 'x' has missing values, the first in row 1: fill them"),
+        (frame.assign(x=pd.array([None, 2], dtype="Int64")), {"ignore": ["id"]}, "has missing values, the first in row 0"),
+        (frame[:0], {"ignore": ["id"]}, "it has no rows"),
+        (frame, {"label": "kind"}, r"it has no column 'kind' but 'x', 'y', 'id'; data\.label= names it"),
+        (frame.assign(y=[[1], [2]]), {"ignore": ["id"]}, "y must hold one name or number in each row"),
+    ):
+        changed.to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=rf"a\.parquet cannot be used: .*{message}"):
+            read_table(tmp_path / "a.parquet", **({"label": "y", "group": None} | options))
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", label="y", group=None, ignore=["id"]).columns == ["x"]
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=[0, 1])
+    with pytest.raises(ValueError, match=r"data\.ignore=\['id'\] is for the columns of a CSV or Parquet file"):
+        read_table(tmp_path / "a.npz", label="y", group=None, ignore=["id"])

@@ -16,7 +16,7 @@ MOST_DIFFERENCE = 4 / 255  # root mean square over the pixels of the reduced ima
 MOST_SHARE = 0.08  # the same, of the deviation of the pixels in an image: two faint images differ by little
 ROUNDING = 1e-3  # of the distances in the first look, which are differences of squares
 LEAST_SHARE = 0.005  # of the examples held out: a pair that is alike by chance is no news
-MOST_HELD_OUT, MOST_STREAMED = 2000, 10_000  # images that are compared; streamed ones have to be decoded
+MOST_HELD_OUT, MOST_STREAMED = 2000, 2000  # images that are compared; streamed ones have to be decoded
 
 
 def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
