@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import json
+import lzma
 import struct
 import tarfile
 
@@ -100,3 +102,22 @@ def matrix(values):
     shape = [*values.shape, *[1] * (3 - values.ndim)]
     kind = norb.INTEGERS if values.dtype == torch.int32 else norb.BYTES
     return struct.pack(f"<{2 + len(shape)}I", kind, values.ndim, *shape) + values.numpy().tobytes()
+
+
+def write_imdb(folder):
+    """The three files of docs/text.md, by the options that name them."""
+    words = ["a", "film", "of", "people", "in", "the", "city", "great", "dull", "fine", "poor"]
+    paths = {}
+    for option, number, labels in (("train", 60, (0, 1)), ("unlabeled", 30, (-1,)), ("test", 20, (0, 1))):
+        lines = [
+            {
+                "id": i,
+                "label": labels[i % len(labels)],
+                "rating": 0,
+                "text": " ".join([*(words[i * k % 10] for k in (1, 3, 7)), f"{option}{i}"]),
+            }
+            for i in range(number)
+        ]
+        paths[option] = folder / f"imdb_{option}.jsonl.xz"
+        paths[option].write_bytes(lzma.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    return paths

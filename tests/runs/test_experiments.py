@@ -58,6 +58,9 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
         overrides += [f"data.data_dir={tmp_path}", "data.num_validation=20", "data.zca=false"]
         overrides += ["data.batch_size_labeled=4", "data.batch_size_unlabeled=4"]
         overrides += [] if cfg.data.num_labeled is None else ["data.num_labeled=20"]
+    if cfg.data._target_.endswith(".Texts"):
+        paths = official.write_imdb(tmp_path)
+        overrides += [*(f"data.{name}={path}" for name, path in paths.items()), "data.num_labeled=20", "data.validation_share=0.2"]
     if cfg.data._target_ in WRITERS:
         with pytest.warns(UserWarning, match="results are not those of the published set"):
             ran = job(f"experiment={name}", *control, *overrides)

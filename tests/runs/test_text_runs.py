@@ -166,3 +166,15 @@ def test_other_terms_train_on_texts(job, overrides, regularizer):
 def test_a_term_that_knows_no_padding_is_refused(job, overrides):
     with pytest.raises(ValueError, match="knows no mask"):
         job(*overrides, "test=none", "figures=null", "regularizer=vat_published")
+
+
+@pytest.mark.parametrize(
+    "nonsense", [{"vocabulary": [3]}, {"counts": "many"}, {"counts": [1, -1]}, {"max_length": 10**9}, {"vocabulary_size": 10**9}]
+)
+def test_a_checkpoint_that_makes_words_up_is_refused(job, overrides, nonsense):
+    run = job(*overrides, "test=none", "figures=null", "regularizer=none", "trainer.max_steps=1")
+    saved = torch.load(run.checkpoint, weights_only=True)
+    saved["record"]["preparation"] |= nonsense
+    torch.save(saved, run.checkpoint)
+    with pytest.raises(ValueError, match="does not describe its weights"):
+        records.load_network(run.checkpoint)

@@ -188,11 +188,24 @@ def _check(record: dict[str, Any]) -> None:
         "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
         "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
+        "words": "text" not in preparation or _are_words(preparation, record["input_shape"]),
         "config": "model" in config and isinstance(config["data"], dict),
     }
     for key, good in right.items():
         if not good:
             raise TypeError(f"{key} is {brief(record.get(key))}")
+
+
+def _are_words(preparation: dict[str, Any], shape: Sequence[int]) -> bool:
+    """Whether a `preparation` of texts is one of `vat.data.own.text.Texts`, for inputs of this shape."""
+    vocabulary, counts, size = preparation.get("vocabulary"), preparation.get("counts"), preparation["vocabulary_size"]
+    if [preparation["max_length"]] != list(shape) or type(size) is not int or not isinstance(preparation["text"], str):
+        return False
+    if "tokenizer" in preparation:
+        return isinstance(preparation["tokenizer"], str) and type(preparation["padding"]) is int
+    if not isinstance(vocabulary, list) or not isinstance(counts, list) or not len(counts) == size == len(vocabulary) + 2:
+        return False
+    return all(isinstance(word, str) for word in vocabulary) and all(type(count) is int and count >= 0 for count in counts)
 
 
 @contextmanager
