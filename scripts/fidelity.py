@@ -10,7 +10,6 @@ there is a GPU. Training is that of `python src/train.py`; what is done is kept 
 
 import argparse
 import copy
-import inspect
 import json
 import os
 import subprocess
@@ -36,9 +35,10 @@ from torch.nn.functional import cosine_similarity
 from vat import VAT, Step
 from vat.data.loader import as_input
 from vat.data.sets.mnist import MNIST
-from vat.directions import gradient, margin
+from vat.directions import gradient, margin, options_of
 from vat.evaluation.diagnosis import maximum, root_of_hessian, top_eigenpair
-from vat.functional import L2, Categorical
+from vat.functional import Categorical
+from vat.norms import L2
 from vat.runs import checkpoints, folders, records
 from vat.runs.overrides import quoted
 from vat.step import Key
@@ -163,7 +163,7 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
                     continue
                 for direction, (_, make) in tried.items():
                     vat = make(eps)
-                    depends_on_eps = vat.choose_sign or "eps" in inspect.signature(vat.direction).parameters
+                    depends_on_eps = vat.choose_sign or "eps" in options_of(vat.direction)
                     if (direction, precision) in found and not depends_on_eps:
                         continue
                     step = step_in(precision, networks, x)

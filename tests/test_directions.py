@@ -9,7 +9,8 @@ from torch.nn.functional import cosine_similarity
 
 from vat import VAT
 from vat.directions import DIRECTIONS, ascent, exact, finite_difference, gradient, margin, random, random_margin
-from vat.functional import DIVERGENCES, L2, NORMS, Categorical, Divergence
+from vat.functional import DIVERGENCES, Categorical, Divergence
+from vat.norms import L2, NORMS
 from vat.step import Key, Step
 
 KEY = Key(seed=5)

@@ -14,23 +14,42 @@ FLOORS = {
     "vat.seeds": 0,
     "vat.files": 0,
     "vat.functional": 1,
+    "vat.norms": 2,
     "vat.forward_mode": 1,
     "vat.precision": 1,
-    "vat.step": 1,
+    "vat.network": 1,
+    "vat.calls": 1,
+    "vat.counting": 3,
+    "vat.step": 4,
     "vat.models": 1,
     "vat.data": 1,
     "vat.batch_norm": 1,
+    "vat.reference": 1,
     "vat.schedule": 1,
-    "vat.directions": 2,
-    "vat.regularizers": 3,
-    "vat": 4,  # its __init__ gathers the core
-    "vat.attacks": 5,
-    "vat.evaluation": 6,
-    "vat.plots": 6,
-    "vat.lightning": 7,
-    "vat.runs": 8,  # all that imports Hydra
+    "vat.directions": 5,
+    "vat.regularizers": 6,
+    "vat": 7,  # its __init__ gathers the core
+    "vat.attacks": 8,
+    "vat.evaluation": 9,
+    "vat.plots": 9,
+    "vat.lightning": 10,
+    "vat.runs": 11,  # all that imports Hydra
 }
-CORE = ("vat", "vat.seeds", "vat.functional", "vat.forward_mode", "vat.precision", "vat.step", "vat.directions", "vat.regularizers")
+CORE = (
+    "vat",
+    "vat.seeds",
+    "vat.functional",
+    "vat.norms",
+    "vat.forward_mode",
+    "vat.precision",
+    "vat.reference",
+    "vat.network",
+    "vat.calls",
+    "vat.counting",
+    "vat.step",
+    "vat.directions",
+    "vat.regularizers",
+)
 OUTSIDE = {"torch", "vat", *sys.stdlib_module_names}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from vat import VAT
 from vat.directions import DIRECTIONS
-from vat.functional import NORMS
+from vat.norms import NORMS
 from vat.regularizers import local_distributional_smoothness
 from vat.step import Key, Step
 

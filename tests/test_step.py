@@ -1,5 +1,4 @@
 import copy
-import weakref
 from contextlib import suppress
 from functools import partial
 
@@ -12,7 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from vat import VAT
-from vat.step import Key, Network, Step, random_state
+from vat.network import Network, random_state
+from vat.step import Key, Step
 
 KEY = Key(seed=5)
 
@@ -195,7 +195,7 @@ def test_parameters_handed_in_take_the_place_of_the_modules_own(make, x):
 
 def test_a_bare_function_without_a_module_is_called_as_it_is():
     weight = torch.randn(5, 3, requires_grad=True)
-    torch.testing.assert_close(Network(lambda x: x @ weight)(rows(), seed=0), rows() @ weight)
+    torch.testing.assert_close(Network(lambda x: x @ weight, ())(rows(), seed=0), rows() @ weight)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- step
@@ -355,7 +355,7 @@ def test_tied_weights_are_replaced_in_each_of_their_places():
 
 
 def test_weights_for_a_bare_function_are_refused():
-    step = Step(torch.sin, rows(), key=KEY)
+    step = Step(torch.sin, rows(), key=KEY, module=())
     with pytest.raises(ValueError, match="name the one behind the function"):
         step.network(step.x, parameters=dict(moving_network().named_parameters()))
 
@@ -363,7 +363,7 @@ def test_weights_for_a_bare_function_are_refused():
 @pytest.mark.parametrize("output", [tuple, list])
 def test_an_output_that_is_no_tensor_is_refused_in_a_sentence(output):
     with pytest.raises(TypeError, match="hand in a function that picks them"):
-        _ = Step(lambda x: output([x]), rows(), key=KEY).target
+        _ = Step(lambda x: output([x]), rows(), module=(), key=KEY).target
 
 
 def test_a_network_that_cannot_run_on_copies_is_refused_in_a_sentence():
@@ -577,13 +577,10 @@ class Loop:
     """A trainer of one's own."""
 
     def __init__(self, module):
-        self.module, self.other = module, weakref.proxy(WithMethods())  # which is gone
+        self.module = module
 
     def classify(self, x):
         return self.module(x)
-
-    def as_lambda(self):
-        return lambda x: self.module(x)
 
     __call__ = classify
 
@@ -593,44 +590,62 @@ USING = {
     "lambda": lambda m: lambda x: m(x),
     "default": lambda m: lambda x, m=m: m(x),
     "method": lambda m: Loop(m).classify,
-    "lambda in a loop": lambda m: Loop(m).as_lambda(),
     "callable": Loop,
-    "two": lambda m: partial(lambda one, other, x: other(one(x)), m, WithMethods()),
+    "two": lambda m: partial(lambda one, other, x: other(one(x)), m, nn.Tanh()),
+    "compiled": lambda m: torch.compile(lambda x: m(x), backend="eager"),
 }
 
 
 @pytest.mark.parametrize("function", USING.values(), ids=USING)
-def test_the_modules_that_a_function_uses_are_protected_without_being_named(function):
+def test_the_modules_that_another_function_uses_are_named(function):
     module = WithMethods()
-    network = Network(function(module))
-    network(rows(), seed=1)
-    assert module.layer.num_batches_tracked == 0
+    with pytest.raises(TypeError, match=r"is not known: name it, as vat\(lambda x: model\(x\), x, module=model\)"):
+        VAT(1.0)(function(module), rows())
+    for named in (module, [module], [nn.Tanh(), module]):
+        network = Network(function(module), named)
+        network(rows(), seed=1)
+        assert module.layer.num_batches_tracked == 0
+        gradients = torch.autograd.grad(
+            network(rows().requires_grad_(), seed=1, constant=True).sum(), [*module.parameters()], allow_unused=True
+        )
+        assert gradients == (None, None)
     network(rows(), seed=1, track=True)
     assert module.layer.num_batches_tracked == 1
+    assert Network(function(module), ()).module is None  # the user's word
 
 
-def test_a_global_module_that_a_function_uses_is_protected(monkeypatch):
-    monkeypatch.setitem(globals(), "of_the_script", WithMethods())
-    Network(lambda x: of_the_script(x))(rows(), seed=1)  # noqa: F821
-    assert globals()["of_the_script"].layer.num_batches_tracked == 0
-    assert Network(lambda x: x.of_the_script)._layers == []  # an attribute of that name is another thing
+def test_modules_among_the_arguments_of_a_partial_are_protected():
+    class Two(WithMethods):
+        def forward(self, other, x):
+            return other(self.layer(x))
+
+    module, other = Two(), WithMethods()
+    Network(partial(module, other))(rows(), seed=1)
+    assert module.layer.num_batches_tracked == other.layer.num_batches_tracked == 0
 
 
-def test_what_a_function_closes_over_may_not_be_there_yet():
-    def function(x):
-        return module(x) if module else later(x)
+def test_weights_of_several_modules_have_the_names_of_a_list():
+    modules = [nn.Linear(5, 4), nn.Linear(4, 3)]
+    network = Network(lambda x: modules[1](modules[0](x)), modules)
+    others = {name: 2 * p.detach() for name, p in nn.ModuleList(modules).named_parameters()}
+    wanted = nn.Sequential(*copy.deepcopy(modules))
+    with torch.no_grad():
+        for p in wanted.parameters():
+            p.mul_(2)
+    torch.testing.assert_close(network(rows(), seed=1, parameters=others), wanted(rows()))
 
-    module = WithMethods()
-    Network(function)(rows(), seed=1)
-    assert module.layer.num_batches_tracked == 0
-    later = None
+
+@pytest.mark.parametrize("module", ["model", [nn.Tanh(), "head"], torch.sin])
+def test_a_module_that_is_none_is_refused(module):
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, a list of several, or \(\) if there is none|not iterable"):
+        Network(torch.sin, module)
 
 
 def test_a_function_may_use_lazy_layers_and_checkpoints():
     lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(3))
-    VAT(1.0)(lambda x: lazy(x), rows()).backward()
+    VAT(1.0)(lambda x: lazy(x), rows(), module=lazy).backward()
     inner = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    VAT(1.0)(lambda x: checkpoint(inner, x, use_reentrant=False), rows()).backward()
+    VAT(1.0)(lambda x: checkpoint(inner, x, use_reentrant=False), rows(), module=()).backward()
     assert all(p.grad is not None for module in (lazy, inner) for p in module.parameters())
 
 
@@ -646,7 +661,7 @@ def test_a_buffer_that_is_gone_since_the_step_was_made_is_left_out():
 @pytest.mark.parametrize("network", [torch.no_grad()(nn.Linear(5, 3)), lambda x: x.detach() + 1, lambda x: x.argmax(1)])
 def test_a_network_that_hands_no_gradient_back_is_refused_in_a_sentence(network):
     with pytest.raises(RuntimeError, match=r"no gradient leads from the network's output to its input: is there a torch\.no_grad"):
-        VAT(1.0)(network, rows())
+        VAT(1.0)(network, rows(), module=())
 
 
 @pytest.mark.parametrize("x", [torch.tensor(1.0), torch.eye(5).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])])
@@ -669,12 +684,12 @@ def test_outputs_whose_rows_are_not_the_inputs_are_refused(function):
     with pytest.raises(
         ValueError, match=r"output of shape .* for inputs of shape \(6, 5\): the first dimension of both counts the examples"
     ):
-        Network(function)(rows(), seed=1)
+        Network(function, ())(rows(), seed=1)
 
 
-@pytest.mark.parametrize("x", [(torch.zeros(2, 5),), {"x": torch.zeros(2, 5)}, nn.Linear(5, 3)])
-def test_inputs_that_are_no_tensor_are_refused(x):
-    with pytest.raises(TypeError, match="x must be a tensor, got a"):
+@pytest.mark.parametrize("x", [nn.Linear(5, 3), "x", None, (torch.zeros(2, 5), 3), {"input": torch.ones(2, 5).long()}, ()])
+def test_inputs_that_cannot_be_perturbed_are_refused_in_a_sentence(x):
+    with pytest.raises(TypeError, match=r"cannot be perturbed: name what is|at must be a layer"):
         Step(nn.Linear(5, 3), x)
 
 

@@ -4,11 +4,14 @@ A direction d (N, …) has length 1 in the norm, for each example; the perturbat
 dependence on the parameters, otherwise it is a constant. Costs are in forward passes F of the batch; a backward pass to the input is
 counted as one, and the clean pass, which every direction shares with the divergence's target, is not counted.
 
+A direction of one's own is any such function. What `VAT` is to give it of "eps", "num_power_iterations" and "xi" it declares by `takes`.
+
 Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +19,30 @@ from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
-from vat.functional import NORMS, Divergence, Norm
+from vat.functional import Divergence
+from vat.network import is_divided
+from vat.norms import NORMS, Norm
 from vat.precision import coarse
-from vat.step import Step, is_divided
+from vat.step import Step
 
 Direction = Callable[..., Tensor]
+
+
+def takes(*options: str) -> Callable[[Direction], Direction]:
+    """A decorator: the direction takes these options of `VAT`, of which "num_power_iterations" and "xi" are given only if they are set."""
+
+    def declare(direction: Direction) -> Direction:
+        setattr(direction, "takes", options)  # noqa: B010  # a function has no such attribute, says the type checker
+        return direction
+
+    return declare
+
+
+def options_of(direction: Direction) -> tuple[str, ...]:
+    """The options of `VAT` that a direction takes, also inside a `functools.partial`."""
+    while isinstance(direction, partial):
+        direction = direction.func
+    return getattr(direction, "takes", ())
 
 
 def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
@@ -28,6 +50,7 @@ def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool
     return norm.sample(step.normal("direction")).to(step.x.dtype)
 
 
+@takes("num_power_iterations", "xi")
 def finite_difference(
     step: Step,
     divergence: Divergence,
@@ -61,11 +84,12 @@ def hessian_product(
 ) -> Tensor:
     """H d (N, …) by finite differences; `d` and the other arguments as for `finite_difference`. 2 F."""
     # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
-    length = norm.length(step.x).mean()
+    length = norm.mean_length(step.x)
     probe = (1e-3 if xi is None else xi) * torch.where(length > 0, length, 1)
     return gradient(step, divergence, probe * d, create_graph=create_graph) / probe
 
 
+@takes("num_power_iterations")
 def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
     """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 3 F an iteration.
 
@@ -117,7 +141,7 @@ def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool
 
     Deterministic, with a definite sign, and safe in half precision: nothing is subtracted but two logits.
     """
-    return _across(step, divergence, norm, None, create_graph)
+    return _across(step, divergence, norm, create_graph, nearest=True)
 
 
 def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
@@ -125,11 +149,12 @@ def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_grap
 
     Reaches less divergence than `margin` in a step, and in the course of training every boundary, not only the nearest.
     """
-    return _across(step, divergence, norm, step.uniform("class"), create_graph)
+    return _across(step, divergence, norm, create_graph, nearest=False)
 
 
-def _across(step: Step, divergence: Divergence, norm: Norm, choice: Tensor | None, create_graph: bool) -> Tensor:
-    """The direction in which the margin to each example's `choice` falls the steepest."""
+def _across(step: Step, divergence: Divergence, norm: Norm, create_graph: bool, *, nearest: bool) -> Tensor:
+    """The direction in which the margin to each example's nearest class, or one drawn at random, falls the steepest."""
+    choice = None if nearest else step.uniform("class", len(step.clean.logits))
     with torch.enable_grad():
         towards = -divergence.margin(step.clean.logits, choice).sum()
         (g,) = grad(towards, step.clean.x, retain_graph=step.live or create_graph, create_graph=create_graph)
@@ -137,12 +162,13 @@ def _across(step: Step, divergence: Divergence, norm: Norm, choice: Tensor | Non
         return norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
 
 
+@takes("eps", "num_power_iterations")
 def ascent(
     step: Step,
     divergence: Divergence,
     norm: Norm,
     *,
-    eps: float,
+    eps: float | Tensor,
     num_power_iterations: int = 1,
     create_graph: bool = False,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mathematics on tensors: divergences between predictions, norms of perturbations.
+"""The mathematics on tensors: divergences between predictions.
 
 A model's output is called *logits* whatever it parameterises; its first dimension counts the examples. All arithmetic here is
 in float32 or wider, whatever autocast or the input's dtype says: a KL of 1e-4 is lost in half precision.
@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# --------------------------------------------------------------------------------------------------------------- divergences
-
 
 class Divergence:
     """D(clean, perturbed), a value for each example that is 0 where the two predictions agree.
 
     A subclass gives `__call__`. The Hessian-vector product follows by autograd on the logits alone; a closed form is cheaper.
     """
+
+    averages_positions = True
+    """Whether the value is a mean over the positions (N, C, …) of an output; otherwise it is a sum."""
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         """Divergence of each example's `perturbed` logits (N, …) from its `clean` ones (N, …): shape (N,)."""
@@ -149,6 +150,8 @@ class Gaussian(Divergence):
         ValueError: it is not a finite number > 0.
     """
 
+    averages_positions = False
+
     def __init__(self, sigma: float = 1.0):
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be a finite number > 0, got {sigma}")
@@ -201,9 +204,14 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of each example's softmax, shape (N,), in nats; logits as for `Categorical`."""
+    return _mean_over_positions(entropy_of_positions(logits))
+
+
+def entropy_of_positions(logits: Tensor) -> Tensor:
+    """Entropy of the softmax at each position, (N, …) without the classes, in nats; logits as for `Categorical`."""
     log_p = as_classes(logits).log_softmax(1)
     p = log_p.exp()
-    return _mean_over_positions(-(p * log_p.where(p > 0, 0)).sum(1))  # 0, not NaN, for a class ruled out by a logit of -inf
+    return -(p * log_p.where(p > 0, 0)).sum(1)  # 0, not NaN, for a class ruled out by a logit of -inf
 
 
 def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:
@@ -239,88 +247,6 @@ def _sum_over_outputs(value: Tensor) -> Tensor:
 
 def _mean_over_positions(value: Tensor) -> Tensor:
     return value.flatten(1).mean(1) if value.dim() > 1 else value
-
-
-# --------------------------------------------------------------------------------------------------------------------- norms
-
-
-class Norm:
-    """Lengths of perturbations (N, …), each example's over all of its other dimensions."""
-
-    def length(self, r: Tensor) -> Tensor:
-        """Length of each example: shape (N, 1, …, 1)."""
-        raise NotImplementedError
-
-    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
-        """The d with ‖d‖ = 1 that maximises ⟨g, d⟩, for each example.
-
-        Args:
-            g: gradient (N, …).
-            otherwise: unit directions (N, …) or (1, …) for the examples of which g is zero or not finite (a dead network, a
-                saturated softmax, an overflow in half precision).
-        """
-        raise NotImplementedError
-
-    def project(self, r: Tensor, eps: float) -> Tensor:
-        """The point of the ball of radius `eps` that is closest to `r` (in L2), for each example."""
-        raise NotImplementedError
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """A random direction of length 1 from standard normal `noise` (N, …)."""
-        return self.dual(noise, torch.ones_like(noise[:1]))
-
-
-class L2(Norm):
-    """Euclidean length."""
-
-    def length(self, r: Tensor) -> Tensor:
-        r = wide(r)
-        largest = _largest(r)
-        scale = torch.where(_usable(largest), largest, 1)  # squaring 1e-25 underflows float32: divide first
-        return scale * _norm(r / scale)
-
-    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
-        largest = _largest(wide(g)).detach()
-        usable = _usable(largest)
-        scaled = torch.where(usable, wide(g) / torch.where(usable, largest, 1), wide(otherwise))
-        return (scaled / _norm(scaled)).to(g.dtype)
-
-    def project(self, r: Tensor, eps: float) -> Tensor:
-        length = self.length(r)
-        outside = length > eps
-        return torch.where(outside, r * (eps / torch.where(outside, length, 1)), r).to(r.dtype)
-
-
-class LInf(Norm):
-    """Largest absolute entry."""
-
-    def length(self, r: Tensor) -> Tensor:
-        return _largest(wide(r))
-
-    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
-        return torch.where(_usable(_largest(g)), g.sign(), otherwise.to(g.dtype).sign())
-
-    def project(self, r: Tensor, eps: float) -> Tensor:
-        return r.clamp(-eps, eps)
-
-
-NORMS: dict[str, Norm] = {"l2": L2(), "linf": LInf()}
-
-
-def _largest(x: Tensor) -> Tensor:
-    return x.abs().amax(_dimensions(x), keepdim=True) if x.dim() > 1 else x.abs()
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=_dimensions(x), keepdim=True) if x.dim() > 1 else x.abs()
-
-
-def _usable(length: Tensor) -> Tensor:
-    return (length > 0) & length.isfinite()
-
-
-def _dimensions(x: Tensor) -> tuple[int, ...]:
-    return tuple(range(1, x.dim()))
 
 
 T = TypeVar("T")

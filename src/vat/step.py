@@ -1,37 +1,29 @@
-"""What one training step offers a regularizer: the network as a function, the inputs, and randomness with a name.
+"""What one training step offers a regularizer: the network as a function, the inputs, and randomness with a name."""
 
-Passes leave the network as they found it by construction: they run on *copies* of its buffers, which its layers hold for as long as
-a pass takes, so there is no hook to undo. Noise drawn inside the network (dropout) is the same in all passes of a step, because each
-of them starts from the same key.
-"""
-
-import dis
-import inspect
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from types import CodeType, ModuleType
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
+from vat.calls import At, Perturbed
+from vat.counting import (
+    DivergenceOfStep,
+    NormOfInputs,
+    NormOfStep,
+    kept,
+    mask_of_inputs,
+    mask_of_outputs,
+    per_group,
+    per_token,
+    share_of_positions,
+)
+from vat.functional import Divergence
+from vat.network import Forward, Modules, Network
+from vat.norms import Norm
 from vat.seeds import stable_seed
-
-Forward = Callable[[Tensor], Tensor]
-Held = dict[str, Any]
-"""Tensors that a layer holds, its parameters or its buffers, by their names in it."""
-Places = list[tuple[Held, str]]
-NO_HOLDERS = (nn.Module, type, ModuleType, *weakref.ProxyTypes)
-NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
-OF_EVERY_MODULE = vars(nn.Module()).keys()
-STATE = (Tensor, bool, int, float, complex, str, tuple, list, dict, set, type(None))
-"""Types of what a layer may keep in a plain attribute as its state; objects of others are taken for parts of it, and left alone."""
 
 
 @dataclass(frozen=True)
@@ -62,271 +54,6 @@ class Key:
         return stable_seed(self.seed, self.micro_step, purpose, self.rank)
 
 
-@contextmanager
-def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it, torch's default generators (the CPU's and `device`'s) start from `seed`; after it they are as before."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-        return
-    module = torch.get_device_module(device)
-    current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
-    with torch.random.fork_rng(devices=[device], device_type=device.type), current:
-        torch.default_generator.manual_seed(seed)
-        module.manual_seed(seed)
-        yield
-
-
-class Network:
-    """A differentiable function of the input, whose calls leave the module behind it as it was.
-
-    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
-    layer under `torch.utils.checkpoint` computes again in the backward pass is out of its reach: batch norm in there moves then. So is
-    a tensor in a plain attribute that a layer changes in place: make it a buffer.
-
-    Args:
-        forward: x -> logits; a module, or any function.
-        module: the module behind a bare function, of which the state is to be protected and weights can be constants. The function itself
-            if it is a module, and the module of which it is a method or a `functools.partial`. Of modules that are not named, but that a
-            function is seen to use, the state is protected, more than is used perhaps: to name the one is cheaper.
-    """
-
-    def __init__(self, forward: Forward, module: nn.Module | None = None):
-        module = _behind(forward) if module is None else module
-        self._wrapper = forward if isinstance(forward, DistributedDataParallel) else None
-        if self._wrapper is not None:
-            forward = module = self._wrapper.module
-        if isinstance(module, NOT_ON_COPIES):
-            raise TypeError(f"a {type(module).__name__} cannot run on copies of its state: hand in the module that it was made of")
-        self.module = module
-        self._forward = forward
-        self._roots = [part for part in (module, forward) if isinstance(part, nn.Module)] or _used_by(forward)
-        self._layers = list(dict.fromkeys(layer for root in self._roots for layer in root.modules()))
-        # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
-        self._own = [] if module is None or is_divided(module) else self._layers
-        self._keepers = [layer for layer in self._layers if not _forgets(layer)]
-        self._parts = _parts(self._roots) if self._keepers else []
-        self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
-
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        seed: int,
-        parameters: Mapping[str, Tensor] | None = None,
-        constant: bool = False,
-        track: bool = False,
-    ) -> Tensor:
-        """Logits of `x`.
-
-        Args:
-            x: inputs (N, …).
-            seed: of the noise drawn inside the network.
-            parameters: used in place of the module's own, by name in the `unwrapped` module.
-            constant: take the parameters as constants, so that no backward pass can reach them (FSDP2 sees to its own).
-            track: let this pass move the module's own buffers, as an ordinary call does.
-        """
-        if self.module is None and parameters is not None:
-            raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
-        x = x.clone()  # a first layer may normalise in place
-        with self._on_copies(parameters, constant, track), random_state(seed, x.device), _one_path():
-            trains = torch.is_grad_enabled() and not constant and parameters is None
-            logits = _synchronised(self._wrapper, x, track) if self._wrapper is not None and trains else self._forward(x)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"the network returned a {type(logits).__name__} in place of logits: hand in a function that picks them, "
-                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
-            )
-        if not logits.dim() or len(logits) != len(x):
-            raise ValueError(
-                f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
-                "of both counts the examples; hand in a function that puts it there"
-            )
-        if x.requires_grad and not logits.requires_grad:
-            raise RuntimeError(
-                "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an "
-                "argmax or a quantized layer in between?"
-            )
-        return logits
-
-    @contextmanager
-    def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
-        """Within it layers hold other tensors in place of their own, as `__call__` says.
-
-        `torch.func.functional_call` would look each up by its name, in every pass: 0.05 ms more for an MLP, whose pass takes 3.
-        """
-        others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
-        if parameters is not None:
-            others += self._by_name(parameters)
-        elif constant:
-            others += [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
-        others = [(held, name, tensor) for tensor, places in others for held, name in places if name in held]
-        own = [(held, name, held[name]) for held, name, _ in others]
-        with nullcontext() if track else self._kept():
-            try:
-                _hold(others)
-                yield
-            finally:
-                _hold(own)
-
-    def _by_name(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Places]]:
-        """Tensors for the module's own of these names, each with the places of that one."""
-        assert self.module is not None
-        inner = unwrapped(self.module)
-        names = {id(own): name for name, own in (*inner.named_parameters(), *inner.named_buffers())}
-        if unknown := parameters.keys() - names.values():
-            raise ValueError(
-                f"{type(self.module).__name__} has no weights by the names {', '.join(sorted(unknown))}: they are another module's"
-            )
-        places = _places(held for layer in self._layers for held in (layer._parameters, layer._buffers))
-        return [(parameters[names[id(own)]], where) for own, where in places if names.get(id(own)) in parameters]
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """After it layers have their buffers, and in plain attributes their state (a hidden one, losses, a length seen), from before."""
-        before = [_Kept(layer) for layer in self._keepers]
-        try:
-            yield
-        finally:
-            # With other parts than before the pass has built a layer, and what says so must stay.
-            if before and _parts(self._roots) == self._parts:
-                for kept in before:
-                    kept.put_back()
-
-
-def _places(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
-    """Each tensor that layers hold, with its places: tied weights have several."""
-    places: dict[int, tuple[Tensor, Places]] = {}
-    for held in tensors:
-        for name, tensor in held.items():
-            if not (tensor is None or is_lazy(tensor)):
-                places.setdefault(id(tensor), (tensor, []))[1].append((held, name))
-    return list(places.values())
-
-
-def _hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
-    for held, name, tensor in tensors:
-        held[name] = tensor
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
-    while True:
-        inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
-        if inner is None:
-            return module
-        module = inner
-
-
-def _synchronised(wrapper: DistributedDataParallel, x: Tensor, track: bool) -> Any:
-    """The wrapper's output: a pass that trains goes through it, for its processes average only what it was told to expect.
-
-    Buffers of the first process are not sent to the others unless `track`: the pass has copies, and is to leave the buffers alone.
-    """
-    before = wrapper.broadcast_buffers
-    wrapper.broadcast_buffers = before and track
-    try:
-        return wrapper(x)
-    finally:
-        wrapper.broadcast_buffers = before
-
-
-def _behind(forward: Forward) -> nn.Module | None:
-    """The module that a function is: itself, one of its methods, a `functools.partial` of either."""
-    while isinstance(forward, partial):
-        forward = forward.func
-    owner = getattr(forward, "__self__", forward)
-    return owner if isinstance(owner, nn.Module) else None
-
-
-def _used_by(function: Forward) -> list[nn.Module]:
-    """The modules that a function is seen to use: among its defaults, what it closes over and its globals, or in an attribute of these."""
-    seen: list[Any] = []
-    while isinstance(function, partial):
-        seen += (*function.args, *function.keywords.values())
-        function = function.func
-    seen.append(getattr(function, "__self__", function))
-    if inspect.isfunction(function):
-        seen += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        seen += (function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__)
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # an empty one
-                seen.append(cell.cell_contents)
-    things = (thing for thing in seen if not issubclass(type(thing), NO_HOLDERS))
-    inside = (held for thing in things for held in getattr(thing, "__dict__", {}).values())
-    # One that cannot run on copies is called as it is; a weak reference only looks like a module.
-    modules = (part for part in (*seen, *inside) if issubclass(type(part), nn.Module) and not isinstance(part, NOT_ON_COPIES))
-    return list(dict.fromkeys(modules))
-
-
-@lru_cache(maxsize=256)
-def _globals(code: CodeType) -> frozenset[str]:
-    """The names of the globals that a function reads."""
-    return frozenset(done.argval for done in dis.get_instructions(code) if done.opname == "LOAD_GLOBAL")
-
-
-def _forgets(part: nn.Module) -> bool:
-    """Whether a pass surely leaves nothing in its plain attributes: torch's own layers do not, unless a hook does it for them."""
-    if isinstance(part, torch.jit.ScriptModule):  # keeps nothing that Python sees
-        return True
-    return type(part).__module__.startswith("torch.nn.modules.") and not (part._forward_pre_hooks or part._forward_hooks)
-
-
-def _parts(roots: Iterable[nn.Module]) -> list[tuple[nn.Module, list[str]]]:
-    """The layers of networks, each with the names of its parameters that are there."""
-    layers = (layer for root in roots for layer in root.modules())
-    return [(layer, [name for name, p in layer._parameters.items() if not (p is None or is_lazy(p))]) for layer in layers]
-
-
-class _Kept:
-    """What a layer keeps at a time, apart from the values of its buffers."""
-
-    def __init__(self, layer: nn.Module):
-        self.layer = layer
-        self.buffers = layer._buffers.copy()
-        self.attributes = {name: vars(layer)[name] for name in vars(layer).keys() - OF_EVERY_MODULE}
-        # Thousands of entries are a table, a vocabulary perhaps, and no state.
-        held = [held for held in self.attributes.values() if type(held) in (list, dict, set) and len(held) < 1000]
-        self.contents = [(some, some.copy()) for some in held]
-
-    def put_back(self) -> None:
-        buffers, now = self.layer._buffers, vars(self.layer)
-        for name in buffers.keys() - self.buffers.keys():
-            del buffers[name]
-        buffers |= {name: None for name, buffer in self.buffers.items() if buffer is None}
-        for name in now.keys() - OF_EVERY_MODULE - self.attributes.keys():
-            if isinstance(now[name], STATE):
-                del now[name]
-        now |= {name: old for name, old in self.attributes.items() if isinstance(old, STATE) and isinstance(now.get(name), STATE)}
-        for held, contents in self.contents:
-            held.clear()
-            held.extend(contents) if isinstance(held, list) else held.update(contents)
-
-
-@contextmanager
-def _one_path() -> Iterator[None]:
-    """Within it every pass computes by the same rules, with and without a graph, on the weights that it is given.
-
-    A transformer's fused path, taken without a graph, sets what a mask hides to zero; and `torch.nn.utils.parametrize.cached` would
-    hand on what a parametrization made of other weights, or without their gradients.
-    """
-    fused, cached = torch.backends.mha.get_fastpath_enabled(), parametrize._cache_enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    parametrize._cache_enabled = 0
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        parametrize._cache_enabled = cached
-
-
-def is_divided(module: nn.Module | None) -> bool:
-    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
-    kinds = set() if module is None else set(map(type, module.modules()))
-    return any(base.__name__ == "FSDPModule" for kind in kinds for base in kind.__mro__)  # by name, for its import takes a second
-
-
 @dataclass(frozen=True)
 class CleanPass:
     """The unperturbed pass: `x` (N, …), of which gradients can be asked, and `logits` with their graph."""
@@ -339,10 +66,18 @@ class Step:
     """One training step, as a regularizer sees it. The clean pass is valid for exactly these rows, in this batch.
 
     Args:
-        forward: x -> logits; a module, or any function (with `module` named where its state is to be protected).
-        x: inputs (N, …), of a floating dtype.
+        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function with its `module`. An output
+            with `logits`, as Hugging Face's models give, stands for these.
+        x: inputs (N, …), of a floating dtype. A tuple or a mapping is the arguments of the call, as is a `vat.calls.Call`.
         y: labels (N,), or None.
-        module: the module behind a bare function.
+        module: the module that another function uses, a list of several, or `()` if there is none.
+        at: what is perturbed instead of x: a layer, of which the output is, or the name or number of an argument, or several.
+        mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
+            those positions are left out.
+        output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
+        class_dim: dimension of the outputs in which the classes lie; 1 if None, but the last of (N, T, C) in an output with `logits`.
+        group: the group (N,) of each example, numbered from 0, as the graph of each node. Norms are per group, outputs may be.
+        scale: factor of the radius: a number, or (N,), or more of x's dimensions; of several inputs a list, one for each.
         key: of the step's randomness; a fresh one from torch's default generator if None.
         index: (N,) identity of the rows in the data set, for a regularizer that remembers.
         start: first of these rows in the global batch.
@@ -356,15 +91,22 @@ class Step:
     Attributes:
         x: the inputs as constants.
         inputs: the same with the graph that led to them (an embedding, a part of the network before), for passes that train.
+        mask: 1 where x counts, shaped like x; None if it does everywhere.
     """
 
     def __init__(
         self,
         forward: Forward,
-        x: Tensor,
+        x: Any,
         y: Tensor | None = None,
         *,
-        module: nn.Module | None = None,
+        module: Modules | None = None,
+        at: At | None = None,
+        mask: Tensor | None = None,
+        output_mask: Tensor | None = None,
+        class_dim: int | None = None,
+        group: Tensor | None = None,
+        scale: float | Tensor | Sequence[float | Tensor] | None = None,
         key: Key | None = None,
         index: Tensor | None = None,
         start: int = 0,
@@ -374,21 +116,22 @@ class Step:
         track: bool = False,
         report: dict[str, Tensor] | None = None,
     ):
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model"
-            )
+        self.key = Key.fresh() if key is None else key
+        self._network = Network(forward, module, class_dim=class_dim, grouped=group is not None)
+        self._call: Perturbed | None = None
+        if at is not None or not isinstance(x, Tensor):
+            x = self._taken(Perturbed(forward, x, at))
+        _refuse_unfit(x)
         if x.is_inference() and not torch.is_inference_mode_enabled():
             x = x.clone()  # an ordinary tensor, of which gradients can be asked
-        if not x.is_floating_point():
-            raise TypeError(f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or embeddings")
-        if x.is_nested or x.layout is not torch.strided or not x.dim():
-            raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")
-        self._network = Network(forward, module)
         self.x = x.detach()
         self.inputs = x
         self.y = y
-        self.key = Key.fresh() if key is None else key
+        self.mask = None if mask is None else mask_of_inputs(mask, x)
+        self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
+        self._names_outputs = output_mask is not None
+        self.group = group
+        self._scale = None if scale is None else self._shaped(scale)
         self.index = index
         self.start = start
         self.total = len(x) if total is None else total
@@ -396,6 +139,90 @@ class Step:
         self.live = live
         self.track = track
         self.report = report
+
+    def _taken(self, call: Perturbed) -> Tensor:
+        """The inputs of a call of several arguments, which the network is from now on a function of."""
+        x = self._network.called(call.inputs, device=call.device, seed=self.key.own("network")) if call.layers else call.inputs()
+        self._network.forward = self._call = call
+        return x
+
+    def _shaped(self, scale: float | Tensor | Sequence[float | Tensor]) -> Tensor:
+        if isinstance(scale, Sequence):
+            if self._call is None or len(scale) != len(self._call.shapes):
+                raise ValueError(f"scale has {len(scale)} entries: give one for each input, a number, or a tensor (N, …)")
+            parts = [torch.as_tensor(one, dtype=self.x.dtype, device=self.x.device) for one in scale]
+            shapes = self._call.shapes
+            return self._call.joined(
+                [one.view(*one.shape, *[1] * (len(shape) - one.dim())) for one, shape in zip(parts, shapes, strict=True)]
+            )
+        factor = torch.as_tensor(scale, dtype=self.x.dtype, device=self.x.device)
+        return factor.view(*factor.shape, *[1] * (self.x.dim() - factor.dim()))
+
+    # ---------------------------------------------------------------------------------------------- what counts, and how far
+
+    def norm(self, norm: Norm, per: str = "example") -> Norm:
+        """A norm of r in this step: over what counts, of each example (or group), or of each "token" or "input".
+
+        Raises:
+            ValueError: If there is another `per`, or none such in the inputs.
+        """
+        if per not in PER:
+            raise ValueError(f"per={per!r} is not known: choose one of {', '.join(PER)}")
+        if per == "input" and self._call is None:
+            raise ValueError("per='input' needs several inputs, as vat(model, (image, table))")
+        if per == "token" and self.x.dim() < 3:
+            raise ValueError(f"per='token' needs inputs (N, T, D), got x of shape {tuple(self.x.shape)}")
+        if per == "input" and self._call is not None:
+            return NormOfInputs(norm, self._call.shapes)
+        if self.mask is None and self.group is None and per == "example":
+            return norm
+        rows = per_token(self.x.shape) if per == "token" else None if self.group is None else per_group(self.group)
+        return NormOfStep(norm, self.x.shape, self.mask, rows)
+
+    def divergence(self, divergence: Divergence) -> Divergence:
+        """A divergence of the outputs that count in this step."""
+        return divergence if self._positions is None else DivergenceOfStep(divergence, self.mask_of)
+
+    def radius(self, eps: float) -> float | Tensor:
+        """ε in this step: `eps`, or a tensor that broadcasts to x if it is not everywhere the same."""
+        return eps if self._scale is None else eps * self._scale
+
+    def mask_of(self, logits: Tensor) -> Tensor | None:
+        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do."""
+        return None if self._positions is None else mask_of_outputs(self._positions, logits, named=self._names_outputs)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
+
+        Raises:
+            ValueError: If it is a single number.
+        """
+        if not value.dim():
+            raise ValueError(
+                "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
+            )
+        mask = self._positions if self._names_outputs else self.mask
+        if mask is None or len(mask) != len(value):
+            return value.sum() / max(1, len(value))
+        counted = mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
+        return torch.where(counted, value, 0).sum() / counted.sum().clamp(min=1)
+
+    def mean_over_positions(self, value: Tensor) -> Tensor:
+        """Mean (N,) of a value for each example or position (N, …), shaped like an output without its classes, over those that count."""
+        if value.dim() == 1:
+            return value
+        mask = self.mask_of(value[:, None])
+        if mask is None:
+            return value.flatten(1).mean(1)
+        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask)
+
+    def for_rows(self, value: Tensor) -> Tensor:
+        """A value for each output (N,) or group, as one for each example, which broadcasts to x."""
+        if self.group is not None and len(value) != len(self.x):
+            value = value[self.group]
+        return value.view(-1, *[1] * (self.x.dim() - 1))
+
+    # ------------------------------------------------------------------------------------------------------------ passes
 
     @property
     def module(self) -> nn.Module | None:
@@ -438,13 +265,16 @@ class Step:
         with torch.no_grad():
             return self._network(self.x, seed=self.key.own("network"), constant=True)
 
-    def uniform(self, purpose: str) -> Tensor:
+    def uniform(self, purpose: str, rows: int | None = None) -> Tensor:
         """A number from [0, 1) for each row, float32 (N,), which follows from the row's place in the global batch.
 
         Args:
             purpose: name of the stream.
+            rows: number of groups, if the outputs are theirs.
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
+        if rows is not None and rows != len(self.x):
+            return torch.rand(rows, generator=generator, device=self.x.device)
         numbers = torch.rand(self.total, generator=generator, device=self.x.device)
         return numbers[self.start : self.start + len(self.x)]
 
@@ -457,6 +287,40 @@ class Step:
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
         dtype = torch.promote_types(self.x.dtype, torch.float32)
+        if self.mask is not None and not one_row:
+            return self._normal_where_counted(purpose, generator, dtype)
         shape = (1 if one_row else self.total, *self.x.shape[1:])
         noise = torch.randn(shape, generator=generator, device=self.x.device, dtype=dtype)
         return noise if one_row else noise[self.start : self.start + len(self.x)]
+
+    def _normal_where_counted(self, purpose: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """The same for a masked x: each row has a stream for what counts in it, so that they do not depend on the padding."""
+        assert self.mask is not None
+        noise = torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)
+        for number, (row, mask) in enumerate(zip(noise, self.mask, strict=True)):
+            generator.manual_seed(stable_seed(self.key.shared(purpose), self.start + number))
+            row[mask] = torch.randn(int(mask.sum()), generator=generator, dtype=dtype, device=self.x.device)
+        return noise
+
+
+PER = ("example", "token", "input")
+
+
+def _positions(mask: Tensor, x: Tensor) -> Tensor | None:
+    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
+    if mask.dim() < x.dim() or mask.dim() == 1:
+        return mask if mask.dim() > 1 else None
+    kept = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
+    return mask.reshape([mask.shape[n] for n in kept]) if 1 < len(kept) < x.dim() else None
+
+
+def _refuse_unfit(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or for ids "
+            "vat(model, ids, at=model.get_input_embeddings())"
+        )
+    if x.is_nested or x.layout is not torch.strided or not x.dim():
+        raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")

@@ -25,7 +25,7 @@ from vat.attacks import (
 )
 from vat.attacks.apgd import _Ascent
 from vat.evaluation.robustness import evaluating
-from vat.functional import NORMS
+from vat.norms import NORMS
 
 WHITE_BOX = [FGM(), PGD(steps=10), APGD(steps=20), APGD(steps=20, loss="dlr"), APGD(steps=20, loss="dlr", targets=2)]
 ALL = [*WHITE_BOX, RandomNoise(draws=3), Square(queries=60)]

@@ -11,7 +11,8 @@ from torch.autograd.functional import hessian
 from vat import VAT, RandomPerturbation, Step
 from vat.directions import DIRECTIONS
 from vat.evaluation.diagnosis import diagnose, interpretation, maximum, root_of_hessian, top_eigenpair
-from vat.functional import DIVERGENCES, NORMS, Categorical
+from vat.functional import DIVERGENCES, Categorical
+from vat.norms import NORMS
 from vat.step import Key
 
 KEY = Key(seed=5)

@@ -19,8 +19,9 @@ from vat.data.loader import ResidentLoader
 from vat.data.splits import Split
 from vat.directions import DIRECTIONS
 from vat.lightning.classifier import Classifier, CrossEntropy
+from vat.network import random_state
 from vat.regularizers import Regularizer, by_unique_name, local_distributional_smoothness
-from vat.step import Key, random_state
+from vat.step import Key
 
 SEED = 11
 CLASSES, FEATURES = 3, 6

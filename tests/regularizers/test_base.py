@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from vat import VAT, Adversarial, ClassBalance, Entropy, MeanTeacher, PiModel, RandomPerturbation, Regularizer, Step
-from vat.directions import DIRECTIONS
+from vat.directions import DIRECTIONS, takes
 from vat.functional import Categorical
 from vat.regularizers import PublishedVAT, by_unique_name
 from vat.step import Key
@@ -211,9 +211,9 @@ def test_a_bare_function_alone_works_on_a_network_without_state(name):
     module = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
     regularizer = make(name, module)
     values = []
-    for forward in (module, lambda x: module(x)):
+    for forward, named in ((module, None), (lambda x: module(x), ())):
         torch.manual_seed(0)
-        value = regularizer(forward, *batch())
+        value = regularizer(forward, *batch(), module=named)
         values.append((value, *torch.autograd.grad(value, trainable(module))))
     torch.testing.assert_close(values[0], values[1])
 
@@ -232,6 +232,7 @@ def test_the_penalty_of_an_empty_batch_is_zero_and_can_be_differentiated(name):
 def searched_for_nothing(name):
     """The named search runs, with all its passes, but its result is replaced: in bfloat16 it is another r, here it is the same."""
 
+    @takes("eps")
     def direction(step, divergence, norm, *, eps, create_graph=False):
         options = {"eps": eps} if name == "ascent" else {}
         found = DIRECTIONS[name](step, divergence, norm, create_graph=create_graph, **options)
@@ -276,7 +277,8 @@ def test_under_autocast_the_penalty_and_the_supervised_loss_keep_all_their_gradi
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             for term in ("supervised", "penalty") if first == "supervised" else ("penalty", "supervised"):
                 if term == "penalty":
-                    step = Step(forward, x, y, key=KEY, live=regularizer.differentiates_clean_pass)
+                    named = None if forward is module else ()
+                    step = Step(forward, x, y, module=named, key=KEY, live=regularizer.differentiates_clean_pass)
                     terms[term] = regularizer.penalty(step)
                 else:
                     torch.manual_seed(1)

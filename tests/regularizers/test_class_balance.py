@@ -54,7 +54,7 @@ def test_a_class_that_is_ruled_out_costs_nothing_more_than_its_absence():
     logits[:, 2] = -torch.inf
     logits.requires_grad_()
     p = logits.detach()[:, :2].softmax(1).mean(0)
-    penalty = ClassBalance().penalty(Step(lambda x: logits, torch.zeros(5, 2), live=True))
+    penalty = ClassBalance().penalty(Step(lambda x: logits, torch.zeros(5, 2), module=(), live=True))
     assert penalty.item() == pytest.approx((p * (3 * p).log()).sum().item())
     penalty.backward()
     assert logits.grad.isfinite().all()

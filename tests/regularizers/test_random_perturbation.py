@@ -3,7 +3,7 @@ import torch
 from networks import network, rows
 
 from vat import VAT, RandomPerturbation, Step
-from vat.functional import NORMS
+from vat.norms import NORMS
 from vat.step import Key
 
 KEY = Key(seed=5)

@@ -8,7 +8,7 @@ from networks import rows
 from torch import nn
 
 from vat import VAT, Step, local_distributional_smoothness
-from vat.directions import DIRECTIONS, ascent, finite_difference
+from vat.directions import DIRECTIONS, ascent, finite_difference, takes
 from vat.evaluation.diagnosis import root_of_hessian
 from vat.functional import DIVERGENCES, Categorical, Divergence
 from vat.step import Key
@@ -142,7 +142,7 @@ def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_n
     # The exact product with a graph is a third derivative, which torch gets wrong for batch norm: see the test below.
     module, x = smooth_network(nn.GroupNorm(3, 12) if direction == "exact" else None), rows()
     parameters = list(module.parameters())
-    options = {"direction": direction, "num_power_iterations": iterations}
+    options = {"direction": direction} | ({"num_power_iterations": iterations} if iterations > 1 else {})
     vat = VAT(0.5, gradient_through_r=through_r, gradient_through_target=through_target, **options)
     penalty = vat.penalty(Step(module, x, key=KEY, live=through_r or through_target))
     gradient = torch.autograd.grad(penalty, parameters)
@@ -230,6 +230,8 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
         ({"direction": "random", "xi": 0.1}, "random takes no xi, got 0.1"),
         ({"direction": "exact", "xi": 0.1}, "exact takes no xi, got 0.1"),
         ({"direction": "ascent", "xi": 0.1}, "ascent takes no xi, got 0.1"),
+        ({"num_power_iterations": 1}, "random_margin takes no num_power_iterations, got 1"),
+        ({"direction": lambda step, divergence, norm, *, create_graph: step.x, "xi": 0.1}, "<lambda> takes no xi, got 0.1"),
         ({"num_power_iterations": 0}, "num_power_iterations must be >= 1, got 0"),
         ({"xi": 0.0}, "xi must be a finite number > 0, got 0.0"),
     ],
@@ -429,13 +431,20 @@ def test_a_direction_that_is_a_function_keeps_its_own_settings():
     assert torch.equal(found(partial(finite_difference, xi=2.0)), found("finite_difference", xi=2.0))
     assert torch.equal(found(partial(finite_difference, xi=2.0), xi=0.5), found("finite_difference", xi=0.5))
 
-    def asking(step, divergence, norm, *, num_power_iterations, create_graph=False):
-        return ascent(step, divergence, norm, eps=1.0, num_power_iterations=num_power_iterations, create_graph=create_graph)
+    @takes("eps", "num_power_iterations")
+    def asking(step, divergence, norm, *, eps, num_power_iterations=2, create_graph=False):
+        return ascent(step, divergence, norm, eps=eps, num_power_iterations=num_power_iterations, create_graph=create_graph)
 
-    assert torch.equal(found(asking), found("ascent"))
+    assert torch.equal(found(asking), found("ascent", num_power_iterations=2))
+    assert torch.equal(found(asking, num_power_iterations=3), found("ascent", num_power_iterations=3))
+
+    def plain(step, divergence, norm, *, create_graph):
+        return ascent(step, divergence, norm, eps=1.0, create_graph=create_graph)
+
+    assert torch.equal(found(plain), found("ascent"))
 
 
 def test_a_second_input_is_not_taken_for_labels():
     x = torch.randn(4, 6)
-    with pytest.raises(TypeError, match=r"vat takes labels .* a second input goes into a function, lambda x: model\(x, z\)"):
+    with pytest.raises(TypeError, match=r"vat takes labels .* a second input goes into a function, as vat\(lambda x: model"):
         VAT(1.0)(nn.Linear(6, 3), x, x)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vat.lightning.classifier
-import vat.step
+import vat.network
 from vat import VAT, Adversarial, ClassBalance, Entropy, MeanTeacher, PiModel, RandomPerturbation, Step
 from vat.data.loader import Chain, Flip, ResidentLoader, Translate
 from vat.directions import DIRECTIONS
@@ -49,7 +49,7 @@ def _random_numbers(monkeypatch):
             return super().__new__(cls)
 
     monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(vat.step, "random_state", lambda seed, device: torch.random.fork_rng(devices=[]))
+    monkeypatch.setattr(vat.network, "random_state", lambda seed, device: torch.random.fork_rng(devices=[]))
     monkeypatch.setattr(vat.lightning.classifier, "random_state", lambda seed, device: torch.random.fork_rng(devices=[]))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
 

@@ -10,7 +10,7 @@ from vat.attacks.base import Attack, View, at_least_one, each, look
 from vat.attacks.losses import LOSSES
 from vat.attacks.threat import Threat
 from vat.functional import as_classes, by_name
-from vat.step import Forward
+from vat.network import Forward
 
 
 class APGD(Attack):

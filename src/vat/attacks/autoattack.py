@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vat.attacks.base import Attack, each, predictions
 from vat.attacks.threat import Threat
-from vat.functional import LInf, as_classes
-from vat.step import Forward, random_state
+from vat.functional import as_classes
+from vat.network import Forward, random_state
+from vat.norms import LInf
 
 
 class AutoAttack(Attack):

@@ -8,7 +8,7 @@ from torch import Tensor
 from vat.attacks.losses import Loss
 from vat.attacks.threat import Threat
 from vat.functional import as_classes
-from vat.step import Forward
+from vat.network import Forward
 
 
 def predictions(network: Forward, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from vat.attacks.base import Attack, at_least_one, each, look, predictions
 from vat.attacks.losses import LOSSES, cross_entropy
 from vat.attacks.threat import Threat
 from vat.functional import by_name
-from vat.step import Forward
+from vat.network import Forward
 
 
 class FGM(Attack):

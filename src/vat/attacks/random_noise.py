@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vat.attacks.base import Attack, at_least_one, predictions
 from vat.attacks.threat import Threat
-from vat.step import Forward
+from vat.network import Forward
 
 
 class RandomNoise(Attack):

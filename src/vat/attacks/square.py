@@ -6,8 +6,9 @@ from torch import Tensor
 from vat.attacks.base import Attack, at_least_one, each
 from vat.attacks.losses import logit_difference
 from vat.attacks.threat import Threat
-from vat.functional import LInf, as_classes
-from vat.step import Forward
+from vat.functional import as_classes
+from vat.network import Forward
+from vat.norms import LInf
 
 
 class Square(Attack):

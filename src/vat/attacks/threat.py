@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vat.functional import Norm
+from vat.norms import Norm
 
 
 @dataclass(frozen=True)

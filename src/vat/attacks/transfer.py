@@ -7,7 +7,7 @@ from vat.attacks.base import Attack, at_least_one, each, look, predictions
 from vat.attacks.losses import logit_difference
 from vat.attacks.pgd import cosine
 from vat.attacks.threat import Threat
-from vat.step import Forward
+from vat.network import Forward
 
 
 class Transfer(Attack):

@@ -9,8 +9,10 @@ from vat import local_distributional_smoothness
 from vat.attacks import cross_entropy as cross_entropies
 from vat.attacks import logit_difference
 from vat.evaluation.results import Result, to_bits
-from vat.functional import L2, as_classes, probabilities
-from vat.step import Forward, Key
+from vat.functional import as_classes, probabilities
+from vat.network import Forward
+from vat.norms import L2
+from vat.step import Key
 
 CALIBRATION_BINS = 15
 

@@ -11,7 +11,8 @@ from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vat.directions import margin, random_margin
-from vat.functional import L2, Divergence, Norm, flat, wide
+from vat.functional import Divergence, flat, wide
+from vat.norms import L2, Norm
 from vat.regularizers import VAT, RandomPerturbation
 from vat.step import Key, Step
 

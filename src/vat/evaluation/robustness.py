@@ -21,9 +21,11 @@ from vat.evaluation.ledger import Ledger
 from vat.evaluation.results import Result, from_bits, to_bits
 from vat.evaluation.sanity import sanity_probe
 from vat.evaluation.summary import Summary
-from vat.functional import NORMS, by_name
+from vat.functional import by_name
+from vat.network import Forward, random_state
+from vat.norms import NORMS
 from vat.seeds import stable_seed
-from vat.step import Forward, Key, random_state
+from vat.step import Key
 
 PROBED = 200  # examples on which the sanity checks run attacks of their own
 

@@ -10,8 +10,9 @@ from vat.attacks import APGD, FGM, PGD, Attack, Threat, predictions
 from vat.attacks import cross_entropy as cross_entropies
 from vat.evaluation.clean import gradient_of
 from vat.evaluation.results import Result
-from vat.functional import L2, LInf, as_classes
-from vat.step import Forward
+from vat.functional import as_classes
+from vat.network import Forward
+from vat.norms import L2, LInf
 
 
 def sanity_probe(

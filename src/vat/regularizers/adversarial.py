@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from vat.directions import pulled_back
-from vat.functional import NORMS, Norm, by_name, cross_entropy, wide
+from vat.functional import by_name, cross_entropy, wide
+from vat.norms import NORMS, Norm
 from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
@@ -17,7 +18,7 @@ class Adversarial(Regularizer):
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in.
-        norm: of r: "l2", "linf", or a `vat.functional.Norm`.
+        norm: of r: "l2", "linf", or a `vat.norms.Norm`.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises.
     """
@@ -38,5 +39,6 @@ class Adversarial(Regularizer):
             logits = wide(clean.logits.detach()).requires_grad_()
             (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)
         g = pulled_back(step, clean.logits, clean.x, u, retain_graph=step.live)
-        d = self.norm.dual(g, otherwise=self.norm.sample(step.normal("direction", one_row=True)))
-        return cross_entropy(step.network(step.inputs + self.eps * d), step.y)
+        norm = step.norm(self.norm)
+        d = norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
+        return cross_entropy(step.network(step.inputs + step.radius(self.eps) * d), step.y)

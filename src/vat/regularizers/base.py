@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from vat.step import Forward, Step
+from vat.network import Forward, Modules
+from vat.step import Step
 
 
 class Regularizer(nn.Module):
@@ -64,24 +65,25 @@ class Regularizer(nn.Module):
                 "activations again with other weights than these: leave it out for such a network, or take VAT(direction='random')"
             ) from error
 
-    def forward(self, forward: Forward, x: Tensor, y: Tensor | None = None, *, module: nn.Module | None = None) -> Tensor:
+    def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
         """The term of one batch: a scalar to add to the loss.
 
         Args:
-            forward: x -> logits (N, …); a module or any function.
-            x: inputs (N, …), of a floating dtype.
+            forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
+            x: inputs (N, …), of a floating dtype; a tuple or a mapping of the network's arguments, see `Step`.
             y: labels (N,), for regularizers that need them.
-            module: the module behind a bare function, of which buffers and weights are to be protected.
+            module: the module that another function uses, a list of several, or `()` if there is none.
+            **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
 
         Raises:
             TypeError: `y` are not integers, and are not needed: another input of the model, perhaps.
         """
         if y is not None and y.is_floating_point() and not self.needs_labels:
             raise TypeError(
-                f"{self.name} takes labels as its third argument, and has no use for them: a second input goes into a function, "
-                "lambda x: model(x, z)"
+                f"{self.name} takes labels as its third argument, and has no use for them: a second input goes into a function, as "
+                "vat(lambda x: model(x, z), x, module=model)"
             )
-        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass))
+        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass, **of_step))
 
     @property
     def current_weight(self) -> float:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from vat.functional import entropy
-from vat.regularizers.base import Regularizer, mean
+from vat.functional import entropy_of_positions
+from vat.regularizers.base import Regularizer
 from vat.step import Step
 
 
@@ -19,4 +19,4 @@ class Entropy(Regularizer):
 
     def penalty(self, step: Step) -> Tensor:
         """Mean entropy of the clean predictions, in nats."""
-        return mean(entropy(step.clean.logits))
+        return step.mean(step.mean_over_positions(entropy_of_positions(step.clean.logits)))

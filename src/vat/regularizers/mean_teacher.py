@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vat.functional import probabilities
-from vat.regularizers.base import Regularizer, mean, share
-from vat.step import Step, unwrapped
+from vat.network import unwrapped
+from vat.regularizers.base import Regularizer, share
+from vat.step import Step
 
 
 class MeanTeacher(Regularizer):
@@ -60,7 +61,8 @@ class MeanTeacher(Regularizer):
         with torch.no_grad():
             x = step.x if step.view is None else step.view
             target = probabilities(step.network(x, noise="teacher", parameters=self.teacher))
-        return mean((probabilities(step.clean.logits) - target).square().flatten(1).mean(1))
+        difference = probabilities(step.clean.logits) - target
+        return step.mean(step.mean_over_positions(difference.square().mean(1)))
 
     def _refuse_absence(self) -> None:
         if not self.teacher:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vat.functional import probabilities
-from vat.regularizers.base import Regularizer, mean
+from vat.regularizers.base import Regularizer
 from vat.step import Step
 
 
@@ -25,4 +25,4 @@ class PiModel(Regularizer):
         """Mean squared difference between the two passes' probabilities."""
         other = step.network(step.inputs if step.view is None else step.view, noise="other view")
         difference = probabilities(step.clean.logits) - probabilities(other)
-        return mean(difference.square().flatten(1).mean(1))
+        return step.mean(step.mean_over_positions(difference.square().mean(1)))

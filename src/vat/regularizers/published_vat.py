@@ -6,7 +6,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from vat.functional import L2, Categorical, entropy
+from vat.functional import Categorical, entropy
+from vat.norms import L2
 from vat.regularizers.base import Regularizer, mean, not_negative
 from vat.step import Step
 
@@ -50,6 +51,8 @@ class PublishedVAT(Regularizer):
 
     def penalty(self, step: Step) -> Tensor:
         """Mean divergence of the perturbed from the clean prediction, and the perturbed ones' entropy where that is asked for."""
+        if step.mask is not None or step.group is not None or step.mask_of(step.target) is not None:
+            raise ValueError("PublishedVAT knows no mask and no groups: take VAT")
         network = self._passes(step)
         with torch.no_grad():
             clean = network(step.x)

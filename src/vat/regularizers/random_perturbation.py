@@ -1,6 +1,7 @@
 """The control: smoothness along random directions."""
 
-from vat.functional import Divergence, Norm
+from vat.functional import Divergence
+from vat.norms import Norm
 from vat.regularizers.vat import VAT
 
 
@@ -10,6 +11,7 @@ class RandomPerturbation(VAT):
     Args:
         eps: radius ε, in the units of the tensor that is handed in.
         norm: of r, as for `VAT`.
+        per: as for `VAT`.
         divergence: as for `VAT`.
         weight: factor of the penalty.
         ramp_up: optimizer steps over which the weight rises.
@@ -20,8 +22,9 @@ class RandomPerturbation(VAT):
         eps: float,
         *,
         norm: str | Norm = "l2",
+        per: str = "example",
         divergence: str | Divergence = "categorical",
         weight: float = 1.0,
         ramp_up: int = 0,
     ):
-        super().__init__(eps, direction="random", norm=norm, divergence=divergence, weight=weight, ramp_up=ramp_up)
+        super().__init__(eps, direction="random", norm=norm, per=per, divergence=divergence, weight=weight, ramp_up=ramp_up)

@@ -1,18 +1,18 @@
 """Virtual adversarial training."""
 
-import inspect
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, random
-from vat.functional import DIVERGENCES, L2, NORMS, Divergence, Norm, by_name, flat
+from vat.calls import Perturbed
+from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, options_of, random
+from vat.functional import DIVERGENCES, Divergence, by_name, flat
+from vat.network import Forward, Modules
+from vat.norms import L2, NORMS, Norm
 from vat.precision import coarse, full_precision
-from vat.regularizers.base import Regularizer, mean, not_negative
-from vat.step import Forward, Key, Step
-
-UNSET = {"num_power_iterations": 1, "xi": None}
-"""Options of a direction's search, by the value at which the direction's own default holds."""
+from vat.regularizers.base import Regularizer, not_negative
+from vat.step import PER, Key, Step
 
 
 class VAT(Regularizer):
@@ -26,14 +26,15 @@ class VAT(Regularizer):
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
-        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function of that signature. If None, "random_margin"
+        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function as described there. If None, "random_margin"
             where the output decides something, otherwise "finite_difference".
-        num_power_iterations: iterations of the direction's search, or steps of its ascent; a function's own default if 1.
+        num_power_iterations: iterations of the direction's search, or steps of its ascent; the direction's own choice if None.
         xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
         choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
         gradient_through_r: let the gradient flow through r's dependence on the parameters too.
         gradient_through_target: let it flow through the target p(y|x) too.
-        norm: of r: "l2", "linf", or a `vat.functional.Norm`.
+        norm: of r: "l2", "linf", or a `vat.norms.Norm`.
+        per: what has a norm of its own: each "example", each "token" (a vector along the last dimension), or each "input" of several.
         divergence: "categorical" (softmax; a single logit is a Bernoulli), "bernoulli" (multi-label), "gaussian", or a
             `vat.functional.Divergence`.
         eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
@@ -47,12 +48,13 @@ class VAT(Regularizer):
         eps: float,
         *,
         direction: str | Direction | None = None,
-        num_power_iterations: int = 1,
+        num_power_iterations: int | None = None,
         xi: float | None = None,
         choose_sign: bool = False,
         gradient_through_r: bool = False,
         gradient_through_target: bool = False,
         norm: str | Norm = "l2",
+        per: str = "example",
         divergence: str | Divergence = "categorical",
         eps_start: float | None = None,
         eps_steps: int = 0,
@@ -65,11 +67,14 @@ class VAT(Regularizer):
         self.eps_steps = int(not_negative("eps_steps", eps_steps))
         if (eps_start is None) == bool(self.eps_steps):
             raise ValueError(f"eps_start={eps_start} and eps_steps={eps_steps} need each other: where ε starts, and when it is eps")
-        if num_power_iterations < 1:
+        if num_power_iterations is not None and num_power_iterations < 1:
             raise ValueError(f"num_power_iterations must be >= 1, got {num_power_iterations}")
         if xi is not None and not 0 < xi < float("inf"):
             raise ValueError(f"xi must be a finite number > 0, got {xi}")
         self.norm = by_name("norm", NORMS, norm)
+        if per not in PER:
+            raise ValueError(f"per={per!r} is not known: choose one of {', '.join(PER)}")
+        self.per = per
         self.divergence = by_name("divergence", DIVERGENCES, divergence)
         self.choose_sign = choose_sign
         self.gradient_through_r = gradient_through_r
@@ -83,14 +88,16 @@ class VAT(Regularizer):
         if self.direction in ACROSS_A_BOUNDARY and not self.divergence.decides:
             others = ", ".join(name for name, function in DIRECTIONS.items() if function not in ACROSS_A_BOUNDARY)
             raise ValueError(f"{type(self.divergence).__name__} outputs have no decision to change: choose one of the directions {others}")
-        taken = inspect.signature(self.direction).parameters
-        for name, unset in UNSET.items():
-            if name not in taken and (value := getattr(self, name)) != unset:
+        for name, value in self._options().items():
+            if name not in options_of(self.direction):
                 chosen = getattr(self.direction, "__name__", self.direction)
-                others = ", ".join(n for n, function in DIRECTIONS.items() if name in inspect.signature(function).parameters)
-                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it at {unset}, or choose one of {others}")
-        self._takes_eps = "eps" in taken
-        self._required = [name for name in UNSET if name in taken and taken[name].default is inspect.Parameter.empty]
+                others = ", ".join(known for known, function in DIRECTIONS.items() if name in options_of(function))
+                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it out, or choose one of {others}")
+
+    def _options(self) -> dict[str, Any]:
+        """The options of the direction's search that are set."""
+        options: dict[str, Any] = {"num_power_iterations": self.num_power_iterations, "xi": self.xi}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def current_eps(self) -> float:
@@ -111,72 +118,81 @@ class VAT(Regularizer):
                 "by local_distributional_smoothness"
             )
         with torch.set_grad_enabled(self.gradient_through_r):
-            options = {name: value for name, unset in UNSET.items() if (value := getattr(self, name)) != unset or name in self._required}
-            if self._takes_eps:
-                options["eps"] = self.current_eps
-            d = self.direction(step, self.divergence, self.norm, create_graph=self.gradient_through_r, **options)
+            options = self._options()
+            if "eps" in options_of(self.direction):
+                options["eps"] = step.radius(self.current_eps)
+            divergence, norm = step.divergence(self.divergence), step.norm(self.norm, self.per)
+            d = self.direction(step, divergence, norm, create_graph=self.gradient_through_r, **options)
             if self.choose_sign:
                 d = d * self._better_sign(step, d)
-        return self.current_eps * d
+        return step.radius(self.current_eps) * d
 
     def penalty(self, step: Step) -> Tensor:
         """Mean divergence of the perturbed from the clean prediction."""
         r = self.virtual_adversarial_perturbation(step)
         clean = step.clean.logits if self.gradient_through_target else step.target
         perturbed = step.network(step.inputs + r)
-        value = self.divergence(clean, perturbed)
+        value = step.divergence(self.divergence)(clean, perturbed)
         if step.report is not None:
             step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach(), r.detach())
-        return mean(value)
+        return step.mean(value)
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
+        divergence, eps = step.divergence(self.divergence), step.radius(self.current_eps)
         with torch.no_grad():
-            plus, minus = (
-                self.divergence(step.target, step.network(step.x + sign * self.current_eps * d, constant=True)) for sign in (1, -1)
-            )
-        return torch.where(plus >= minus, 1, -1).to(d.dtype).view(-1, *[1] * (d.dim() - 1))
+            plus, minus = (divergence(step.target, step.network(step.x + sign * eps * d, constant=True)) for sign in (1, -1))
+        return step.for_rows(torch.where(plus >= minus, 1, -1).to(d.dtype))
 
     @torch.no_grad()
     def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor, r: Tensor) -> dict[str, Tensor]:
         """Is it working? See `vat.evaluation.diagnosis`, which reads these. 7 F."""
-        eps, divergence, norm = self.current_eps, self.divergence, self.norm
+        eps, divergence, norm = step.radius(self.current_eps), step.divergence(self.divergence), step.norm(self.norm, self.per)
 
         def at(p: Tensor) -> Tensor:
-            return mean(divergence(clean, step.network(step.x + p, constant=True)))
+            return step.mean(divergence(clean, step.network(step.x + p, constant=True)))
 
         found = {
-            "lds": mean(value),
+            "lds": step.mean(value),
             "kl_at_zero": at(torch.zeros_like(step.x)),
             "kl_random": at(eps * norm.sample(step.normal("diagnosis")).to(step.x.dtype)),
         }
-        if eps:  # from r one more step along the gradient, as long as ε
-            d = r / eps
+        if self.current_eps:  # from r one more step along the gradient, as long as ε
+            d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
             further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
             found["kl_ascent"] = at(eps * further)
-            if isinstance(norm, L2) and not coarse(step.x, clean, step.module):  # there a finite difference is noise
+            one_length = isinstance(self.norm, L2) and self.per == "example" and step.group is None
+            if one_length and not coarse(step.x, clean, step.module):  # there a finite difference is noise
                 product = hessian_product(step, divergence, norm, d)
-                found["curvature"] = mean(flat(d * product).sum(1))
-                found["cosine"] = mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
+                found["curvature"] = step.mean(flat(d * product).sum(1))
+                found["cosine"] = step.mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
         before, after = divergence.decision(clean), divergence.decision(perturbed)
         if before is not None and after is not None:
-            found["flip_rate"] = (before != after).float().mean()
-            found["margin"] = mean(divergence.margin(clean))
+            found["flip_rate"] = _share(before != after, step.mask_of(clean))
+            found["margin"] = step.mean(divergence.margin(clean))
         return {f"{self.name}/{name}": value for name, value in found.items()}
+
+
+def _share(flips: Tensor, mask: Tensor | None) -> Tensor:
+    """The share of decisions, of classes (N, …) or of each output (N, C, …), that flip among those that count."""
+    if mask is None:
+        return flips.float().mean()
+    counted = (mask if flips.dim() == mask.dim() else mask[:, 0]).expand_as(flips)
+    return (flips & counted).sum() / counted.sum().clamp(min=1)
 
 
 def local_distributional_smoothness(
     forward: Forward,
-    x: Tensor,
+    x: Any,
     *,
     eps: float,
     direction: str | Direction = "finite_difference",
     num_power_iterations: int | None = None,
     norm: str | Norm = "l2",
+    per: str = "example",
     divergence: str | Divergence = "categorical",
-    module: nn.Module | None = None,
+    module: Modules | None = None,
     key: Key | None = None,
-    start: int = 0,
-    total: int | None = None,
+    **of_step: Any,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
 
@@ -185,35 +201,39 @@ def local_distributional_smoothness(
     off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
 
     Args:
-        forward: x -> logits (N, …); a module or any function.
+        forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
         x: inputs (N, …).
         eps: radius, in the units of x.
         direction: how r is found.
         num_power_iterations: iterations of that search; 5 where it iterates if None.
         norm: of r.
+        per: what has a norm of its own, as for `VAT`.
         divergence: between the predictions.
-        module: the module behind a bare function.
+        module: the module that another function uses, a list of several, or `()` if there is none.
         key: of the random direction the search starts from; a fresh one if None.
-        start: place of the first row in the batch of all processes, from which its random direction follows.
-        total: rows of that batch; N if None.
+        **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`; of several processes `start`, the
+            place of the first row in the batch of all of them, from which its random direction follows, and `total`, its rows.
 
     Returns:
         (N,), in nats for the KL divergences.
     """
     direction = by_name("direction", DIRECTIONS, direction)
-    iterates = "num_power_iterations" in inspect.signature(direction).parameters
+    if num_power_iterations is None and "num_power_iterations" in options_of(direction):
+        num_power_iterations = 5
     measure = VAT(
         eps,
         direction=direction,
-        num_power_iterations=num_power_iterations if num_power_iterations is not None else 5 if iterates else 1,
+        num_power_iterations=num_power_iterations,
         choose_sign=True,
         norm=norm,
+        per=per,
         divergence=divergence,
     )
-    if torch.is_autocast_enabled(x.device.type):
+    device = x.device if isinstance(x, Tensor) else Perturbed(forward, x, of_step.get("at")).device
+    if isinstance(x, Tensor) and x.is_floating_point() and torch.is_autocast_enabled(device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.inference_mode(False), full_precision(x.device):  # Lightning's validation and test allow no gradients otherwise
-        step = Step(forward, x, module=module, key=key, start=start, total=total)
+    with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
+        step = Step(forward, x, module=module, key=key, **of_step)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
-            return measure.divergence(step.target, step.network(step.x + r, constant=True))
+            return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))

@@ -23,8 +23,9 @@ from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
 from vat.evaluation.corruptions import SEVERITIES
-from vat.functional import NORMS, by_name
+from vat.functional import by_name
 from vat.lightning.loggers import finishing_wandb
+from vat.norms import NORMS
 from vat.runs import checkpoints, folders, records, report
 from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
 

@@ -1,0 +1,153 @@
+"""The call of a network that a batch stands for, as a function of the tensors in it that are perturbed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+At = nn.Module | str | int | Sequence[nn.Module] | Sequence[str] | Sequence[int]
+
+
+class Call:
+    """The arguments of a network's call: `Call(x, edge_index, batch=graphs)`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.args = args
+        self.kwargs = kwargs
+
+    @classmethod
+    def of(cls, batch: Any) -> "Call":
+        """A mapping is the keyword arguments, a tuple or list the others, and anything else the one argument."""
+        if isinstance(batch, Call):
+            return batch
+        if isinstance(batch, Mapping):
+            return cls(**batch)
+        return cls(*batch) if isinstance(batch, tuple | list) else cls(batch)
+
+    def place(self, values: Mapping[str | int, Any]) -> "Call":
+        """The same call with other values at these names and numbers."""
+        args = [values.get(number, value) for number, value in enumerate(self.args)]
+        return Call(*args, **{name: values.get(name, value) for name, value in self.kwargs.items()})
+
+    def __getitem__(self, name: str | int) -> Any:
+        return self.args[name] if isinstance(name, int) else self.kwargs[name]
+
+
+class Perturbed:
+    """A network's call as a function of one tensor, which holds all that is perturbed.
+
+    Several tensors are one of shape (N, D), so that one r covers them all.
+
+    Args:
+        forward: what is called.
+        batch: a tensor, a tuple, a mapping, or a `Call`.
+        at: what is perturbed: a layer, whose output is replaced, or the name or number of an argument; several of either. If None, all
+            arguments, which then are tensors of a floating dtype.
+
+    Raises:
+        TypeError: If `at` names something else.
+        KeyError: If there is no such argument.
+    """
+
+    def __init__(self, forward: Callable[..., Any], batch: Any, at: At | None = None):
+        self.forward = forward
+        self.call = Call.of(batch)
+        places = (
+            [*range(len(self.call.args)), *self.call.kwargs] if at is None else [at] if isinstance(at, nn.Module | str | int) else [*at]
+        )
+        self.layers = [place for place in places if isinstance(place, nn.Module)]
+        self.names = [place for place in places if isinstance(place, str | int)]
+        if not places or len(places) not in (len(self.layers), len(self.names)):
+            raise TypeError(f"at must be a layer, or the name or number of an argument, or several of one kind, got {at!r}")
+        known = [*range(len(self.call.args)), *self.call.kwargs]
+        if unknown := [name for name in self.names if name not in known]:
+            raise KeyError(f"at={unknown[0]!r} is no argument of the call, which has {known}")
+        self.shapes: list[torch.Size] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first tensor of the call is."""
+        tensors = (value for value in (*self.call.args, *self.call.kwargs.values()) if isinstance(value, Tensor))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def inputs(self) -> Tensor:
+        """The tensors that are perturbed, as one; a layer's output is had from a call that ends there."""
+        tensors = self._outputs() if self.layers else [self.call[name] for name in self.names]
+        for place, tensor in zip([*self.layers, *self.names], tensors, strict=True):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+                kind = f"the output of at={type(place).__name__}" if isinstance(place, nn.Module) else f"the argument {place!r}"
+                raise TypeError(
+                    f"{kind} is {what}, and cannot be perturbed: name what is, as vat(model, batch, at='inputs_embeds') or "
+                    "vat(model, batch, at=model.get_input_embeddings())"
+                )
+        self.shapes = [tensor.shape for tensor in tensors]
+        if len({shape[0] for shape in self.shapes if shape}) != 1 or not all(self.shapes):
+            raise ValueError(f"the first dimension of all that is perturbed counts the examples, got shapes {[*map(tuple, self.shapes)]}")
+        return self.joined(tensors) if len(tensors) > 1 else tensors[0]
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors shaped like those that are perturbed, as one (N, D)."""
+        return torch.cat([tensor.expand(shape).flatten(1) for tensor, shape in zip(tensors, self.shapes, strict=True)], 1)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The parts of `x`, in their own shapes."""
+        if len(self.shapes) == 1:
+            return [x]
+        parts = x.split([shape[1:].numel() for shape in self.shapes], 1)
+        return [part.reshape(len(x), *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def __call__(self, x: Tensor) -> Any:
+        """The network's output with `x` at the place of what is perturbed."""
+        tensors = self.split(x)
+        if not self.layers:
+            call = self.call.place(dict(zip(self.names, tensors, strict=True)))
+            return self.forward(*call.args, **call.kwargs)
+        calls = [0] * len(self.layers)
+
+        def put(number: int) -> Callable[..., Tensor]:
+            def hook(*_: Any) -> Tensor:
+                calls[number] += 1
+                return tensors[number]
+
+            return hook
+
+        handles = [layer.register_forward_hook(put(number)) for number, layer in enumerate(self.layers)]
+        try:
+            output = self.forward(*self.call.args, **self.call.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for layer, number in zip(self.layers, calls, strict=True):
+            if number != 1:
+                raise ValueError(
+                    f"at={type(layer).__name__} is called {number} times in a pass, not once: name a layer that is called once"
+                )
+        return output
+
+    def _outputs(self) -> list[Any]:
+        found: dict[int, Any] = {}
+
+        def take(number: int) -> Callable[..., None]:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                found[number] = output
+                if len(found) == len(self.layers):
+                    raise _Found
+
+            return hook
+
+        handles = [layer.register_forward_hook(take(number)) for number, layer in enumerate(self.layers)]
+        try:
+            self.forward(*self.call.args, **self.call.kwargs)
+        except _Found:
+            return [found[number] for number in range(len(self.layers))]
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = type(self.layers[next(n for n in range(len(self.layers)) if n not in found)]).__name__
+        raise ValueError(f"at={missing} is not called in a pass of the network: name a layer that is")
+
+
+class _Found(Exception):  # noqa: N818  # no error: the call may end here
+    pass

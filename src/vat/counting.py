@@ -1,0 +1,214 @@
+"""What counts in a step: norms and divergences that leave out padding and void positions, and norms per token, input or graph."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vat.functional import Divergence
+from vat.norms import Norm
+
+Rows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+"""How a tensor shaped like x becomes rows of which each has a norm of its own, and back."""
+
+
+def per_token(shape: torch.Size) -> Rows:
+    """Each vector along the last dimension is a row."""
+
+    def back(rows: Tensor) -> Tensor:
+        return rows.reshape(*shape[:-1], *rows.shape[1:])
+
+    return (lambda r: r.reshape(-1, r.shape[-1])), back
+
+
+def per_group(group: Tensor) -> Rows:
+    """All examples of one group are a row, with zeros behind those of a small one.
+
+    Args:
+        group: its number (N,) for each example, as a graph for each node.
+    """
+    counts = torch.bincount(group)
+    order = group.argsort(stable=True)
+    place = torch.empty_like(group)
+    place[order] = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
+    size = (len(counts), int(counts.max()) if len(counts) else 0)
+
+    def to(r: Tensor) -> Tensor:
+        return r.new_zeros(*size, *r.shape[1:]).index_put((group, place), r)
+
+    def back(rows: Tensor) -> Tensor:
+        return rows.expand(-1, size[1], *rows.shape[2:])[group, place]
+
+    return to, back
+
+
+class NormOfStep(Norm):
+    """A norm of what counts, which is 0 elsewhere.
+
+    Args:
+        norm: of a row.
+        shape: of x.
+        mask: 1 where x counts, bool, shaped like x; None if it does everywhere.
+        rows: how x is rows; each example is one if None.
+    """
+
+    def __init__(self, norm: Norm, shape: torch.Size, mask: Tensor | None, rows: Rows | None):
+        self.norm = norm
+        self.shape = shape
+        self.mask = mask
+        self._to, self._back = rows or (_same, _same)
+
+    def length(self, r: Tensor) -> Tensor:
+        return self._back(self.norm.length(self._to(self._masked(r))))
+
+    def mean_length(self, x: Tensor) -> Tensor:
+        lengths = self.norm.length(self._to(self._masked(x))).flatten()
+        if self.mask is None:
+            return lengths.mean()
+        counted = self._counted()
+        return torch.where(counted, lengths, 0).sum() / counted.sum().clamp(min=1)
+
+    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        otherwise = otherwise.expand(self.shape)
+        if self.mask is not None:  # a row of which nothing counts keeps a direction, for a gradient that is no NaN
+            rows = self._to(self.mask)
+            left_out = self._back((~self._counted()).view(-1, *[1] * (rows.dim() - 1)).expand_as(rows))
+            otherwise = torch.where(self.mask | left_out, otherwise, 0)
+        d = self._back(self.norm.dual(self._to(self._masked(g)), self._to(otherwise)))
+        return self._masked(d)
+
+    def project(self, r: Tensor, eps: float) -> Tensor:
+        return self._back(self.norm.project(self._to(self._masked(r)), eps))
+
+    def _masked(self, r: Tensor) -> Tensor:
+        r = r.expand(self.shape)
+        return r if self.mask is None else torch.where(self.mask, r, 0)
+
+    def _counted(self) -> Tensor:
+        assert self.mask is not None
+        return self._to(self.mask).flatten(1).any(1)
+
+
+class NormOfInputs(Norm):
+    """A norm of each of several inputs, which lie side by side in x (N, D).
+
+    Args:
+        norm: of an input.
+        shapes: of the inputs.
+    """
+
+    def __init__(self, norm: Norm, shapes: list[torch.Size]):
+        self.norm = norm
+        self.sizes = [shape[1:].numel() for shape in shapes]
+
+    def length(self, r: Tensor) -> Tensor:
+        return torch.cat([self.norm.length(part).expand_as(part) for part in r.split(self.sizes, 1)], 1)
+
+    def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.cat([self.norm.dual(*parts) for parts in zip(g.split(self.sizes, 1), otherwise.split(self.sizes, 1), strict=True)], 1)
+
+    def project(self, r: Tensor, eps: float) -> Tensor:
+        return torch.cat([self.norm.project(part, eps) for part in r.split(self.sizes, 1)], 1)
+
+
+class DivergenceOfStep(Divergence):
+    """A divergence of the outputs that count.
+
+    Args:
+        divergence: of all outputs.
+        mask: logits (N, C, …) -> 1 where they count, bool, (N, C, …) or (N, 1, …); None if they all do.
+    """
+
+    def __init__(self, divergence: Divergence, mask: Callable[[Tensor], Tensor | None]):
+        self.divergence = divergence
+        self.mask = mask
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        mask = self.mask(clean)
+        return self._scaled(self.divergence(kept(clean, mask), kept(perturbed, mask)), mask)
+
+    def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        mask = self.mask(clean)
+        return self._scaled(kept(self.divergence.gradient(kept(clean, mask), kept(perturbed, mask)), mask), mask)
+
+    def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
+        mask = self.mask(logits)
+        return self._scaled(kept(self.divergence.hvp(kept(logits, mask), kept(v, mask)), mask), mask)
+
+    @property
+    def decides(self) -> bool:
+        return self.divergence.decides
+
+    def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
+        mask = self.mask(logits)
+        return self._scaled(self.divergence.margin(kept(logits, mask), choice), mask)  # 0 where all logits are
+
+    def decision(self, logits: Tensor) -> Tensor | None:
+        return self.divergence.decision(kept(logits, self.mask(logits)))
+
+    def _scaled(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or not self.divergence.averages_positions:
+            return value
+        return value * share_of_positions(mask).to(value.dtype).view(-1, *[1] * (value.dim() - 1))
+
+
+def kept(value: Tensor, mask: Tensor | None) -> Tensor:
+    """`value` where it counts, 0 elsewhere."""
+    return value if mask is None else torch.where(mask, value, 0)
+
+
+def share_of_positions(mask: Tensor) -> Tensor:
+    """Number of all positions over that of those that count (N,), from an output's mask (N, C, …); 0 if none does."""
+    if mask.dim() < 3:
+        return torch.ones(len(mask), device=mask.device)
+    counted = mask.any(1).flatten(1).sum(1)
+    return torch.where(counted > 0, math.prod(mask.shape[2:]) / counted.clamp(min=1), 0)
+
+
+def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask shaped like x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
+
+    Raises:
+        ValueError: If it fits neither.
+    """
+    mask = mask.bool()
+    try:
+        if mask.dim() < x.dim() and mask.shape == x.shape[: mask.dim()]:
+            return mask.view(*mask.shape, *[1] * (x.dim() - mask.dim())).expand(x.shape)
+        if mask.dim() == x.dim():
+            return mask.expand(x.shape)
+    except RuntimeError:
+        pass
+    raise ValueError(
+        f"mask of shape {tuple(mask.shape)} does not fit x of shape {tuple(x.shape)}: give its first dimensions, as (N, T) for "
+        "(N, T, D), or as many as x has, as mask[:, None] for images (N, C, H, W)"
+    )
+
+
+def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | None:
+    """A mask (N, C, …) or (N, 1, …) for logits (N, C, …) from one of positions (N, …); None if they have no positions.
+
+    Args:
+        mask: 1 where a position counts.
+        logits: outputs.
+        named: the mask is said to be the outputs', and may be one of their entries.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    mask = mask.bool()
+    if logits.dim() > 2 and mask.shape == (len(logits), *logits.shape[2:]):
+        return mask[:, None]
+    if named and mask.shape == logits.shape:
+        return mask
+    if logits.dim() < 3 and not named:
+        return None
+    raise ValueError(
+        f"a mask of shape {tuple(mask.shape)} does not fit the positions of an output of shape {tuple(logits.shape)}, read as (N, C, …): "
+        "say class_dim=-1 if the classes are last, or give the outputs' own mask as output_mask=…"
+    )
+
+
+def _same(r: Tensor) -> Tensor:
+    return r

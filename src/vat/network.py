@@ -1,0 +1,393 @@
+"""The network as a function, whose passes leave it as it was and draw the same noise.
+
+Passes leave the network as they found it by construction: they run on *copies* of its buffers, which its layers hold for as long as
+a pass takes, so there is no hook to undo. Noise drawn inside the network (dropout) is the same in all passes of a step, because each
+of them starts from the same key.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+Forward = Callable[[Tensor], Tensor]
+Modules = nn.Module | Sequence[nn.Module]
+Held = dict[str, Any]
+"""What a layer holds by name: its parameters, its buffers, or its attributes."""
+Places = list[tuple[Held, str]]
+NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
+OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+@contextmanager
+def random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Within it the default generators start from `seed`: torch's (the CPU's and `device`'s), Python's and numpy's; as before after it."""
+    with _state_of_python_and_numpy(seed):
+        if device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                yield
+            return
+        module = torch.get_device_module(device)
+        current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
+        with torch.random.fork_rng(devices=[device], device_type=device.type), current:
+            torch.default_generator.manual_seed(seed)
+            module.manual_seed(seed)
+            yield
+
+
+class Network:
+    """A differentiable function of the input, whose calls leave the module behind it as it was.
+
+    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
+    call changes in the plain attributes of a layer is undone after it: what it assigns, adds to a list, dict or set, or changes in place
+    in a tensor. Two things are out of reach: what is inside a container or another object, and what a layer under
+    `torch.utils.checkpoint` computes again in the backward pass, where batch norm moves then.
+
+    Args:
+        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
+        module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
+            if there is none. None if `forward` shows it.
+        class_dim: dimension of the outputs in which the classes lie, which becomes dimension 1.
+        grouped: outputs may be fewer than inputs.
+
+    Raises:
+        TypeError: If `forward` is another function, and its module is not given.
+    """
+
+    def __init__(self, forward: Forward, module: Modules | None = None, *, class_dim: int | None = None, grouped: bool = False):
+        modules = _modules(forward, module)
+        if isinstance(forward, DistributedDataParallel):
+            modules = [forward.module if part is forward else part for part in modules]
+        for part in modules:
+            if isinstance(part, NOT_ON_COPIES):
+                raise TypeError(f"a {type(part).__name__} cannot run on copies of its state: hand in the module that it was made of")
+        self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
+        self.forward = forward
+        self._class_dim = class_dim
+        self._grouped = grouped
+        self._own = _layers(modules)
+        self._layers = _layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
+        self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
+        self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
+        # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
+        self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        self._unbuilt = any(map(is_lazy, _weights(self._layers)))
+        self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
+        self._kept_values = _kept_values(self._keepers)
+        self._constants: list[tuple[Tensor, Places]] = []
+        self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        seed: int,
+        parameters: Mapping[str, Tensor] | None = None,
+        constant: bool = False,
+        track: bool = False,
+    ) -> Tensor:
+        """Logits of `x`.
+
+        Args:
+            x: inputs (N, …).
+            seed: of the noise drawn inside the network.
+            parameters: used in place of the module's own, by name in the `unwrapped` module.
+            constant: take the parameters as constants, so that no backward pass can reach them (FSDP2 sees to its own).
+            track: let this pass move the module's own buffers, as an ordinary call does.
+        """
+        if self.module is None and parameters is not None:
+            raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
+        x = x.clone()  # a first layer may normalise in place
+        output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        logits = self._logits(output)
+        if not logits.dim() or (len(logits) != len(x) and not self._grouped):
+            raise ValueError(
+                f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
+                "of both counts the examples; hand in a function that puts it there"
+            )
+        if x.requires_grad and not logits.requires_grad:
+            raise RuntimeError(
+                "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an "
+                "argmax or a quantized layer in between?"
+            )
+        return logits
+
+    def called(
+        self,
+        function: Callable[[], Any],
+        *,
+        device: torch.device,
+        seed: int,
+        parameters: Mapping[str, Tensor] | None = None,
+        constant: bool = False,
+        track: bool = False,
+    ) -> Any:
+        """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
+        trains = torch.is_grad_enabled() and not constant and parameters is None
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, device), _one_path():
+            return function()
+
+    def _logits(self, output: Any) -> Tensor:
+        """The logits in an output, with the classes in dimension 1."""
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the network returned a {type(output).__name__} in place of logits: hand in a function that picks them, "
+                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
+            )
+        class_dim = self._class_dim
+        if class_dim is None and logits is not output and logits.dim() == 3:
+            class_dim = -1  # of tokens (N, T, C), as all models of Hugging Face give them
+        if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
+            raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
+        return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
+
+    @contextmanager
+    def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
+        """Within it layers hold other tensors in place of their own, as `__call__` says.
+
+        `torch.func.functional_call` would look each up by its name, in every pass: 0.05 ms more for an MLP, whose pass takes 3.
+        """
+        others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
+        if parameters is not None:
+            others += self._by_name(parameters)
+        elif constant and not self._divided:
+            if self._unbuilt or not self._constants:
+                self._constants = [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
+            others += self._constants
+        others = [(held, name, tensor) for tensor, places in others for held, name in places if name in held]
+        own = [(held, name, held[name]) for held, name, _ in others]
+        with nullcontext() if track else self._kept():
+            try:
+                _hold(others)
+                yield
+            finally:
+                _hold(own)
+        if track:
+            self._kept_values = _kept_values(self._keepers)
+
+    def _by_name(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Places]]:
+        """Tensors for the module's own of these names, each with the places of that one."""
+        assert self.module is not None
+        inner = unwrapped(self.module)
+        names = {id(own): name for name, own in (*inner.named_parameters(), *inner.named_buffers())}
+        if unknown := parameters.keys() - names.values():
+            raise ValueError(
+                f"{type(self.module).__name__} has no weights by the names {', '.join(sorted(unknown))}: they are another module's"
+            )
+        places = _places(held for layer in self._layers for held in (layer._parameters, layer._buffers))
+        return [(parameters[names[id(own)]], where) for own, where in places if names.get(id(own)) in parameters]
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Within it layers hold copies of the tensors and containers in their plain attributes; after it, all that they held before.
+
+        A pass that builds layers or weights (lazy ones) is not undone: an attribute says that they are there.
+        """
+        before = [(held, held.copy()) for layer in self._keepers for held in (vars(layer), layer._buffers)]
+        size = _size(self._layers) if before else 0
+        copies = [(_copy(value), value, places) for value, places in self._kept_values]
+        copies = [(copy, value, held, name) for copy, value, places in copies for held, name in places if held.get(name) is value]
+        _hold((held, name, copy) for copy, _, held, name in copies)
+        try:
+            yield
+        finally:
+            if self._unbuilt or (before and _size(self._layers) != size):
+                self._unbuilt = any(map(is_lazy, _weights(self._layers)))
+                _hold((held, name, value) for copy, value, held, name in copies if held.get(name) is copy)
+            else:
+                for held, own in before:
+                    _put_back(held, own)
+
+    @contextmanager
+    def _unwrapped(self, trains: bool, track: bool) -> Iterator[None]:
+        """Within it a pass that does not train goes past `DistributedDataParallel`, whose processes average only what they expect.
+
+        A pass that trains goes through it. Buffers of the first process are not sent to the others unless `track`: the pass has copies,
+        and is to leave the buffers alone. Fabric's wrapper does not look for its own `backward`, which no direction calls.
+        """
+        broadcasts = [wrapper.broadcast_buffers for wrapper in self._wrappers]
+        for wrapper in self._wrappers:
+            wrapper.broadcast_buffers &= track
+            if not trains:
+                vars(wrapper)["forward"] = wrapper.module
+        for wrapper in self._fabric:
+            vars(wrapper)["_register_backward_hook"] = _same
+        try:
+            yield
+        finally:
+            for wrapper, before in zip(self._wrappers, broadcasts, strict=True):
+                wrapper.broadcast_buffers = before
+                vars(wrapper).pop("forward", None)
+            for wrapper in self._fabric:
+                vars(wrapper).pop("_register_backward_hook", None)
+
+
+def _modules(forward: Forward, module: Modules | None) -> list[nn.Module]:
+    """The modules that a function uses: those that are named, or those that it shows."""
+    if module is not None:
+        modules = [module] if isinstance(module, nn.Module) else list(module)
+        if not all(isinstance(part, nn.Module) for part in modules):
+            raise TypeError(f"module must be an nn.Module, a list of several, or () if there is none, got {module!r}")
+        return modules or _shown(forward)
+    modules = _shown(forward)
+    if not modules:
+        name = getattr(forward, "__name__", type(forward).__name__)
+        raise TypeError(
+            f"the module that the function {name} uses is not known: name it, as vat(lambda x: model(x), x, module=model), several as "
+            "module=[encoder, head], and none as module=()"
+        )
+    return modules
+
+
+def _shown(forward: Forward) -> list[nn.Module]:
+    """The module that a function is, or is a method of, also in a `functools.partial`; and those among its fixed arguments."""
+    given: list[Any] = []
+    while isinstance(forward, partial):
+        given += (*forward.args, *forward.keywords.values())
+        forward = forward.func
+    owner = getattr(forward, "__self__", forward)
+    return [part for part in (owner, *given) if isinstance(part, nn.Module)] if isinstance(owner, nn.Module) else []
+
+
+def _layers(roots: Iterable[Any]) -> list[nn.Module]:
+    """All layers of networks, each once; `Module.modules()` takes three times as long."""
+    found: dict[nn.Module, None] = {}
+    waiting = [*roots][::-1]
+    while waiting:
+        layer = waiting.pop()
+        if layer is not None and layer not in found:
+            found[layer] = None
+            waiting.extend(reversed(layer._modules.values()))
+    return list(found)
+
+
+def _weights(layers: Iterable[nn.Module]) -> Iterator[Tensor]:
+    return (weight for layer in layers for weight in layer._parameters.values() if weight is not None)
+
+
+def _places(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
+    """Each tensor that layers hold, with its places: tied weights have several."""
+    places: dict[int, tuple[Tensor, Places]] = {}
+    for held in tensors:
+        for name, tensor in held.items():
+            if not (tensor is None or is_lazy(tensor)):
+                places.setdefault(id(tensor), (tensor, []))[1].append((held, name))
+    return list(places.values())
+
+
+def _hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
+    for held, name, tensor in tensors:
+        held[name] = tensor
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
+        if inner is None:
+            return module
+        module = inner
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ what layers keep in attributes
+
+COPIED = {Tensor, list, dict, set}
+
+
+def _kept_values(layers: Iterable[nn.Module]) -> list[tuple[Any, Places]]:
+    """Each tensor or container in plain attributes, with its places."""
+    places: dict[int, tuple[Any, Places]] = {}
+    for layer in layers:
+        held = vars(layer)
+        for name, value in held.items():
+            if type(value) in COPIED and name not in OF_EVERY_MODULE:
+                places.setdefault(id(value), (value, []))[1].append((held, name))
+    return list(places.values())
+
+
+def _copy(value: Any) -> Any:
+    if type(value) is Tensor:
+        return value.clone()
+    # Thousands of entries are a table, a vocabulary perhaps, and no state.
+    return value.copy() if len(value) < 1000 else value
+
+
+def _put_back(held: Held, before: Held) -> None:
+    if len(held) == len(before) and all(map(is_, held.values(), before.values())):
+        return
+    for name in held.keys() - before.keys():
+        del held[name]
+    held.update(before)
+
+
+def _size(layers: Iterable[nn.Module]) -> int:
+    """Number of parts and weights."""
+    return sum(len(layer._modules) + len(layer._parameters) for layer in layers)
+
+
+@lru_cache(maxsize=1024)
+def _is_torchs(kind: type) -> bool:
+    """Whether a layer is torch's own, which keeps nothing in plain attributes; torch makes some classes around a user's."""
+    return all(base.__module__.startswith(("torch.", "builtins", "typing")) for base in kind.__mro__)
+
+
+def _has_no_hooks(layer: nn.Module) -> bool:
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1024)
+def _divides(kind: type) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, for its import takes a second
+
+
+def is_divided(module: nn.Module | None) -> bool:
+    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
+    return module is not None and any(_divides(type(layer)) for layer in _layers([module]))
+
+
+@contextmanager
+def _one_path() -> Iterator[None]:
+    """Within it every pass computes by the same rules, with and without a graph, on the weights that it is given.
+
+    A transformer's fused path, taken without a graph, sets what a mask hides to zero; and `torch.nn.utils.parametrize.cached` would
+    hand on what a parametrization made of other weights, or without their gradients.
+    """
+    fused, cached = torch.backends.mha.get_fastpath_enabled(), parametrize._cache_enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        parametrize._cache_enabled = cached
+
+
+@contextmanager
+def _state_of_python_and_numpy(seed: int) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")  # the core does not need it, and a network that draws from it has imported it
+    python = random.getstate()
+    arrays = None if numpy is None else numpy.random.get_state()
+    try:
+        random.seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(arrays)
