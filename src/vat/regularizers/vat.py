@@ -192,8 +192,6 @@ def local_distributional_smoothness(
     divergence: str | Divergence = "categorical",
     module: Modules | None = None,
     key: Key | None = None,
-    start: int = 0,
-    total: int | None = None,
     **of_step: Any,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
@@ -213,9 +211,8 @@ def local_distributional_smoothness(
         divergence: between the predictions.
         module: the module that another function uses, a list of several, or `()` if there is none.
         key: of the random direction the search starts from; a fresh one if None.
-        start: place of the first row in the batch of all processes, from which its random direction follows.
-        total: rows of that batch; N if None.
-        **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
+        **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`; of several processes `start`, the
+            place of the first row in the batch of all of them, from which its random direction follows, and `total`, its rows.
 
     Returns:
         (N,), in nats for the KL divergences.
@@ -236,7 +233,7 @@ def local_distributional_smoothness(
     if isinstance(x, Tensor) and x.is_floating_point() and torch.is_autocast_enabled(device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
-        step = Step(forward, x, module=module, key=key, start=start, total=total, **of_step)
+        step = Step(forward, x, module=module, key=key, **of_step)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
             return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))
