@@ -14,6 +14,7 @@ CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "attack")  # which belongs to evaluate
 REGULARIZERS = sorted(path.stem for path in (CONF / "regularizer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OF_TEXTS = ("text_cnn", "text_mean", "huggingface")
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")
 TERMS = {
     "adversarial": {"adversarial"},
@@ -41,6 +42,7 @@ GIVEN = {
     "custom": ["+data.labeled=[]"],
     "images": ["data.dir=pictures"],
     "arrays": ["data.train=features.npz"],
+    "text": ["data.train=reviews.csv"],
 }  # of one's own data, what has no default
 
 
@@ -129,7 +131,7 @@ def test_every_trainer_for_this_machine_can_be_made(compose, choice):
 
 @pytest.mark.parametrize(
     ("choice", "shape"),
-    [(model, (3, 32, 32)) for model in MODELS] + [("cnn", (1, 8, 8)), ("cnn", (3, 8, 8)), ("mlp", (100,))],
+    [(model, (3, 32, 32)) for model in MODELS if model not in OF_TEXTS] + [("cnn", (1, 8, 8)), ("cnn", (3, 8, 8)), ("mlp", (100,))],
 )
 def test_every_model_gives_logits(compose, choice, shape):
     from vat.runs import records
@@ -138,6 +140,15 @@ def test_every_model_gives_logits(compose, choice, shape):
     logits = network(torch.zeros(2, *shape))
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("choice", ["text_cnn", "text_mean"])
+def test_every_model_of_texts_gives_logits_for_words(compose, choice):
+    from vat.runs import records
+
+    words = described((5,)) | {"preparation": {"counts": [0, 3, 2], "vocabulary_size": 3}}
+    logits = records.make_network(compose(f"model={choice}").model, words).eval()(torch.tensor([[2, 1, 2, 0, 0]], dtype=torch.int32))
+    assert logits.shape == (1, 7)
 
 
 def test_data_with_a_mean_are_standardised_by_the_networks_first_layer(compose):
