@@ -24,11 +24,12 @@ RANKS = {
     "vat.data": 1,
     "vat.batch_norm": 1,
     "vat.reference": 1,
-    "vat.directions": 5,
-    "vat.regularizers": 6,
-    "vat": 7,  # its __init__ gathers the core
+    "vat.checks": 5,
+    "vat.directions": 6,
+    "vat.regularizers": 7,
+    "vat": 8,  # its __init__ gathers the core
 }
-TOP = 8
+TOP = 9
 CORE = (
     "vat",
     "vat.seeds",
@@ -39,6 +40,7 @@ CORE = (
     "vat.reference",
     "vat.network",
     "vat.calls",
+    "vat.checks",
     "vat.counting",
     "vat.step",
     "vat.directions",

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from operator import is_
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ Held = dict[str, Any]
 Places = list[tuple[Held, str]]
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
+_RECOMPUTE: WeakSet[nn.Module] = WeakSet()
+"""Networks seen to be under `torch.utils.checkpoint`."""
 
 
 @contextmanager
@@ -51,7 +54,7 @@ class Network:
     Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
     call changes in the plain attributes of a layer is undone after it: what it assigns, adds to a list, dict or set, or changes in place
     in a tensor. Two things are out of reach: what is inside a container or another object, and what a layer under
-    `torch.utils.checkpoint` computes again in the backward pass, where batch norm moves then.
+    `torch.utils.checkpoint` computes again. Its batch norm moves once in each backward pass through it, as in every checkpointed network.
 
     Args:
         forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
@@ -81,6 +84,7 @@ class Network:
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
         self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, _weights(self._layers)))
         self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
         self._kept_values = _kept_values(self._keepers)
@@ -152,6 +156,12 @@ class Network:
             raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
         return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
 
+    def keep_own_weights(self) -> None:
+        """Take no weights as constants from now on, in other steps neither: the module computes activations again."""
+        self._recomputes = True
+        if self.module is not None:
+            _RECOMPUTE.add(self._own[0])
+
     @contextmanager
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
         """Within it layers hold other tensors in place of their own, as `__call__` says.
@@ -161,7 +171,7 @@ class Network:
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
             others += self._by_name(parameters)
-        elif constant and not self._divided:
+        elif constant and not (self._divided or self._recomputes):
             if self._unbuilt or not self._constants:
                 self._constants = [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
             others += self._constants
