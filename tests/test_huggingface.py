@@ -128,3 +128,9 @@ def test_padding_changes_no_models_penalty(name):
         values.append(penalty.item())
     assert values[0] > 0
     assert values[1] == pytest.approx(values[0], rel=1e-3)
+
+
+def test_embeddings_in_the_place_of_ids_are_told_how_they_are_perturbed():
+    with pytest.raises((TypeError, ValueError)) as raised:
+        VAT(1.0)(bert(), torch.randn(2, 4, 16))
+    assert "at=model.get_input_embeddings()" in "".join(raised.value.__notes__)

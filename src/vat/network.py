@@ -27,14 +27,24 @@ Held = dict[str, Any]
 Places = list[tuple[Held, str]]
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
+EMBEDDINGS = (
+    "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
+    "mask=batch['attention_mask']), with the batch as the model takes it."
+)
 _RECOMPUTE: WeakSet[nn.Module] = WeakSet()
 """Networks seen to be under `torch.utils.checkpoint`."""
 
 
 @contextmanager
-def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it the default generators start from `seed`: torch's (the CPU's and `device`'s), Python's and numpy's; as before after it."""
-    with _state_of_python_and_numpy(seed):
+def random_state(seed: int, device: torch.device, *, torch_alone: bool = False) -> Iterator[None]:
+    """Within it the default generators start from `seed`, and after it they are as before.
+
+    Args:
+        seed: of all of them.
+        device: of which torch's generator is meant, next to that of the CPU.
+        torch_alone: leave Python's and numpy's, which take 0.1 ms.
+    """
+    with nullcontext() if torch_alone else _state_of_python_and_numpy(seed):
         if device.type == "cpu":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
@@ -87,6 +97,7 @@ class Network:
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, _weights(self._layers)))
         self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
+        self._draws_from_torch = isinstance(forward, nn.Module) and not self._keepers
         self._kept_values = _kept_values(self._keepers)
         self._constants: list[tuple[Tensor, Places]] = []
         self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
@@ -112,7 +123,12 @@ class Network:
         if self.module is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        try:
+            output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        except (TypeError, ValueError) as error:
+            if self.forward is self.module and hasattr(self.module, "get_input_embeddings"):
+                error.add_note(EMBEDDINGS)
+            raise
         logits = self._logits(output)
         if not logits.dim() or (len(logits) != len(x) and not self._grouped):
             raise ValueError(
@@ -138,7 +154,8 @@ class Network:
     ) -> Any:
         """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
         trains = torch.is_grad_enabled() and not constant and parameters is None
-        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, device), _one_path():
+        noise = random_state(seed, device, torch_alone=True) if self._draws_from_torch else random_state(seed, device)
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path():
             return function()
 
     def _logits(self, output: Any) -> Tensor:
@@ -352,8 +369,8 @@ def _size(layers: Iterable[nn.Module]) -> int:
 
 @lru_cache(maxsize=1024)
 def _is_torchs(kind: type) -> bool:
-    """Whether a layer is torch's own, which keeps nothing in plain attributes; torch makes some classes around a user's."""
-    return all(base.__module__.startswith(("torch.", "builtins", "typing")) for base in kind.__mro__)
+    """Whether a layer is torch's own or of `vat.models`, and keeps nothing in plain attributes; torch makes some classes around others'."""
+    return all(base.__module__.startswith(("torch.", "vat.models.", "builtins", "typing")) for base in kind.__mro__)
 
 
 def _has_no_hooks(layer: nn.Module) -> bool:
