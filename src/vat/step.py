@@ -117,6 +117,7 @@ class Step:
         report: dict[str, Tensor] | None = None,
     ):
         self.key = Key.fresh() if key is None else key
+        self.class_dim = class_dim
         self._network = Network(forward, module, class_dim=class_dim, grouped=group is not None)
         self._call: Perturbed | None = None
         if at is not None or not isinstance(x, Tensor):
@@ -248,6 +249,15 @@ class Step:
             track: let this pass move the network's own buffers, as an ordinary call does.
         """
         return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant, track=track)
+
+    def keep_own_weights(self) -> None:
+        """From now on no pass takes the weights as constants: `torch.utils.checkpoint` computes with the module's own in a backward pass.
+
+        A clean pass without them is forgotten.
+        """
+        self._network.keep_own_weights()
+        if not self.live:
+            self.__dict__.pop("clean", None)
 
     @cached_property
     def clean(self) -> CleanPass:
