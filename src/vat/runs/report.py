@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from vat.evaluation.few_examples import counted
 from vat.lightning.figures import CAPTIONS
 from vat.runs import page
 from vat.runs.checkpoints import BEST
@@ -73,8 +74,10 @@ def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
         writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
 
 
-def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None) -> None:
-    """Print the closing table of a run.
+def closing(
+    metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None, notes: Sequence[str] = ()
+) -> None:
+    """Print the closing table of a run, and below it the notes and where its files are.
 
     Args:
         metrics: of validation and test, and the seconds.
@@ -82,29 +85,27 @@ def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, ld
         record: the run's settings, its data and its environment.
         lds: at which radius, in which unit, the LDS was measured.
         counts: the confusion matrix of the test, where there was one.
+        notes: sentences on what is odd.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
-    table.add_column()
-    table.add_column(overflow="fold")  # in a narrow terminal a path goes on in the next line
     for row in _results(metrics, lds):
         table.add_row(*row)
     if counts is not None:
         table.add_row("most often mistaken", _mistakes(counts, record["class_names"]))
     table.add_row("examples", _examples(record))
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
-    for name, file in {"page": PAGE, **FILES}.items():
-        if name == "confusion matrix" and counts is None:
-            continue
-        table.add_row(name, str(folder / file))
-    runs = sorted(folder.glob("wandb/*run-*"))
-    if runs:
-        table.add_row("W&B run", str(runs[-1]))
-        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
-        table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
     console.print("", table)
+    for note in notes:
+        console.print(note, style="yellow")
+    lines = {name: str(folder / file) for name, file in {"page": PAGE, **FILES}.items() if name != "confusion matrix" or counts is not None}
+    if runs := sorted(folder.glob("wandb/*run-*")):
+        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
+        lines |= {"W&B run": str(runs[-1]), "look at it by": f"{shown(command)} leet {runs[-1]}"}
+    for name, line in lines.items():  # not in the table, which would break a path in a narrow terminal
+        console.print(f"{name}: {line}", soft_wrap=True)
 
 
-def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str) -> None:
+def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, notes: Sequence[str] = ()) -> None:
     """Write `index.html` of a run, which holds its results, figures, settings and origin, and needs nothing beside itself.
 
     Args:
@@ -112,6 +113,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         folder: of the run, with its figures and files.
         record: the run's settings, its data and its environment.
         lds: at which radius, in which unit, the LDS was measured.
+        notes: sentences on what is odd.
     """
     environment = {key: str(value) for key, value in record["environment"].items()}
     data = {
@@ -124,6 +126,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
     files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
+        *([page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []),
         page.heading("Figures"),
         *(figures or [page.paragraph("None: figures=null.")]),
         page.heading("Data"),
@@ -143,11 +146,18 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
     for stage in ("val", "test"):
         if f"{stage}/accuracy" in metrics:
             accuracy = metrics[f"{stage}/accuracy"]
-            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)"))
+            few = counted(accuracy, metrics.get(f"{stage}/examples"))
+            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)" + (few and f"; {few}")))
     if "test/lds" in metrics:
         rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
         rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))
     return rows
+
+
+def other_radii(lds_eps: float, regularizers: Mapping[str, Any]) -> str:
+    """Which radii of the training differ from the one of LDS, in words; nothing if none does."""
+    others = [f"{name}.eps={r.eps:g}" for name, r in regularizers.items() if hasattr(r, "eps") and r.eps != lds_eps]
+    return f"; lds_eps sets this radius, training used {', '.join(others)}" if others else ""
 
 
 def _examples(record: dict[str, Any]) -> str:

@@ -25,7 +25,10 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
     written = folder / CONFIG
     if not written.is_file():
         return
-    if settings_digest(DictConfig(OmegaConf.load(written))) != settings_digest(cfg):
+    environment = json.loads((folder / ENVIRONMENT).read_text()) if (folder / ENVIRONMENT).is_file() else {}
+    # As it was composed: radii that are computed from the data are numbers in what was written.
+    settings = environment.get("settings") or settings_digest(DictConfig(OmegaConf.load(written)))
+    if settings != settings_digest(cfg):
         raise ValueError(
             f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
@@ -34,7 +37,7 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         data = instantiate(cfg.data, _convert_="all")
         data.setup()
         now = data_digest(data)
-        if json.loads((folder / ENVIRONMENT).read_text()).get("data", now) != now:
+        if environment.get("data", now) != now:
             raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
 
 

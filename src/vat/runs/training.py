@@ -22,7 +22,9 @@ from vat.runs import (
     allocator,
     checkpoints,
     compilation,
+    default_eps,
     folders,
+    honesty,
     provenance,
     records,
     report,
@@ -67,6 +69,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             "falls: give its length by trainer.max_steps"
         )
     data.setup()
+    settings = folders.settings_digest(cfg)
+    cfg, computed = default_eps.filled_in(cfg, data)
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
@@ -98,7 +102,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         else:
             bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
         (folder / folders.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        environment = {**record["environment"], "data": record["data"]}
+        environment = {**record["environment"], "data": record["data"], "settings": settings}
         (folder / folders.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
         folders.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
@@ -106,6 +110,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
         )
         report.settings(cfg)
+        default_eps.tell(computed, data.unit)
+        honesty.warn_of_few(data)
         try:
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
@@ -125,14 +131,16 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
         finally:
             finish_wandb()
-        metrics = {**metrics, "seconds": time.perf_counter() - began}
+        notes = honesty.notes(classifier, data)
+        metrics = {**metrics, **honesty.counts(classifier), "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / folders.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
             if classifier.confusion is not None:
                 report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
-            lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
-            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion)
-            report.write_page(metrics, folder, record, lds=lds)
+            others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
+            lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
+            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion, notes=notes)
+            report.write_page(metrics, folder, record, lds=lds, notes=notes)
     return metrics
 
 
