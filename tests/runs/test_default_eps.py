@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from vat.data.neighbours import SHARE
 from vat.runs import resume, training
-from vat.runs.default_eps import filled_in
+from vat.runs.default_eps import FROM_DATA, filled_in
 from vat.runs.folders import settings_digest
 from vat.runs.records import read_checkpoint
 
@@ -114,7 +114,7 @@ def test_the_configuration_that_was_composed_is_not_changed(compose, table):
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
     filled, computed = filled_in(cfg, data)
-    assert np.isnan(cfg.vat.eps)
+    assert cfg.vat.eps == FROM_DATA
     assert computed is not None
     assert filled.vat.eps == filled.regularizers[0].eps == computed.radii["vat.eps"]
 

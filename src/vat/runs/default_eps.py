@@ -11,7 +11,7 @@ from vat.data.datamodule import ResidentDataModule
 from vat.data.neighbours import SAMPLE, Neighbours, neighbours
 from vat.runs import report
 
-FROM_DATA = math.nan
+FROM_DATA = -math.inf
 """Stands for a radius until the data are loaded. No regularizer accepts it, so it cannot be trained with by mistake."""
 OURS = "vat.data.sets."
 
@@ -52,7 +52,7 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
 
 def _waits(node: DictConfig) -> bool:
     eps = node.get("eps")
-    return isinstance(eps, float) and math.isnan(eps)
+    return isinstance(eps, float) and eps == FROM_DATA
 
 
 def _linf(eps: float, data: ResidentDataModule) -> float:

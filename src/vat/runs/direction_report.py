@@ -67,7 +67,12 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: V
     values = {name: torch.cat(parts) for name, parts in found.items()}
     means = {name: value.mean().item() for name, value in values.items()}
     errors = {name: (value.std() / len(value) ** 0.5).item() if len(value) > 1 else None for name, value in values.items()}
-    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": interpretation(means)}
+    return {
+        "examples": len(values["lds"]),
+        "mean": means,
+        "standard_error": errors,
+        "interpretation": interpretation(means, direction=getattr(vat.direction, "__name__", None)),
+    }
 
 
 def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:

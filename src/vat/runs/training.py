@@ -25,6 +25,7 @@ from vat.runs import (
     default_eps,
     folders,
     honesty,
+    pilots,
     provenance,
     records,
     report,
@@ -71,6 +72,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.setup()
     settings = folders.settings_digest(cfg)
     cfg, computed = default_eps.filled_in(cfg, data)
+    if cfg.choose_eps:
+        default_eps.tell(computed, data.unit)
+        cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
@@ -157,7 +161,8 @@ def check(cfg: DictConfig) -> None:
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
         **dict.fromkeys(
-            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
+            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile", "choose_eps"),
+            (lambda v: type(v) is bool, "true or false"),
         ),
         "trainer.accumulate_grad_batches": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
         "trainer.gradient_clip_val": (lambda v: v is None or (type(v) in (int, float) and v >= 0), "a number >= 0, or null"),

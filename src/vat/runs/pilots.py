@@ -1,0 +1,201 @@
+"""`choose_eps=true`: short runs that choose VAT's radius by unlabelled examples, before the training itself."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import as_input
+from vat.data.splits import evenly
+from vat.evaluation.choosing import LEFT_OUT, TOO_LARGE, Choice, Pilot, choose, pilot
+from vat.runs import folders, records, report, resume
+from vat.runs.checkpoints import LAST, newest_whole
+
+Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Candidates, as multiples of the configured radius; training without VAT is compared with them."""
+INITIALISATIONS = 2
+SHARE = 4
+"""A pilot run takes the SHARE-th part of the steps."""
+EXAMPLES = 500
+FOLDER = folders.OUTPUTS / "pilots"
+SCHEDULES = ("ramp_up", "fade_out", "eps_steps")
+"""Options in optimizer steps, which a pilot run shortens as it does the run."""
+
+
+def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: Train, into: Path) -> DictConfig:
+    """The configuration with the radius that pilot runs choose, or without regularizers if VAT does not help.
+
+    Args:
+        cfg: With a number as radius; it is not changed.
+        data: After `setup`.
+        settings: Digest of the settings. The runs are kept in a folder of this name, so that the same command resumes them.
+        train: Trains one run.
+        into: Folder of the run, for the table and the picture.
+
+    Raises:
+        ValueError: If there is no VAT, no unlabelled example, or more than one device.
+    """
+    refuse(cfg, data)
+    folder, todo = FOLDER / settings, list(jobs(cfg))
+    share = len(todo) / SHARE
+    report.console.print(
+        f"choose_eps: {len(todo)} pilot runs of {todo[0][2].trainer.max_steps} steps, {share:g} times the steps of the training itself: "
+        f"{len(FACTORS)} radii and none, {INITIALISATIONS} initialisations each. They are kept in {folder}; the same command resumes them"
+    )
+    bar = Console(quiet=report.console.quiet, width=report.console.width)
+    for _, name, job in track(todo, description="pilot runs", console=bar):
+        resume.refuse_other_job(job, folder / name)
+        if folders.finished(folder / name) is None:
+            with _silence():
+                train(job, folder / name, newest_whole(folder / name))
+    choice = choose(looked_at(cfg, data, folder, todo))
+    tell(choice, into)
+    cfg = cfg.copy()
+    if choice.eps:
+        cfg.vat.eps = choice.eps
+    else:
+        cfg.regularizers = []
+    return cfg
+
+
+def refuse(cfg: DictConfig, data: ResidentDataModule) -> None:
+    """Refuse what no pilot can choose for.
+
+    Raises:
+        ValueError: If there is no VAT, no unlabelled example, or more than one device.
+    """
+    if "vat" not in cfg or not cfg.vat.eps:
+        raise ValueError("choose_eps=true chooses vat.eps: add regularizer=vat, and a vat.eps > 0 to start from")
+    if data.supervised:
+        raise ValueError("choose_eps=true compares predictions of unlabelled examples, and there are none: choose vat.eps on validation")
+    if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
+        raise ValueError("choose_eps=true runs on one device: choose with trainer.devices=1, then give vat.eps=...")
+
+
+def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
+    """Radius, name and configuration of each pilot run. All have the labels of the run itself."""
+    for eps in (0.0, *(float(f"{factor * cfg.vat.eps:.3g}") for factor in FACTORS)):
+        for number in range(INITIALISATIONS):
+            job = cfg.copy()
+            if "seed" in job.data:
+                job.data.seed = cfg.data.seed  # a number from now on, which the next line does not move
+            job.seed = (cfg.seed + 1 + number) % 2**32
+            job.choose_eps, job.test, job.figures, job.ckpt_path = False, "none", None, None
+            job.logger = {"_target_": None}
+            job.trainer.enable_progress_bar = False
+            job.trainer.max_steps = max(1, cfg.trainer.max_steps // SHARE)
+            for key in job:
+                node = job[key]
+                for option in SCHEDULES if isinstance(node, DictConfig) and key != "hydra" else ():
+                    if node.get(option):
+                        node[option] = max(1, node[option] // SHARE)
+            job.vat.eps = eps
+            if not eps:
+                job.regularizers = []
+            yield eps, f"eps-{eps:g}-{number}", job
+
+
+def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: list[tuple[float, str, DictConfig]]) -> Iterator[Pilot]:
+    """What the networks of each radius say of the same unlabelled examples."""
+    pool = data.split.unlabeled[~torch.isin(data.split.unlabeled, data.split.labeled)]
+    x = as_input(data.x[evenly(pool, EXAMPLES)])
+    prior = torch.bincount(data.y[data.split.labeled], minlength=data.num_classes).double()
+    for eps in dict.fromkeys(eps for eps, _, _ in todo):
+        paths = [folder / name / "checkpoints" / LAST for of, name, _ in todo if of == eps]
+        networks = [records.load_network(path, allow_targets=cfg.allow_targets) for path in paths]
+        yield pilot(networks, x, eps=eps, prior=prior)
+
+
+def tell(choice: Choice, into: Path) -> None:
+    """Print the table and what follows from it; write both as `pilot.json`, and the picture as `pilot.png`."""
+    rows, sentences = choice.rows(), words(choice)
+    table = Table("ε", "disagree, %", "KL at a random r", "smallest class", "", title="Pilot runs", title_justify="left")
+    for row in rows:
+        mark = "chosen" if row["eps"] == choice.eps else "" if row["allowed"] or not row["eps"] else "excluded"
+        spread = f"{100 * row['disagreement']:.1f} ± {100 * row['standard_error']:.1f}"
+        table.add_row(f"{row['eps']:g}", spread, f"{row['kl_random']:.2g}", f"{row['smallest_share']:.2f}", mark)
+    report.console.print(table)
+    for sentence in sentences:
+        report.console.print(sentence)
+    into.mkdir(parents=True, exist_ok=True)
+    found = {"eps": choice.eps, "sure": choice.sure, "without": choice.without, "rows": rows, "words": sentences}
+    (into / "pilot.json").write_text(json.dumps(found, indent=1) + "\n")
+    picture(choice).savefig(into / "pilot.png", dpi=130)
+    report.console.print(f"picture: {into / 'pilot.png'}", "", soft_wrap=True)
+
+
+def words(choice: Choice) -> list[str]:
+    """What is chosen, why, and how sure it is."""
+    rows = {row["eps"]: row for row in choice.rows()}
+    number = choice.pilots[0].predictions.shape[1]
+
+    def said(eps: float) -> str:
+        return f"{100 * rows[eps]['disagreement']:.1f} ± {100 * rows[eps]['standard_error']:.1f} %"
+
+    radii = [eps for eps in rows if eps]
+    if not choice.eps:
+        found = [
+            f"VAT does not help here, as far as {number} unlabelled examples tell: two networks without it disagree on "
+            f"{said(0.0)} of them, and no radius that is small enough makes that less. Training without it. "
+            "regularizer=vat_class_balance_random_perturbation choose_eps=true tries the recipe for few labels"
+        ]
+    else:
+        found = [
+            f"vat.eps={choice.eps:g}: two networks trained with it disagree on {said(choice.eps)} of {number} unlabelled examples, "
+            f"without VAT on {said(0.0)}. Drawn again, these examples choose this radius or one next to it in "
+            f"{100 * choice.sure:.0f} % of the cases, and no VAT in {100 * choice.without:.0f} %"
+        ]
+        if choice.eps in (radii[0], radii[-1]):
+            found.append(f"this is the end of the candidates: vat.eps={choice.eps:g} choose_eps=true looks on both sides of it")
+    if excluded := [f"{eps:g}" for eps in radii if not rows[eps]["allowed"]]:
+        found.append(
+            f"excluded: ε {', '.join(excluded)}, where a random r changes predictions by more than {TOO_LARGE:g} nats, or a class has "
+            f"less than {LEFT_OUT:g} of its share"
+        )
+    return found
+
+
+def picture(choice: Choice) -> Figure:
+    """Disagreement against the radius, with its standard error."""
+    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
+    panel, rows = figure.subplots(), choice.rows()
+    for kind, marker, label in ((True, "o", "candidates"), (False, "x", "excluded")):
+        some = [row for row in rows if row["eps"] and bool(row["allowed"]) is kind]
+        values, errors = ([100 * row[name] for row in some] for name in ("disagreement", "standard_error"))
+        panel.errorbar([row["eps"] for row in some], values, yerr=errors, fmt=marker, color="#0072b2" if kind else "#999999", label=label)
+    for row in rows:
+        if not row["eps"]:
+            panel.axhline(100 * row["disagreement"], color="#e69f00", linestyle="--", label="without VAT")
+        elif row["eps"] == choice.eps:
+            panel.plot([row["eps"]], [100 * row["disagreement"]], "o", ms=14, mfc="none", color="#d55e00", label="chosen")
+    panel.set(xscale="log", xlabel="ε", ylabel="unlabelled examples that two networks\npredict differently, %")
+    panel.set_ylim(bottom=0)
+    panel.legend(frameon=False)
+    return figure
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """A pilot run prints nothing: its numbers are not those of the training."""
+    was, level = report.console.quiet, logging.root.manager.disable
+    try:
+        report.console.quiet = True
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        report.console.quiet = was
+        logging.disable(level)
