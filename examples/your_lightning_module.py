@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vat import VAT
 from vat.data.sets.shipped import read_digits
-from vat.lightning.callback import RegularizerCallback
+from vat.lightning import RegularizerCallback
 
 
 class YourModule(pl.LightningModule):

@@ -20,6 +20,8 @@ from vat.regularizers import (
 )
 from vat.step import Step
 
+__version__ = "0.2.0"
+
 __all__ = [
     "VAT",
     "Adversarial",

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 import evaluate
 import export
 import predict
+import train
 from vat.attacks import Attack
 from vat.runs import checkpoints, exporting, predicting, records, report, robustness_report, subject, training
 
@@ -103,6 +104,45 @@ def test_an_evaluation_leaves_json_and_figures_and_goes_on(main, trained, monkey
     assert (folder / "robustness.json").stat().st_mtime_ns > before  # a study takes the newest
     assert found(checkpoint) == (folder, result)
     assert (folder / "results.jsonl").read_text() == lines
+
+
+NOISY = """
+import torch
+from torch import nn
+
+class Noisy(nn.Module):
+    # Every pass answers otherwise: some of the predictions change from one call to the next.
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    def forward(self, x):
+        return self.layers(x) + 2 * torch.randn(len(x), 1, generator=None) * torch.randn(1, 10)
+"""
+
+
+def test_a_randomised_network_is_evaluated_to_the_end(main, tmp_path, monkeypatch):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    short = ("trainer.max_steps=20", "data.steps_per_epoch=20", "logger=none", "figures=null", "trainer.enable_progress_bar=false")
+    main(train, "model=custom", "model._target_=noisy.Noisy", "regularizer=none", *short, "test=none", "hydra.run.dir=run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(evaluate, f"ckpt_path={checkpoint}", "allow_targets=[noisy]", *QUICK)
+    folder, result = found(checkpoint)
+    assert result["examples"] == 40
+    assert "randomness" in " ".join(result["warnings"]) or "random" in " ".join(result["warnings"].values())
+    assert (folder / "curves.png").exists()
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_number(tmp_path):
+    def broken():
+        raise MemoryError("no more")
+
+    with pytest.warns(UserWarning, match="figures of the evaluation are missing: MemoryError: no more"):
+        robustness_report.keep(tmp_path, {"examples": 3}, broken)
+    assert json.loads((tmp_path / "robustness.json").read_text()) == {"examples": 3}
+    drawn = []
+    robustness_report.keep(tmp_path, {"examples": 3}, lambda: drawn.append(1) or {})  # tried again: the figure is missing
+    assert drawn
 
 
 def test_the_whole_test_part_gives_the_accuracy_of_the_runs_own_test(main, trained, tmp_path):

@@ -23,10 +23,9 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
-import train
 from vat.lightning import loggers
 from vat.lightning.classifier import Classifier
-from vat.runs import checkpoints
+from vat.runs import checkpoints, training
 
 SETTINGS = [
     "data.translate=1",  # augmentation
@@ -233,7 +232,7 @@ def test_a_run_killed_again_and_again_is_the_run_never_killed(main, whole):
         at_batch(13),
         at_batch(MICRO_STEPS - 1),
         in_calling(Classifier, "test_step"),
-        in_calling(train, "finish_wandb"),  # before the metrics are written
+        in_calling(training, "finish_wandb"),  # before the metrics are written
     ]
     for strike in strikes:
         assert ended(attempt(main, strike)) == -signal.SIGKILL

@@ -507,7 +507,7 @@ def test_the_single_run_of_a_job_is_no_sweep_of_its_own(tmp_path):
 def test_a_job_gives_the_sampler_its_validation_error(main, monkeypatch):
     whole, found = sweeps.job, []
     monkeypatch.setattr(sweeps, "job", lambda *given: found.append(whole(*given)) or found[-1])
-    monkeypatch.setattr("train.train", lambda *_: {"val/accuracy": 0.9, "seconds": 1.0})
+    monkeypatch.setattr("vat.runs.training.train", lambda *_: {"val/accuracy": 0.9, "seconds": 1.0})
     with pytest.raises(SystemExit):  # no job has left anything
         main("-m", "data=moons", "model=mlp", "seed=0,1")
     assert found == pytest.approx([0.1, 0.1])

@@ -1,0 +1,6 @@
+"""VAT in Lightning: a callback for any LightningModule, and the LightningModule of this project."""
+
+from vat.lightning.callback import RegularizerCallback
+from vat.lightning.classifier import Classifier
+
+__all__ = ["Classifier", "RegularizerCallback"]

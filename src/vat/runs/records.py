@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -63,7 +63,7 @@ def data_digest(data: Any) -> str:
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     """The network of a `model` node for data that are `described`, of which its constructor is told what it asks for."""
-    takes = inspect.signature(get_class(model["_target_"])).parameters
+    takes = inspect.signature(get_object(model["_target_"])).parameters
     facts = {"input_shape": tuple(described["input_shape"]), "num_classes": len(described["class_names"])}
     network = instantiate(model, **{name: value for name, value in facts.items() if name in takes}, _convert_="all")
     if described["mean"] is not None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,22 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
 
 
 def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
-    """Write robustness.json behind the figures; where it is there already and the same, only its time is new."""
+    """Write robustness.json, then the figures; if both are there already and the same, only the file's time is new.
+
+    A figure that cannot be drawn costs no number: a warning says why it is missing.
+    """
     path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text() == text and (folder / "curves.png").exists():
         path.touch()
         return
-    for name, figure in draw().items():
-        figure.savefig(folder / f"{name}.png", dpi=130)
     part = path.with_suffix(".part")
     part.write_text(text)
     part.replace(path)
+    try:
+        for name, figure in draw().items():
+            figure.savefig(folder / f"{name}.png", dpi=130)
+    except Exception as error:
+        warnings.warn(f"figures of the evaluation are missing: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
@@ -145,7 +152,8 @@ def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
     x, y = next(iter(of.batches(200)))
     x, y = x.to(of.device), y.to(of.device)
     with robustness.evaluating(of.network):
-        x, y = (value[predictions(of.network, x) == y] for value in (x, y))
+        right = predictions(of.network, x) == y  # once: a randomised network says something else when it is asked again
+        x, y = x[right], y[right]
         threat = Threat(NORMS[norm], eps, of.data.bounds)
         point = APGD(loss="dlr")(of.network, x, y, threat, torch.Generator(of.device).manual_seed(0)) if len(x) else x
         mistaken = predictions(of.network, point) if len(x) else y

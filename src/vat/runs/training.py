@@ -31,6 +31,7 @@ from vat.runs import (
     report,
     resume,
     sharding,
+    trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
 
@@ -79,6 +80,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    trial.refuse_unusable(network, data)
     if cfg.compile:
         compilation.compile_in_place(network)
     saved = None

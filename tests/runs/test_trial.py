@@ -1,0 +1,113 @@
+"""`model=custom`: a network that does not fit is refused in one line, before anything runs."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+NETWORKS = """
+import torch
+from types import SimpleNamespace
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    def forward(self, x):
+        return self.layers(x)
+
+class Pair(Net):
+    def forward(self, x):
+        return self.layers(x), x
+
+class Answer(Net):
+    def forward(self, x):
+        return SimpleNamespace(logits=self.layers(x))
+
+class Nine(Net):
+    def __init__(self):
+        super().__init__(9)
+
+class Map(Net):
+    def forward(self, x):
+        return self.layers(x)[:, :, None, None].expand(-1, -1, 8, 8)
+
+class Classes(Net):
+    def forward(self, x):
+        return self.layers(x).argmax(1)
+
+class Wide(Net):
+    def forward(self, x):
+        return self.layers(x.repeat(1, 1, 2, 1))
+
+class Nan(Net):
+    def forward(self, x):
+        return self.layers(x) / 0
+
+def build(num_classes, input_shape):
+    assert tuple(input_shape) == (1, 8, 8)
+    return Net(num_classes)
+"""
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Pair", r"it returned a tuple: return output\[0\] in its forward"),
+        ("Answer", r"it returned a SimpleNamespace: return output\.logits in its forward"),
+        ("Nine", r"it returned shape \(2, 9\), float32"),
+        ("Map", r"it returned shape \(2, 10, 8, 8\), float32"),
+        ("Classes", r"it returned shape \(2,\), int64"),
+        ("Wide", r"it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("Nan", r"it returned (NaN|an infinite value) before any training"),
+    ],
+)
+def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks, tmp_path, name, said):
+    with pytest.raises(SystemExit) as end:
+        main("model=custom", f"model._target_=theirs.{name}")
+    expected = rf"error: model={name} must map inputs of shape \(2, 1, 8, 8\) to logits of shape \(2, 10\); {said}"
+    assert re.match(expected, str(end.value.code))
+    assert "\n" not in str(end.value.code)
+    assert not list(tmp_path.glob("outputs/*/*/checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["Net", "build"])
+def test_a_class_and_a_function_that_makes_a_network_train_alike(main, networks, tmp_path, name):
+    main("model=custom", f"model._target_=theirs.{name}", "hydra.run.dir=" + name)
+    assert json.loads((tmp_path / name / "metrics.json").read_text())["val/accuracy"] >= 0
+
+
+def data(num_classes):
+    return SimpleNamespace(x=torch.rand(4, 3), num_classes=num_classes, split=SimpleNamespace(labeled=torch.arange(4)))
+
+
+@pytest.mark.parametrize("layers", [nn.Linear(3, 1), nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), nn.Linear(3, 2)])
+def test_two_classes_may_have_a_single_logit(layers):
+    from vat.runs.trial import refuse_unusable
+
+    refuse_unusable(layers, data(2))
+    with pytest.raises(ValueError, match=r"to logits of shape \(2, 3\); it returned shape"):
+        refuse_unusable(layers, data(3))
+
+
+def test_the_trial_leaves_mode_statistics_and_random_state_alone():
+    from vat.runs.trial import refuse_unusable
+
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2))
+    network[1].eval()
+    given = data(2)
+    before, state = [p.clone() for p in network.state_dict().values()], torch.get_rng_state()
+    refuse_unusable(network, given)
+    assert [module.training for module in network] == [True, False, True]
+    assert all(map(torch.equal, before, network.state_dict().values()))
+    assert torch.equal(state, torch.get_rng_state())
