@@ -76,6 +76,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.choose_eps:
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
+        pl.seed_everything(cfg.seed, verbose=False)  # as if no pilot run had drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
