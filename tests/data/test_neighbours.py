@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from vat.data.neighbours import SAMPLE, SHARE, distances, neighbours
+from vat.data.neighbours import GROUP, SHARE, distances, neighbours
 
 
 def blobs(number, classes=3, dimensions=10, apart=4.0, seed=0):
@@ -29,13 +29,32 @@ def test_copies_are_no_neighbours():
     rows = torch.arange(60)
     once = neighbours(x, y, labeled=rows, pool=rows)
     doubled = neighbours(x.repeat(2, 1), y.repeat(2), labeled=rows, pool=torch.arange(120))
-    assert doubled.nearest == pytest.approx(once.nearest, rel=1e-6)
+    assert doubled.nearest == pytest.approx(once.nearest, rel=0.1)  # in other groups
+    one_group = torch.arange(GROUP // 2)
+    few = neighbours(x, y, labeled=rows, pool=one_group)
+    assert neighbours(x.repeat(2, 1), y.repeat(2), labeled=rows, pool=torch.cat([one_group, one_group + 60])).nearest == few.nearest
 
 
 def test_the_radius_does_not_shrink_as_data_grow():
-    few, many = (neighbours(*blobs(n), labeled=torch.arange(30), pool=torch.arange(n)) for n in (SAMPLE, 50 * SAMPLE))
-    assert many.nearest == pytest.approx(few.nearest, rel=0.15)
+    few, many = (neighbours(*blobs(n), labeled=torch.arange(30), pool=torch.arange(n)) for n in (10 * GROUP, 1000 * GROUP))
+    assert many.nearest == pytest.approx(few.nearest, rel=0.1)
     assert few.default_eps == pytest.approx(SHARE * few.nearest, rel=5e-3)
+
+
+def test_the_nearest_of_a_group_is_scikit_learns():
+    x, y = blobs(GROUP)
+    rows = torch.arange(GROUP)
+    expected = NearestNeighbors(n_neighbors=2).fit(x.double().numpy()).kneighbors(x.double().numpy())[0][:, 1]
+    assert neighbours(x, y, labeled=rows, pool=rows).nearest == pytest.approx(sorted(expected)[(GROUP - 1) // 2], rel=1e-6)
+
+
+def test_a_nearest_neighbour_classifier_is_scored_as_scikit_learns():
+    x, y = blobs(80, apart=1.0)
+    rows = torch.arange(80)
+    found = neighbours(x, y, labeled=rows, pool=rows)
+    places = NearestNeighbors(n_neighbors=2).fit(x.numpy()).kneighbors(x.numpy())[1][:, 1]
+    assert found.accuracy == pytest.approx((y[places] == y).double().mean().item())
+    assert found.chance == pytest.approx(sum((y == c).double().mean().item() ** 2 for c in range(3)))
 
 
 def test_distances_to_other_classes_are_told_apart():

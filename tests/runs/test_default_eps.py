@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from vat.data.neighbours import SHARE
+from vat.data.neighbours import GROUP, SHARE
 from vat.runs import resume, training
 from vat.runs.default_eps import FROM_DATA, filled_in
 from vat.runs.folders import settings_digest
@@ -37,11 +37,15 @@ def config(run):
 
 
 def median_distance(path):
-    """Among the pool, which is 200 examples at most here, by numpy."""
-    x = np.load(path)["x"].astype(np.float64)
-    between = np.linalg.norm(x[:, None] - x[None], axis=2)
-    np.fill_diagonal(between, np.inf)
-    return np.median(between.min(1))
+    """To the nearest of so many random examples, by numpy: the mean over many draws."""
+    rng, x = np.random.default_rng(1), np.load(path)["x"].astype(np.float64)
+    found = []
+    for _ in range(300):
+        some = x[rng.permutation(len(x))[:GROUP]]
+        between = np.linalg.norm(some[:, None] - some[None], axis=2)
+        np.fill_diagonal(between, np.inf)
+        found.append(np.median(between.min(1)))
+    return np.mean(found)
 
 
 def test_the_projects_own_sets_keep_their_radius(compose):
@@ -55,16 +59,29 @@ def test_the_projects_own_sets_keep_their_radius(compose):
 def test_own_data_have_a_radius_of_their_own(job, table, tmp_path):
     ran = job(*own(table, "regularizer=vat_class_balance_random_perturbation"))
     eps = config(ran).vat.eps
-    assert eps == pytest.approx(SHARE * median_distance(tmp_path / "table.npz"), rel=0.1)  # held-out examples are not in the pool
-    assert config(ran).random_perturbation.eps == eps
+    assert eps == pytest.approx(SHARE * median_distance(tmp_path / "table.npz"), rel=0.15)  # four groups, without held-out examples
+    assert config(ran).random_perturbation.eps == pytest.approx(4 * eps, rel=0.01)
     record = read_checkpoint(ran.checkpoint)["record"]["config"]
     assert record["vat"]["eps"] == eps
-    assert [node["eps"] for node in record["regularizers"] if "eps" in node] == [eps, eps]
+    assert [node["eps"] for node in record["regularizers"] if "eps" in node] == [eps, record["random_perturbation"]["eps"]]
 
 
 def test_the_radius_follows_the_unit_of_the_data(job, tmp_path):
     small, large = (job(*own(written(tmp_path / f"{scale}.npz", scale)), name=str(scale)) for scale in (1.0, 100.0))
     assert config(large).vat.eps == pytest.approx(100 * config(small).vat.eps, rel=0.01)
+
+
+def test_class_balance_takes_its_shares_from_the_labels(job, compose, tmp_path):
+    path = tmp_path / "uneven.npz"
+    y = np.repeat([0, 1, 2], [60, 30, 30])
+    np.savez(path, x=np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32), y=y)
+    recipe = own(f"data.train={path}", "regularizer=few_labels")
+    assert list(config(job(*recipe)).class_balance.prior) == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    typed = job(*recipe, "class_balance.prior=[1,1,2]", name="typed")
+    assert list(config(typed).class_balance.prior) == [1, 1, 2]
+    digits = compose("regularizer=few_labels")
+    assert digits.class_balance.prior is None
+    assert (digits.vat.eps, digits.random_perturbation.eps) == (2.0, 8.0)
 
 
 def test_a_typed_radius_stays(job, table):

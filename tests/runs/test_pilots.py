@@ -41,9 +41,7 @@ def test_pilot_runs_are_short_and_share_the_labels_of_the_run(compose, overrides
 
 
 def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):
-    monkeypatch.setattr(
-        pilots, "choose", lambda found: Choice(sorted(p.eps for p in found)[2], tuple(sorted(PILOTS, key=lambda p: p.eps)), 1.0, 0.0)
-    )
+    monkeypatch.setattr(pilots, "choose", lambda found: Choice(sorted(p.eps for p in found)[2], tuple(PILOTS), 1.0))
     run = job(*overrides, "vat.eps=1")
     cfg = OmegaConf.load(run.folder / "config.yaml")
     assert cfg.vat.eps == 0.5
@@ -54,7 +52,7 @@ def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):
 
 
 def test_without_a_use_for_vat_none_is_trained_with(job, overrides, monkeypatch):
-    monkeypatch.setattr(pilots, "choose", lambda found: Choice(0.0, tuple(found), 1.0, 1.0))
+    monkeypatch.setattr(pilots, "choose", lambda found: Choice(0.0, tuple(found), 1.0))
     run = job(*overrides)
     assert OmegaConf.load(run.folder / "config.yaml").regularizers == []
     assert "VAT does not help here" in json.loads((run.folder / "pilot.json").read_text())["words"][0]
@@ -96,8 +94,19 @@ def test_cost_and_choice_are_said(job, overrides, monkeypatch, capsys):
     job(*overrides)
     said = capsys.readouterr().out
     assert "12 pilot runs of 2 steps, 3 times the steps of the training itself" in said
-    assert said.index("12 pilot runs") < said.index("smallest class") < said.index("Result")
+    assert said.index("12 pilot runs") < said.index("rarest class") < said.index("Result")
     assert said.count("Result") == 1  # pilot runs print nothing of their own
+
+
+def test_what_disagreement_says_of_vats_use():
+    def helps(wrong):
+        first, second = torch.zeros(400, dtype=torch.int64), (torch.arange(400) < wrong).long()
+        chosen = Choice(1.0, (Pilot(1.0, torch.stack([first, second]), torch.zeros(400), 2),), 1.0).rows()[0]
+        return pilots._helps({"disagreement": 0.25, "standard_error": 0.02}, chosen)
+
+    assert helps(20).endswith("VAT helps")
+    assert "cannot be told" in helps(100)
+    assert "VAT may do harm here" in helps(200)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vat.runs.records import load_network
 def trained(job, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), np.arange(60) % 3
-    lines = ["a,b,c,y", *(f"{r[0]},{r[1]},{r[2]},{'red green blue'.split()[k]}" for r, k in zip(x, y, strict=True))]
+    lines = ["a,b,c,y", *(f"{r[0]},{r[1]},{r[2]},{['red', 'green', 'blue'][k]}" for r, k in zip(x, y, strict=True))]
     (tmp_path / "train.csv").write_text("\n".join(lines))
     return job("data=arrays", f"data.train={tmp_path / 'train.csv'}", "data.label=y", "model=mlp", "model.hidden=[4]")
 

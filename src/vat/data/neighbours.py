@@ -9,12 +9,15 @@ from torch import Tensor
 from vat.data.loader import Inputs, as_input
 from vat.data.splits import evenly
 
-SAMPLE = 200
-"""Examples among which a nearest neighbour is looked for: always as many, so that a radius does not shrink as a data set grows."""
-SHARE = 0.4
+GROUP, GROUPS = 16, 32
+"""A nearest neighbour is looked for among so many examples, in so many groups: a radius must not shrink as a data set grows."""
+SHARE = 0.3
 """Default radius as a share of the median distance to the nearest neighbour: see docs/choosing_eps.md."""
-CLOSE = 1.15
-"""Other classes are as near as any neighbour if the two median distances differ by a smaller factor."""
+LABELED = 200
+"""Labelled examples that are compared."""
+CLOSE, CHANCE = 1.1, 0.4
+"""Classes touch if the median distances to another class and to any class differ by a smaller factor, and if nearest neighbours tell
+classes apart little better than chance: (accuracy - chance) / (1 - chance) is smaller."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,19 @@ class Neighbours:
     """Median distances to the nearest neighbour, in the units of the inputs.
 
     Args:
-        nearest: Of an example to any other one, among `SAMPLE` of the pool; NaN if all are equal.
+        nearest: Of an example to the nearest of a group of `GROUP` from the pool; NaN if all are equal.
         labeled: Of a labelled example to any other labelled one.
         other_class: Of a labelled example to the nearest of another class.
+        accuracy: How often the nearest labelled example is of the same class.
+        chance: How often it would be by chance.
         number: Labelled examples that were compared.
     """
 
     nearest: float
     labeled: float
     other_class: float
+    accuracy: float
+    chance: float
     number: int
 
     @property
@@ -46,8 +53,9 @@ class Neighbours:
 
     @property
     def classes_touch(self) -> bool:
-        """Whether the nearest labelled example of another class is as near as any labelled example."""
-        return self.number >= 20 and self.other_class < CLOSE * self.labeled
+        """Whether the nearest labelled example of another class is as near as any, and says little of the class."""
+        better = (self.accuracy - self.chance) / (1 - self.chance) if self.chance < 1 else 1.0
+        return self.number >= 20 and self.other_class < CLOSE * self.labeled and better < CHANCE
 
 
 def neighbours(x: Inputs, y: Tensor, *, labeled: Tensor, pool: Tensor) -> Neighbours:
@@ -59,10 +67,23 @@ def neighbours(x: Inputs, y: Tensor, *, labeled: Tensor, pool: Tensor) -> Neighb
         labeled: Rows with labels.
         pool: Rows to train on.
     """
-    sample, some = evenly(pool, SAMPLE), evenly(labeled, SAMPLE)
+    sample = evenly(pool, GROUP * GROUPS)
+    sample = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))]  # neighbours in a file may be alike
+    groups = [group for group in sample.split(GROUP) if len(group) == min(GROUP, len(sample))]
+    medians = torch.tensor([_median(distances(_values(x, group))) for group in groups])
+    some = evenly(labeled, LABELED)
     between, classes = distances(_values(x, some)), y[some.to(y.device)].cpu()
-    other = between.masked_fill(classes[:, None] == classes[None], math.inf)
-    return Neighbours(_median(distances(_values(x, sample))), _median(between), _median(other), len(some))
+    same = classes[:, None] == classes[None]
+    shares = torch.unique(classes, return_counts=True)[1].double() / max(len(classes), 1)
+    accuracy = float(same.gather(1, between.argmin(1, keepdim=True)).double().mean()) if len(some) > 1 else 1.0
+    return Neighbours(
+        nearest=float(medians.nanmean()),
+        labeled=_median(between),
+        other_class=_median(between.masked_fill(same, math.inf)),
+        accuracy=accuracy,
+        chance=float(shares.square().sum()),
+        number=len(some),
+    )
 
 
 def distances(x: Tensor) -> Tensor:

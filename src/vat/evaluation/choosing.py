@@ -1,7 +1,8 @@
-"""Choose a radius without validation labels: what several models trained alike say of unlabelled inputs.
+"""Choose a radius without validation labels, by what networks say of unlabelled inputs.
 
-Models that differ in their initial weights alone disagree about as often as they are wrong (Jiang et al., arXiv 2106.13799). A radius that
-reaches into other classes shows as well: a random r of its length changes the predictions. docs/choosing_eps.md has the measurements.
+A radius that is too large reaches into other classes. Then even a random r of its length changes the predictions, far as it is from the
+worst r. So the rule takes the largest radius at which a random r changes them by less than 0.003 nats. It looks at no label.
+docs/choosing_eps.md compares it with other rules on nine data sets.
 """
 
 import math
@@ -14,22 +15,22 @@ from torch import Tensor
 from vat.functional import DIVERGENCES, L2, as_classes
 from vat.step import Forward
 
-TOO_LARGE = 0.01
-"""Nats by which a random r may change the predictions; a larger radius reaches into other classes."""
-LEFT_OUT = 0.4
-"""A class that is predicted less often than this share of what is expected has probably merged with another one."""
+MOST_KL = 0.003
+"""Nats by which a random r may change the predictions."""
+LEFT_OUT = 0.5
+"""A radius is excluded if the rarest class is predicted less than this many times as often as without VAT: two classes have merged."""
 RESAMPLED = 200
 """Bootstrap samples of the unlabelled examples, which tell how sure a choice is."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What models trained alike, apart from their initial weights, say of the same unlabelled examples.
+    """What networks trained with one radius say of some unlabelled examples. They differ in their initial weights.
 
     Args:
-        eps: The radius they were trained with; 0 for training without VAT.
-        predictions: The class that each predicts, int64 (models, N).
-        kl_random: Mean over the models of the KL at a random r of length `eps`, in nats, (N,).
+        eps: The radius; 0 for training without VAT.
+        predictions: The class that each predicts, int64 (networks, N).
+        kl_random: Mean over the networks of the KL at a random r of length `eps`, in nats, (N,).
         num_classes: Classes that there are.
         prior: Expected share of each class, (C,); all alike if None.
     """
@@ -42,17 +43,17 @@ class Pilot:
 
     @property
     def disagreement(self) -> Tensor:
-        """Share of the pairs of models that disagree, for each example: (N,)."""
+        """Share of the pairs of networks that disagree, for each example: (N,)."""
         pairs = torch.combinations(torch.arange(len(self.predictions)))
         first, second = self.predictions[pairs].unbind(1)
         return (first != second).double().mean(0)
 
-    def smallest_share(self, rows: Tensor | None = None) -> float:
-        """How often the rarest class is predicted, as a share of what is expected; of all examples, or of some rows."""
-        chosen = self.predictions if rows is None else self.predictions[:, rows]
-        found = torch.bincount(chosen.flatten(), minlength=self.num_classes).double() / chosen.numel()
+    @property
+    def smallest_share(self) -> float:
+        """How often the rarest class is predicted, as a share of what is expected."""
+        found = torch.bincount(self.predictions.flatten(), minlength=self.num_classes).double() / self.predictions.numel()
         expected = torch.full_like(found, 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
-        return float((found / expected.clamp(min=1e-12))[expected > 0].min())
+        return float((found[expected > 0] / expected[expected > 0]).min())
 
 
 @dataclass(frozen=True)
@@ -60,92 +61,64 @@ class Choice:
     """A radius, and what it was chosen by.
 
     Args:
-        eps: The radius; 0 if VAT does not help.
+        eps: The radius; 0 if every candidate is excluded.
         pilots: Of every candidate, by radius.
-        sure: Share of resampled sets of examples on which the same radius is chosen, or one of its two neighbours among the candidates.
-        without: Share of them on which training without VAT is chosen.
+        sure: Share of resampled sets of examples by which the same radius is chosen, or one next to it among the candidates.
     """
 
     eps: float
     pilots: tuple[Pilot, ...]
     sure: float
-    without: float
 
     def rows(self) -> list[dict[str, float]]:
         """The table: a row for each candidate, in plain numbers."""
+        merged = _merged(self.pilots)
         return [
             {
                 "eps": pilot.eps,
+                "kl_random": float(pilot.kl_random.mean()),
                 "disagreement": float(pilot.disagreement.mean()),
                 "standard_error": float(pilot.disagreement.std() / math.sqrt(len(pilot.disagreement))),
-                "kl_random": float(pilot.kl_random.mean()),
-                "smallest_share": pilot.smallest_share(),
-                "allowed": float(allowed(pilot)),
+                "smallest_share": pilot.smallest_share,
+                "allowed": float(float(pilot.kl_random.mean()) <= MOST_KL and pilot.eps not in merged),
             }
             for pilot in self.pilots
         ]
 
 
 @torch.no_grad()
-def pilot(models: Sequence[Forward], x: Tensor, *, eps: float, prior: Tensor | None = None, batch_size: int = 500) -> Pilot:
-    """Look at models that were trained with one radius.
+def pilot(networks: Sequence[Forward], x: Tensor, *, eps: float, prior: Tensor | None = None, batch_size: int = 500) -> Pilot:
+    """Look at networks that were trained with one radius.
 
     Args:
-        models: x -> logits (N, C), in evaluation mode; they differ in their initial weights.
+        networks: x -> logits (N, C), in evaluation mode; they differ in their initial weights.
         x: Unlabelled inputs (N, …).
         eps: The radius.
         prior: Expected share of each class, (C,); all alike if None.
         batch_size: Examples at a time.
 
     Raises:
-        ValueError: If there are fewer than two models.
+        ValueError: If there is no network or no input.
     """
-    if len(models) < 2:
-        raise ValueError(f"{len(models)} model cannot disagree: train two for each eps")
-    generator = torch.Generator().manual_seed(0)
-    divergence, predictions, kl, num_classes = DIVERGENCES["categorical"], [], [], 0
+    if not networks or not len(x):
+        raise ValueError(f"{len(networks)} networks and {len(x)} inputs: there must be one of each at least")
+    generator, divergence = torch.Generator().manual_seed(0), DIVERGENCES["categorical"]
+    predictions, kl, num_classes = [], [], 0
     for rows in x.split(batch_size):
-        noise = torch.randn(rows.shape, generator=generator).to(rows)
-        r = eps * L2().sample(noise)
-        clean = [as_classes(model(rows)) for model in models]
-        kl.append(torch.stack([divergence(z, as_classes(model(rows + r))) for z, model in zip(clean, models, strict=True)]).mean(0).cpu())
-        predictions.append(torch.stack([z.argmax(1) for z in clean]).cpu())
+        r = eps * L2().sample(torch.randn(rows.shape, generator=generator)).to(rows)
+        clean = [as_classes(network(rows)) for network in networks]
+        shifted = [as_classes(network(rows + r)) for network in networks]
+        kl.append(torch.stack([divergence(a, b) for a, b in zip(clean, shifted, strict=True)]).mean(0).cpu())
+        predictions.append(torch.stack([logits.argmax(1) for logits in clean]).cpu())
         num_classes = clean[0].shape[1]
     return Pilot(eps, torch.cat(predictions, 1), torch.cat(kl).double(), num_classes, prior)
-
-
-def allowed(pilot: Pilot, rows: Tensor | None = None) -> bool:
-    """Whether a radius is small enough, and no class is left out; of all examples, or of some rows."""
-    kl = pilot.kl_random if rows is None else pilot.kl_random[rows]
-    return float(kl.mean()) <= TOO_LARGE and pilot.smallest_share(rows) >= LEFT_OUT
-
-
-def best(pilots: Sequence[Pilot], rows: Tensor | None = None) -> float:
-    """The radius with the least disagreement among those that are allowed, the larger one of equals; 0 if none is allowed.
-
-    Disagreement is smoothed over neighbouring radii, with weights 1, 2, 1: of a few hundred examples it is known to about a point.
-    """
-    ordered = sorted(pilots, key=lambda pilot: pilot.eps)
-    values = [float((p.disagreement if rows is None else p.disagreement[rows]).mean()) for p in ordered]
-    scores = {}
-    for number, candidate in enumerate(ordered):
-        if not candidate.eps:
-            scores[candidate.eps] = values[number]
-        elif allowed(candidate, rows):
-            near = [
-                (2 if n == number else 1, values[n])
-                for n in (number - 1, number, number + 1)
-                if n in range(len(ordered)) and ordered[n].eps
-            ]
-            scores[candidate.eps] = sum(w * v for w, v in near) / sum(w for w, _ in near)
-    return min(scores, key=lambda eps: (scores[eps], -eps), default=0.0)
 
 
 def choose(pilots: Iterable[Pilot]) -> Choice:
     """Choose among radii.
 
     Args:
-        pilots: One for each radius, of the same examples; one at radius 0 tells whether VAT helps at all.
+        pilots: One for each radius, of the same examples. One at radius 0 tells which classes are found without VAT.
 
     Raises:
         ValueError: If there are none, or they are of different numbers of examples.
@@ -153,12 +126,13 @@ def choose(pilots: Iterable[Pilot]) -> Choice:
     ordered = tuple(sorted(pilots, key=lambda pilot: pilot.eps))
     if len({pilot.predictions.shape[1] for pilot in ordered}) != 1:
         raise ValueError("choose needs pilots of the same examples: one for each radius")
-    eps, number = best(ordered), ordered[0].predictions.shape[1]
+    merged, number = _merged(ordered), ordered[0].predictions.shape[1]
+    eps = _largest(ordered, merged)
     radii = [pilot.eps for pilot in ordered]
     generator = torch.Generator().manual_seed(0)
-    found = [best(ordered, torch.randint(number, (number,), generator=generator)) for _ in range(RESAMPLED)]
-    near = sum(abs(radii.index(other) - radii.index(eps)) <= 1 and bool(other) == bool(eps) for other in found)
-    return Choice(eps, ordered, near / RESAMPLED, found.count(0.0) / RESAMPLED)
+    found = [_largest(ordered, merged, torch.randint(number, (number,), generator=generator)) for _ in range(RESAMPLED)]
+    near = sum(abs(radii.index(other) - radii.index(eps)) <= 1 for other in found if other or not eps) if eps in radii else found.count(eps)
+    return Choice(eps, ordered, near / RESAMPLED)
 
 
 def choose_eps(
@@ -175,18 +149,30 @@ def choose_eps(
         model = train(choice.eps, 0)
 
     Args:
-        train: (eps, seed) -> a trained model in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means
+        train: (eps, seed) -> a trained network in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means
             training without VAT. A quarter of the final run's steps is enough.
         x: Some hundred unlabelled inputs (N, …).
-        candidates: Radii > 0, each about twice the last one. 0 is always compared with them.
-        seeds: Two or more.
+        candidates: Radii > 0, each about twice the last one. 0 is always trained too.
+        seeds: One or more; with two, the table tells how often their networks disagree.
         prior: Expected share of each class, (C,); all alike if None.
 
     Raises:
-        ValueError: If there is no candidate, one is not positive, or there are fewer than two seeds.
+        ValueError: If there is no candidate or no seed, or a candidate is not positive.
     """
     if not candidates or min(candidates) <= 0:
-        raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: 0 is compared with them anyway")
-    if len(set(seeds)) < 2:
-        raise ValueError(f"seeds must be two different ones at least, got {list(seeds)}")
+        raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: 0 is trained anyway")
+    if not seeds:
+        raise ValueError("seeds must hold one seed at least, got none")
     return choose(pilot([train(eps, seed) for seed in seeds], x, eps=eps, prior=prior) for eps in (0.0, *sorted(set(candidates))))
+
+
+def _merged(pilots: Sequence[Pilot]) -> set[float]:
+    """The radii at which a class that is found without VAT is left out."""
+    without = next((pilot.smallest_share for pilot in pilots if not pilot.eps), 1.0)
+    return {pilot.eps for pilot in pilots if pilot.eps and pilot.smallest_share < LEFT_OUT * without}
+
+
+def _largest(pilots: Sequence[Pilot], merged: set[float], rows: Tensor | None = None) -> float:
+    """The largest radius that is not excluded, by all examples or by some rows; 0 if all are."""
+    means = {p.eps: float((p.kl_random if rows is None else p.kl_random[rows]).mean()) for p in pilots if p.eps not in merged}
+    return max((eps for eps, kl in means.items() if eps and kl <= MOST_KL), default=0.0)

@@ -4,16 +4,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from vat.data.datamodule import ResidentDataModule
-from vat.data.neighbours import SAMPLE, Neighbours, neighbours
+from vat.data.neighbours import GROUP, Neighbours, neighbours
 from vat.runs import report
 
 FROM_DATA = -math.inf
 """Stands for a radius until the data are loaded. No regularizer accepts it, so it cannot be trained with by mistake."""
 OURS = "vat.data.sets."
+FACTORS = {"random_perturbation": 4.0}
+"""Radii that are not VAT's, as multiples of it: most random directions change little."""
 
 
 def default_eps(published: float, *, _root_: DictConfig) -> float:
@@ -24,14 +27,17 @@ def default_eps(published: float, *, _root_: DictConfig) -> float:
 
 @dataclass(frozen=True)
 class Computed:
-    """Radii by their keys, as `vat.eps`, and the distances that they were computed from."""
+    """Radii by their keys, as `vat.eps`, the distances that they were computed from, and whether the classes' shares are the labels'."""
 
     radii: Mapping[str, float]
     found: Neighbours
+    prior: bool
 
 
 def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Computed | None]:
     """The configuration with numbers for the radii that wait for the data, and what was computed; None if none waits.
+
+    Class balance, too, takes the classes' shares from the labels of one's own data, unless they are given.
 
     Args:
         cfg: The composed configuration; it is not changed.
@@ -43,11 +49,14 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
     waiting = [str(key) for key in cfg if key != "hydra" and isinstance(cfg[key], DictConfig) and _waits(cfg[key])]
     if not waiting:
         return cfg, None
-    cfg = cfg.copy()
+    cfg, prior = cfg.copy(), _prior(cfg, data)
     found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     for key in waiting:
-        cfg[key].eps = found.default_eps if cfg[key].get("norm", "l2") == "l2" else _linf(found.default_eps, data)
-    return cfg, Computed({f"{key}.eps": cfg[key].eps for key in waiting}, found)
+        eps = FACTORS.get(key, 1.0) * found.default_eps
+        cfg[key].eps = float(f"{eps if cfg[key].get('norm', 'l2') == 'l2' else eps / math.sqrt(math.prod(data.input_shape)):.3g}")
+    if prior:
+        cfg.class_balance.prior = prior
+    return cfg, Computed({f"{key}.eps": cfg[key].eps for key in waiting}, found, prior is not None)
 
 
 def _waits(node: DictConfig) -> bool:
@@ -55,9 +64,12 @@ def _waits(node: DictConfig) -> bool:
     return isinstance(eps, float) and eps == FROM_DATA
 
 
-def _linf(eps: float, data: ResidentDataModule) -> float:
-    """The radius ‖r‖∞ of the cube whose typical r is as long as ε."""
-    return float(f"{eps / math.sqrt(math.prod(data.input_shape)):.3g}")
+def _prior(cfg: DictConfig, data: ResidentDataModule) -> list[float] | None:
+    """The share of each class among the labels, if class balance waits for it and every class has a label."""
+    if "class_balance" not in cfg or cfg.class_balance.prior is not None:
+        return None
+    counts = torch.bincount(data.y[data.split.labeled].cpu(), minlength=data.num_classes).double()
+    return [float(f"{share:.4g}") for share in (counts / counts.sum()).tolist()] if counts.min() > 0 else None
 
 
 @rank_zero_only
@@ -67,12 +79,15 @@ def tell(computed: Computed | None, unit: str) -> None:
         return
     radii, found = computed.radii, computed.found
     report.console.print(
-        f"{', '.join(f'{key}={eps:g}' for key, eps in radii.items())}: computed from the data ({unit}). The median distance to the "
-        f"nearest of {SAMPLE} neighbours is {found.nearest:.3g}. {next(iter(radii))}=... sets another radius"
+        f"{', '.join(f'{key}={eps:g}' for key, eps in radii.items())}: computed from the data ({unit}). Among {GROUP} "
+        f"examples the median distance to the nearest is {found.nearest:.3g}. {next(iter(radii))}=... sets another radius"
     )
+    if computed.prior:
+        report.console.print("class_balance.prior: the shares of the classes among the labels; class_balance.prior=[...] sets others")
     if found.classes_touch:
         report.console.print(
-            f"the nearest labelled example of another class is about as far ({found.other_class:.3g}) as that of any class "
-            f"({found.labeled:.3g}): no radius separates such classes, and VAT may do harm. Compare with regularizer=none",
+            f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as that of any class "
+            f"({found.labeled:.3g}), and has the same class in {100 * found.accuracy:.0f} % of the cases only (by chance in "
+            f"{100 * found.chance:.0f} %): VAT may do harm here. Compare with regularizer=none",
             style="yellow",
         )

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import as_input
 from vat.data.splits import evenly
-from vat.evaluation.choosing import LEFT_OUT, TOO_LARGE, Choice, Pilot, choose, pilot
+from vat.evaluation.choosing import LEFT_OUT, MOST_KL, Choice, Pilot, choose, pilot
 from vat.runs import folders, records, report, resume
 from vat.runs.checkpoints import LAST, newest_whole
 
@@ -121,16 +122,16 @@ def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: lis
 def tell(choice: Choice, into: Path) -> None:
     """Print the table and what follows from it; write both as `pilot.json`, and the picture as `pilot.png`."""
     rows, sentences = choice.rows(), words(choice)
-    table = Table("ε", "disagree, %", "KL at a random r", "smallest class", "", title="Pilot runs", title_justify="left")
+    table = Table("ε", "KL at a random r", "two networks disagree, %", "rarest class", "", title="Pilot runs", title_justify="left")
     for row in rows:
         mark = "chosen" if row["eps"] == choice.eps else "" if row["allowed"] or not row["eps"] else "excluded"
         spread = f"{100 * row['disagreement']:.1f} ± {100 * row['standard_error']:.1f}"
-        table.add_row(f"{row['eps']:g}", spread, f"{row['kl_random']:.2g}", f"{row['smallest_share']:.2f}", mark)
+        table.add_row(f"{row['eps']:g}", f"{row['kl_random']:.2g}", spread, f"{row['smallest_share']:.2f}", mark)
     report.console.print(table)
     for sentence in sentences:
         report.console.print(sentence)
     into.mkdir(parents=True, exist_ok=True)
-    found = {"eps": choice.eps, "sure": choice.sure, "without": choice.without, "rows": rows, "words": sentences}
+    found = {"eps": choice.eps, "sure": choice.sure, "rows": rows, "words": sentences}
     (into / "pilot.json").write_text(json.dumps(found, indent=1) + "\n")
     picture(choice).savefig(into / "pilot.png", dpi=130)
     report.console.print(f"picture: {into / 'pilot.png'}", "", soft_wrap=True)
@@ -139,50 +140,55 @@ def tell(choice: Choice, into: Path) -> None:
 def words(choice: Choice) -> list[str]:
     """What is chosen, why, and how sure it is."""
     rows = {row["eps"]: row for row in choice.rows()}
-    number = choice.pilots[0].predictions.shape[1]
-
-    def said(eps: float) -> str:
-        return f"{100 * rows[eps]['disagreement']:.1f} ± {100 * rows[eps]['standard_error']:.1f} %"
-
-    radii = [eps for eps in rows if eps]
+    radii, number = [eps for eps in rows if eps], choice.pilots[0].predictions.shape[1]
+    rule = f"a random r changes predictions by at most {MOST_KL:g} nats and no class has less than {LEFT_OUT:g} of its share without VAT"
     if not choice.eps:
-        found = [
-            f"VAT does not help here, as far as {number} unlabelled examples tell: two networks without it disagree on "
-            f"{said(0.0)} of them, and no radius that is small enough makes that less. Training without it. "
-            "regularizer=vat_class_balance_random_perturbation choose_eps=true tries the recipe for few labels"
+        return [
+            f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. Try "
+            f"vat.eps={radii[0] / 4:.3g} choose_eps=true, or the recipe for few labels, regularizer=few_labels choose_eps=true"
         ]
-    else:
-        found = [
-            f"vat.eps={choice.eps:g}: two networks trained with it disagree on {said(choice.eps)} of {number} unlabelled examples, "
-            f"without VAT on {said(0.0)}. Drawn again, these examples choose this radius or one next to it in "
-            f"{100 * choice.sure:.0f} % of the cases, and no VAT in {100 * choice.without:.0f} %"
-        ]
-        if choice.eps in (radii[0], radii[-1]):
-            found.append(f"this is the end of the candidates: vat.eps={choice.eps:g} choose_eps=true looks on both sides of it")
-    if excluded := [f"{eps:g}" for eps in radii if not rows[eps]["allowed"]]:
-        found.append(
-            f"excluded: ε {', '.join(excluded)}, where a random r changes predictions by more than {TOO_LARGE:g} nats, or a class has "
-            f"less than {LEFT_OUT:g} of its share"
-        )
+    found = [
+        f"vat.eps={choice.eps:g} is the largest radius at which {rule}. If the {number} unlabelled examples are drawn again, "
+        f"{100 * choice.sure:.0f} % of the draws choose it or a radius next to it"
+    ]
+    if choice.eps in (radii[0], radii[-1]):
+        found.append(f"it is at the end of the candidates: vat.eps={choice.eps:g} choose_eps=true looks on both sides of it")
+    if 0.0 in rows:
+        found.append(_helps(rows[0.0], rows[choice.eps]))
     return found
 
 
+def _helps(without: Mapping[str, float], chosen: Mapping[str, float]) -> str:
+    """What disagreement says of VAT's use: networks that differ in their initial weights disagree about as often as they are wrong."""
+    a, b = (f"{100 * row['disagreement']:.1f} ± {100 * row['standard_error']:.1f} %" for row in (chosen, without))
+    difference = chosen["disagreement"] - without["disagreement"]
+    error = math.hypot(chosen["standard_error"], without["standard_error"])
+    said = f"two networks disagree on {a} of the unlabelled examples, without VAT on {b}"
+    if difference > 2 * error:
+        return f"{said}: VAT may do harm here. Compare with regularizer=none on a test set before you use it"
+    return f"{said}: VAT helps" if difference < -2 * error else f"{said}: whether VAT helps cannot be told by so few examples"
+
+
 def picture(choice: Choice) -> Figure:
-    """Disagreement against the radius, with its standard error."""
-    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
-    panel, rows = figure.subplots(), choice.rows()
-    for kind, marker, label in ((True, "o", "candidates"), (False, "x", "excluded")):
-        some = [row for row in rows if row["eps"] and bool(row["allowed"]) is kind]
-        values, errors = ([100 * row[name] for row in some] for name in ("disagreement", "standard_error"))
-        panel.errorbar([row["eps"] for row in some], values, yerr=errors, fmt=marker, color="#0072b2" if kind else "#999999", label=label)
-    for row in rows:
+    """KL at a random r, by which the radius is chosen, and disagreement, against the radius."""
+    figure = Figure(figsize=(5.5, 5.0), layout="constrained")
+    (upper, lower), rows = figure.subplots(2, 1, sharex=True), [row for row in choice.rows() if row["eps"]]
+    radii = [row["eps"] for row in rows]
+    upper.plot(radii, [row["kl_random"] for row in rows], "o-", color="#0072b2")
+    upper.axhline(MOST_KL, color="#999999", linestyle=":", label=f"{MOST_KL:g} nats")
+    upper.set(xscale="log", yscale="log", ylabel="KL at a random r, nats")
+    values, errors = ([100 * row[name] for row in rows] for name in ("disagreement", "standard_error"))
+    lower.errorbar(radii, values, yerr=errors, fmt="o-", color="#0072b2")
+    for row in choice.rows():
         if not row["eps"]:
-            panel.axhline(100 * row["disagreement"], color="#e69f00", linestyle="--", label="without VAT")
+            lower.axhline(100 * row["disagreement"], color="#e69f00", linestyle="--", label="without VAT")
         elif row["eps"] == choice.eps:
-            panel.plot([row["eps"]], [100 * row["disagreement"]], "o", ms=14, mfc="none", color="#d55e00", label="chosen")
-    panel.set(xscale="log", xlabel="ε", ylabel="unlabelled examples that two networks\npredict differently, %")
-    panel.set_ylim(bottom=0)
-    panel.legend(frameon=False)
+            upper.axvline(row["eps"], color="#d55e00", alpha=0.5, label="chosen")
+            lower.axvline(row["eps"], color="#d55e00", alpha=0.5)
+    lower.set(xlabel="ε", ylabel="two networks disagree, %")
+    lower.set_ylim(bottom=0)
+    upper.legend(frameon=False)
+    lower.legend(frameon=False)
     return figure
 
 
