@@ -27,16 +27,16 @@ def overrides(tmp_path):
 
 
 def test_pilot_runs_are_short_and_share_the_labels_of_the_run(compose, overrides):
-    cfg = compose(*overrides, "vat.eps=1", "vat.ramp_up=8", "seed=5")
+    cfg = compose(*overrides, "vat.eps=1", "vat.ramp_up=40", "seed=5", "trainer.max_steps=800")
     found = list(pilots.jobs(cfg))
     assert [eps for eps, _, _ in found] == [0, 0, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2, 4, 4]
     assert len({name for _, name, _ in found}) == len(found)
     for eps, _, job in found:
-        assert (job.trainer.max_steps, job.scheduler.T_max, job.data.seed) == (2, 2, 5)
+        assert (job.trainer.max_steps, job.scheduler.T_max, job.data.seed) == (200, 200, 5)
         assert job.seed in (6, 7)
         assert [node.eps for node in job.regularizers] == ([eps] if eps else [])
-        assert job.vat.ramp_up == 2
-    assert cfg.trainer.max_steps == 8
+        assert job.vat.ramp_up == 10
+    assert cfg.trainer.max_steps == 800
     assert cfg.vat.eps == 1
 
 
@@ -93,7 +93,7 @@ def test_cost_and_choice_are_said(job, overrides, monkeypatch, capsys):
     monkeypatch.setattr(training, "train", loud)
     job(*overrides)
     said = capsys.readouterr().out
-    assert "12 pilot runs of 2 steps, 3 times the steps of the training itself" in said
+    assert "12 pilot runs of 8 steps, 12 times the steps of the training itself" in said
     assert said.index("12 pilot runs") < said.index("rarest class") < said.index("Result")
     assert said.count("Result") == 1  # pilot runs print nothing of their own
 

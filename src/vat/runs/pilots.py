@@ -28,7 +28,8 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Candidates, as multiples of the configured radius; training without VAT is compared with them."""
 INITIALISATIONS = 2
 SHARE = 4
-"""A pilot run takes the SHARE-th part of the steps."""
+"""A pilot run takes the SHARE-th part of the steps, but no fewer than LEAST_STEPS: a network must have learned something."""
+LEAST_STEPS = 100
 EXAMPLES = 500
 FOLDER = folders.OUTPUTS / "pilots"
 SCHEDULES = ("ramp_up", "fade_out", "eps_steps")
@@ -50,9 +51,10 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
     """
     refuse(cfg, data)
     folder, todo = FOLDER / settings, list(jobs(cfg))
-    share = len(todo) / SHARE
+    steps = todo[0][2].trainer.max_steps
+    share = len(todo) * steps / cfg.trainer.max_steps
     report.console.print(
-        f"choose_eps: {len(todo)} pilot runs of {todo[0][2].trainer.max_steps} steps, {share:g} times the steps of the training itself: "
+        f"choose_eps: {len(todo)} pilot runs of {steps} steps, {share:.2g} times the steps of the training itself: "
         f"{len(FACTORS)} radii and none, {INITIALISATIONS} initialisations each. They are kept in {folder}; the same command resumes them"
     )
     bar = Console(quiet=report.console.quiet, width=report.console.width)
@@ -87,6 +89,7 @@ def refuse(cfg: DictConfig, data: ResidentDataModule) -> None:
 
 def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
     """Radius, name and configuration of each pilot run. All have the labels of the run itself."""
+    steps = min(cfg.trainer.max_steps, max(LEAST_STEPS, cfg.trainer.max_steps // SHARE))
     for eps in (0.0, *(float(f"{factor * cfg.vat.eps:.3g}") for factor in FACTORS)):
         for number in range(INITIALISATIONS):
             job = cfg.copy()
@@ -96,12 +99,12 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
             job.choose_eps, job.test, job.figures, job.ckpt_path = False, "none", None, None
             job.logger = {"_target_": None}
             job.trainer.enable_progress_bar = False
-            job.trainer.max_steps = max(1, cfg.trainer.max_steps // SHARE)
+            job.trainer.max_steps = steps
             for key in job:
                 node = job[key]
                 for option in SCHEDULES if isinstance(node, DictConfig) and key != "hydra" else ():
                     if node.get(option):
-                        node[option] = max(1, node[option] // SHARE)
+                        node[option] = max(1, node[option] * steps // cfg.trainer.max_steps)
             job.vat.eps = eps
             if not eps:
                 job.regularizers = []
