@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,10 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from vat.data.datamodule import ResidentDataModule
-from vat.data.loader import as_input
-from vat.data.splits import evenly
 from vat.evaluation.choosing import LEFT_OUT, MOST_KL, Choice, Pilot, choose, pilot
-from vat.runs import folders, records, report, resume
+from vat.runs import folders, honesty, records, report, resume
 from vat.runs.checkpoints import LAST, newest_whole
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
@@ -113,9 +110,7 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
 
 def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: list[tuple[float, str, DictConfig]]) -> Iterator[Pilot]:
     """What the networks of each radius say of the same unlabelled examples."""
-    pool = data.split.unlabeled[~torch.isin(data.split.unlabeled, data.split.labeled)]
-    x = as_input(data.x[evenly(pool, EXAMPLES)])
-    prior = torch.bincount(data.y[data.split.labeled], minlength=data.num_classes).double()
+    x, prior = honesty.unlabeled_inputs(data, EXAMPLES).cpu(), honesty.labels(data)
     for eps in dict.fromkeys(eps for eps, _, _ in todo):
         paths = [folder / name / "checkpoints" / LAST for of, name, _ in todo if of == eps]
         networks = [records.load_network(path, allow_targets=cfg.allow_targets) for path in paths]

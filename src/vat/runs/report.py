@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,15 +35,31 @@ FILES = {
 console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
+LOSS_EVERY = 10  # batches: to read it makes a GPU wait
+
+
 class Progress(RichProgressBar):
     """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps, in one line of a narrow terminal."""
 
+    loss: float | None = None
+
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch + 1:<{len(self.validation_description)}}"
+        """`Epoch 2/10`, of as many as `max_steps` makes."""
+        batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        epochs = f"/{math.ceil(batches / self.trainer.num_training_batches)}" if batches > 0 else ""
+        return f"Epoch {f'{current_epoch + 1}{epochs}':<{len(self.validation_description)}}"
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % LOSS_EVERY == 0:
+            self.loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """All but the logger's version, a digest as long as the bar."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        """The loss, and the error of the last validation; not the logger's version, a digest as long as the bar."""
+        found = {} if self.loss is None else {"loss": f"{self.loss:.3g}"}
+        if (accuracy := trainer.callback_metrics.get("val/accuracy")) is not None:
+            found["val error"] = f"{100 * (1 - float(accuracy)):.1f} %"
+        return found
 
 
 @rank_zero_only

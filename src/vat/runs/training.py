@@ -138,8 +138,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
         finally:
             finish_wandb()
-        notes = honesty.notes(classifier, data)
-        metrics = {**metrics, **honesty.counts(classifier), "seconds": time.perf_counter() - began}
+        pool = honesty.of_the_pool(classifier, data)
+        notes = honesty.notes(classifier, data, pool)
+        metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
         if trainer.is_global_zero:
             (folder / folders.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
             if classifier.confusion is not None:
