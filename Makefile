@@ -18,7 +18,7 @@ test: $(VENV)/test     ## make the environment and run the test suite
 test-long: $(VENV)/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=3600
 
-benchmark: $(VENV)/train  ## time a step, the trainer around it, the data and how both grow
+benchmark: $(VENV)/train  ## time a step, the trainer around it and the data
 	$(BIN)/python scripts/benchmark.py
 
 check: lint types      ## lint and types

@@ -10,61 +10,18 @@ after the table's name go to every job, and their results to a folder of their o
 """
 
 import argparse
-import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
-
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from vat.runs.overrides import quoted
-
-CONFIG, METRICS = "config.yaml", "metrics.json"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row: its name, the overrides that make it, its hyper-parameter with the candidates, the test error in % that a paper reports.
-
-    A row `among` others has no jobs of its own: each seed takes that one of them which its own validation labels find best.
-    """
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    tuned: str | None = None
-    candidates: tuple[float, ...] = ()
-    paper: str = "–"
-    among: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Study:
-    """A table: overrides that all rows share, seeds to choose on (none: values are given) and seeds to report, overrides for the choice."""
-
-    methods: tuple[Method, ...]
-    overrides: tuple[str, ...]
-    tuning_seeds: range
-    seeds: range
-    tuning_overrides: tuple[str, ...] = ()
-
-    @property
-    def trained(self) -> tuple[Method, ...]:
-        """The rows with jobs of their own."""
-        return tuple(method for method in self.methods if not method.among)
-
+from vat.runs.tables import Method, Study, choose, refuse_impossible, run, show
 
 CONTROLS = (
     Method("none", ("regularizer=none",)),
@@ -98,29 +55,19 @@ DIRECTIONS = {
     "ascent": ("vat", "vat.direction=ascent"),
     "margin": ("vat", "vat.direction=margin"),
     "random margin": ("vat", "vat.direction=random_margin"),
-    "random margin, then ascent": ("vat", "vat._target_=mixtures.RandomMarginAscent"),
-    "margin for half": ("vat", "vat._target_=mixtures.HalfMargin"),
-    "warm start": ("vat", "vat._target_=mixtures.WarmStart"),
-    "warm start, either sign": ("vat", "vat._target_=mixtures.WarmStartEitherSign"),
-    "free gradient": ("vat", "vat._target_=mixtures.FreeGradient"),
     "gradient through r": ("vat", "vat.direction=finite_difference", "vat.gradient_through_r=true"),
     "gradient through the target": ("vat", "vat.direction=finite_difference", "vat.gradient_through_target=true"),
     "published": ("vat_published",),
-    "published, ξ = 10": ("vat_xi_10",),
-    "published, KL reversed": ("vat_reverse_kl",),
-    "published, moving statistics": ("vat_moving_statistics",),
-    "published, adversarial entropy": ("vat_adversarial_entropy",),
+    "published, ξ = 10": ("vat_published", "vat.xi=10"),
+    "published, KL reversed": ("vat_published", "vat.reverse_kl=true"),
+    "published, moving statistics": ("vat_published", "vat.move_statistics=true"),
+    "published, adversarial entropy": ("vat_published", "vat.adversarial_entropy=1"),
 }
 """Regularizer and overrides by the name of a row."""
 
 MNIST_DIRECTIONS = ("finite differences", "ascent", "margin", "random margin")  # what the digits leave open
-NO_BETTER = (
-    "published",
-    "free gradient",
-    "published, ξ = 10",
-    "gradient through the target",
-    "gradient through r",
-)  # than those, with 100 labels, and not tried with more
+NO_BETTER = ("published", "published, ξ = 10", "gradient through the target", "gradient through r")
+"""Than those, with 100 labels, and not tried with more."""
 
 
 def of_directions(
@@ -175,7 +122,6 @@ def with_candidates(study: Study, name: str, values: tuple[float, ...]) -> Study
     return replace(study, methods=tuple(replace(m, candidates=values) if m.name == name else m for m in study.methods))
 
 
-QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
 STUDIES = {
     "digits": Study(
         (
@@ -210,13 +156,13 @@ STUDIES = {
     "directions_mnist_1000": on_short_mnist(1000, MNIST_DIRECTIONS),
     "directions_compute": at_equal_compute(  # the ε that directions chose
         3_600,
-        (("finite differences", 6, 1), ("margin", 5, 1), ("random margin", 5, 2), ("free gradient", 4, 2), ("random", 4, 4)),
+        (("finite differences", 6, 1), ("margin", 5, 1), ("random margin", 5, 2), ("random", 4, 4)),
         SMALL_MLP,
         seeds=range(20),
     ),
     "directions_mnist_100_compute": at_equal_compute(  # those of directions_mnist_100
         10_000,
-        (("finite differences", 6, 7), ("random margin", 5, 1.25), ("free gradient", 4, 7), ("random", 4, 10)),
+        (("finite differences", 6, 7), ("random margin", 5, 1.25), ("random", 4, 10)),
         short_mnist(100),
         seeds=range(5),
     ),
@@ -290,181 +236,6 @@ def main() -> None:
     if not arguments.show:
         run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.trained], folder / "test", arguments.jobs)
     show(study, chosen, folder)
-
-
-def refuse_impossible(study: Study) -> None:
-    """Compose a job of each method, so that an override which some of them lack is refused before hours of the others.
-
-    Raises:
-        SystemExit: names the method, and says what Hydra says.
-    """
-    from hydra import compose, initialize_config_dir  # here, as they take seconds that a table without overrides need not wait for
-    from hydra.errors import HydraException
-
-    from vat.runs import schema
-
-    schema.register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for method in study.trained:
-            try:
-                compose("train", overrides=[*QUIET, *study.overrides, *method.overrides])
-            except HydraException as error:
-                raise SystemExit(f"{method.name}: {str(error).splitlines()[0]}") from None
-
-
-def run(
-    study: Study,
-    blocks: Sequence[tuple[Method, range, tuple[float | None, ...], tuple[str, ...]]],
-    folder: Path,
-    jobs: int,
-) -> None:
-    """Train every (method, value, seed), a process for each method and value."""
-    sweeps = [(m, seeds, value, extra) for m, seeds, values, extra in blocks for value in values]
-
-    def sweep(block: tuple[Method, range, float | None, tuple[str, ...]]) -> None:
-        method, seeds, value, extra = block
-        where = _place(folder, method, value)
-        missing = [seed for seed in seeds if not _record(folder, method, value, seed).exists()]
-        if not missing:
-            return
-        command = [
-            sys.executable,
-            str(ROOT / "src" / "train.py"),
-            "-m",
-            *QUIET,  # first, so that what is given wins
-            *study.overrides,
-            *method.overrides,
-            *extra,
-        ]
-        command += [f"seed={','.join(map(str, missing))}", f"hydra.sweep.dir={quoted(where)}", "hydra.sweep.subdir=${seed}"]
-        command += [] if value is None else [f"{method.tuned}={value}"]
-        where.mkdir(parents=True, exist_ok=True)
-        with (where / "log.txt").open("a") as log:
-            path = os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])  # the first for mixtures.py
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-            subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
-
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
-                pass
-    except KeyboardInterrupt:  # which the jobs, too, have had
-        raise SystemExit("interrupted: the same command goes on with what is missing") from None
-    missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _record(folder, m, value, s)).exists()]
-    if missing:
-        raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")
-
-
-def choose(method: Method, folder: Path, seeds: range) -> float | None:
-    """The candidate with the best mean validation accuracy, ties to the lower cross entropy; None without any, or while one is not run."""
-    if len(method.candidates) < 2:
-        return method.candidates[0] if method.candidates else None
-    if not all(_record(folder, method, value, seed).exists() for value in method.candidates for seed in seeds):
-        return None
-
-    def score(value: float) -> tuple[float, float]:
-        return on_validation([json.loads(_record(folder, method, value, seed).read_text()) for seed in seeds])
-
-    return max(method.candidates, key=score)
-
-
-def on_validation(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """How good the jobs of these metrics are, the better the larger: their mean validation accuracy, then their cross entropy, negated."""
-    return mean(m["val/accuracy"] for m in found), -mean(m["val/cross_entropy"] for m in found)
-
-
-def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
-    """Print the table and write it as Markdown; a method that lacks a seed counts as not run."""
-    console = Console(width=140)
-    places = {m.name: [_place(folder / "test", m, chosen[m.name]) / str(seed) for seed in study.seeds] for m in study.trained}
-    results = {
-        name: [json.loads((place / METRICS).read_text()) for place in found]
-        for name, found in places.items()
-        if all((place / METRICS).exists() for place in found)
-    }
-    for name in results:
-        refuse_mixture(name, places[name])
-    for method in study.methods:
-        if method.among and all(name in results for name in method.among):
-            rivals = zip(*(results[name] for name in method.among), strict=True)
-            best = [{**max(m, key=lambda one: on_validation([one])), "seconds": sum(one["seconds"] for one in m)} for m in rivals]
-            results[method.name] = best  # and as long as all of them took
-    errors = {name: [100 * (1 - metrics["test/accuracy"]) for metrics in found] for name, found in results.items()}
-    baseline, rows = study.methods[0].name, []
-    for method in study.methods:
-        if method.name in places and method.name in results and baseline in results:
-            refuse_other_protocol(method, places[method.name][0], places[baseline][0])
-        if (own := errors.get(method.name)) is None:
-            rows.append((method.name, "–", "not run", method.paper, "–", "–", "–"))
-            continue
-        paired = "–"
-        if method.name != baseline and baseline in errors:
-            differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
-            paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
-        setting = "–"
-        if method.tuned:  # what was chosen, or what the job found in conf/tuned/
-            value = chosen[method.name]
-            if value is None:
-                value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)
-            setting = f"{method.tuned.split('.')[-1]} {value:g}"
-        lds, seconds = (mean(metrics[name] for metrics in results[method.name]) for name in ("test/lds", "seconds"))
-        rows.append((method.name, setting, f"{mean(own):.2f} ± {stdev(own):.2f}", method.paper, paired, f"{lds:.3f}", f"{seconds:.0f}"))
-    heads = ("method", "chosen", "test error, %", "paper", "paired difference, wins", "LDS", "seconds")
-    table = Table(*heads, title=f"{folder.name}: n = {len(study.seeds)}, mean ± standard deviation")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    console.print(f"as Markdown: {folder / 'table.md'}")
-
-
-def refuse_mixture(name: str, places: Sequence[Path]) -> None:
-    """Refuse a mean over jobs of different settings: a configuration may have been edited between two halves of a table.
-
-    Raises:
-        SystemExit: names the first that differs, among those that both jobs have.
-    """
-    for place in places[1:]:
-        _refuse_difference(name, places[0], place, lambda key: not key.endswith("seed"))
-
-
-def refuse_other_protocol(method: Method, place: Path, baseline: Path) -> None:
-    """Refuse a row whose jobs had other data or another length than the first row's, where its method does not say so.
-
-    Raises:
-        SystemExit: names the first setting that differs.
-    """
-    said = {word.split("=")[0] for word in method.overrides}
-    _refuse_difference(method.name, place, baseline, lambda key: key.split(".")[0] in ("data", "trainer") and key not in said)
-
-
-def _refuse_difference(name: str, place: Path, other: Path, counts: Callable[[str], bool]) -> None:
-    ours, theirs = (dict(_settings(OmegaConf.load(p / CONFIG))) for p in (place, other))
-    for key in filter(counts, sorted(ours.keys() & theirs.keys())):
-        if ours[key] != theirs[key]:
-            raise SystemExit(
-                f"{name}: {place} was run with {key}={ours[key]}, {other} with {theirs[key]}: remove one of them, and run again"
-            )
-
-
-def _settings(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, DictConfig | ListConfig):
-        yield key, node
-        return
-    for name, value in node.items() if isinstance(node, DictConfig) else enumerate(node):
-        yield from _settings(value, f"{key}.{name}".lstrip("."))
-
-
-def _record(folder: Path, method: Method, value: float | None, seed: int) -> Path:
-    """The metrics of a job, which are there once it is done."""
-    return _place(folder, method, value) / str(seed) / METRICS
-
-
-def _place(folder: Path, method: Method, value: float | None) -> Path:
-    name = re.sub(r"[^\w+]+", "_", method.name, flags=re.ASCII)  # a comma would be two values to Hydra
-    return folder / (name if value is None else f"{name}-{value:g}")
 
 
 if __name__ == "__main__":

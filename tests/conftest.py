@@ -45,7 +45,6 @@ NOISE = (
     "ignore:.*trainer already configured with model summary callbacks.*:",
     "ignore:.*not have a `[a-z]+_dataloader`.*:",
     "ignore:.*created with WeightAveraging.*:",
-    "ignore:.*overrides the configure_model callback.*:",
 )
 
 

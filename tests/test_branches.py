@@ -10,22 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (
-    *(f"tests/data/test_{name}.py" for name in ("content", "mnist", "cifar", "norb", "svhn", "arrays", "images")),
-    "tests/test_checkpoints.py",
+    "tests/data/files/test_content.py",
+    *(f"tests/data/sets/test_{name}.py" for name in ("mnist", "cifar", "norb", "svhn")),
+    *(f"tests/data/own/test_{name}.py" for name in ("arrays", "images")),
+    "tests/runs/test_checkpoints.py",
 )
 ALL = None
 PARSERS = {
-    "vat/data/content.py": ALL,
-    "vat/data/idx.py": ALL,
-    "vat/data/labels.py": ALL,
-    "vat/data/cifar.py": ("read_records", "read_archive", "_tar_entry"),
-    "vat/data/norb.py": ("read_images", "read_integers", "_count"),
-    "vat/data/matlab.py": ALL,
-    "vat/data/svhn.py": ("read_svhn",),
-    "vat/data/tables.py": ALL,
-    "vat/data/images.py": ("find_images", "images_within", "_files_within", "_group"),
-    "vat/data/image_files.py": ("read_image", "check_header", "_read", "_converted", "_of_eight_bits"),
-    "checkpoints.py": ("read_checkpoint", "newest_whole"),
+    "vat/data/files/content.py": ALL,
+    "vat/data/files/idx.py": ALL,
+    "vat/data/sets/labels.py": ALL,
+    "vat/data/sets/cifar.py": ("read_records", "read_archive", "_tar_entry"),
+    "vat/data/sets/norb.py": ("read_images", "read_integers", "_count"),
+    "vat/data/files/matlab.py": ALL,
+    "vat/data/sets/svhn.py": ("read_svhn",),
+    "vat/data/files/tables.py": ALL,
+    "vat/data/own/images.py": ("find_images", "images_within", "_files_within", "_group"),
+    "vat/data/files/image_files.py": ("read_image", "check_header", "_read", "_converted", "_of_eight_bits"),
+    "vat/runs/checkpoints.py": ("read_checkpoint", "newest_whole"),
 }
 """Files in `src/`, and what of them parses."""
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import scripts
+import running_scripts
 from hydra import compose, initialize_config_dir
 
 import evaluate
@@ -77,7 +77,7 @@ def test_a_script_takes_the_arguments_the_readme_gives_it(command, monkeypatch):
     _, script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(ParsedError):  # else the parser ends the process
-        scripts.load(Path(script).stem).main()
+        running_scripts.load(Path(script).stem).main()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from networks import ReassigningCounter
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -14,18 +15,6 @@ from vat import VAT
 from vat.step import Key, Network, Step, random_state
 
 KEY = Key(seed=5)
-
-
-class ReassigningCounter(nn.Module):
-    """Its buffer is replaced by a new tensor, not changed in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls = self.calls + 1
-        return x
 
 
 def moving_network():

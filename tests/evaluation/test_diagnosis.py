@@ -1,8 +1,10 @@
 import math
 
+import networks
 import numpy as np
 import pytest
 import torch
+from networks import rows
 from torch import nn
 from torch.autograd.functional import hessian
 
@@ -18,15 +20,10 @@ N, D = 6, 5
 
 
 def network(outputs=4, inputs=D):
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(inputs, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, outputs)).double()
+    module = networks.network(inputs, 12, outputs, norm=True, dropout=0.5)
     with torch.no_grad():
         module[-1].weight.mul_(3)
     return module.eval()
-
-
-def rows(n=N, *shape):
-    return torch.randn(n, *(shape or (D,)), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 class Curve(nn.Module):

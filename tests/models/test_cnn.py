@@ -1,12 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import parameters
 
 from vat.models import CNN
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 def test_parameter_counts():

@@ -1,12 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import parameters
 
 from vat.models import MLP, GaussianNoise
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("shape", [(12,), (3, 4), (3, 2, 2)])

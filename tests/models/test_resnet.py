@@ -1,12 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import parameters
 
 from vat.models import WideResNet
-
-
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 def test_parameter_count_is_that_of_oliver_et_al():

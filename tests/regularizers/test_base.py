@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from networks import ReassigningCounter
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
@@ -24,18 +25,6 @@ class SyncOnTheCPU(nn.SyncBatchNorm):
     """SyncBatchNorm itself refuses the CPU; its buffers move here as there."""
 
     forward = nn.BatchNorm2d.forward
-
-
-class ReassigningCounter(nn.Module):
-    """Its buffer is replaced by a new tensor, not changed in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls = self.calls + 1
-        return x
 
 
 class Frail(nn.Module):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import network, rows
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
@@ -7,13 +8,7 @@ from vat import VAT, ClassBalance, Step
 from vat.regularizers import live
 from vat.step import Key
 
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-
-
-X = torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = rows(40)
 
 
 @pytest.mark.parametrize("prior", [None, [1, 1, 1], [0.5, 0.25, 0.25], [6.0, 1.0, 2.0]])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import network
 from torch import nn
 from torch.distributions import Categorical
 
@@ -9,8 +10,7 @@ from vat.step import Key
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_penalty_and_gradient_are_those_of_the_mean_entropy_of_the_predictions(training):
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().train(training)
+    module = network(norm=True).train(training)
     x = torch.randn(6, 5, dtype=torch.float64)
     penalty = Entropy(weight=0.5).term(Step(module, x, key=Key(5), live=True))
     wanted = 0.5 * Categorical(logits=module(x)).entropy().mean()

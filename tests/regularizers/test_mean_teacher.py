@@ -4,6 +4,7 @@ import gc
 import pytest
 import torch
 import torch.distributed as dist
+from networks import network, rows
 from torch import nn
 
 from vat import MeanTeacher, Step
@@ -12,28 +13,19 @@ from vat.step import Key
 KEY = Key(seed=5)
 
 
-def network(dropout=0.5):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)).double()
-
-
-def rows(seed=1):
-    return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 class Run:
     """A loop of the test's own, which can be stopped and gone on with."""
 
     def __init__(self, decay=0.8):
-        self.model = network()
+        self.model = network(norm=True, dropout=0.5)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.5)
         self.regularizer = MeanTeacher(decay=decay, weight=3.0, ramp_up=4)
         self.regularizer.on_fit_start(self.model)
         self.steps = 0
 
     def step(self):
-        step = Step(self.model, rows(self.steps), key=Key(5, self.steps), live=True)
-        loss = self.regularizer.term(step) + self.model(rows(self.steps)).square().mean()
+        step = Step(self.model, rows(seed=self.steps), key=Key(5, self.steps), live=True)
+        loss = self.regularizer.term(step) + self.model(rows(seed=self.steps)).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -57,7 +49,7 @@ def test_the_teacher_is_the_moving_average_of_the_weights():
 
 
 def test_penalty_is_the_squared_difference_from_the_teacher_under_other_noise_and_the_other_view():
-    module, view = network(), rows(seed=2)
+    module, view = network(norm=True, dropout=0.5), rows(seed=2)
     regularizer = MeanTeacher()
     regularizer.on_fit_start(module)
     with torch.no_grad():
@@ -75,7 +67,7 @@ def test_penalty_is_the_squared_difference_from_the_teacher_under_other_noise_an
 
 
 def test_no_gradient_reaches_the_teacher_and_no_optimizer_finds_it():
-    module, regularizer = network(), MeanTeacher()
+    module, regularizer = network(norm=True, dropout=0.5), MeanTeacher()
     regularizer.on_fit_start(module)
     with torch.no_grad():
         for p in regularizer.teacher.values():
@@ -89,7 +81,7 @@ def test_no_gradient_reaches_the_teacher_and_no_optimizer_finds_it():
 
 
 def test_without_noise_the_teacher_of_the_first_step_agrees():
-    module, regularizer = network(dropout=0.0), MeanTeacher()
+    module, regularizer = network(norm=True, dropout=0.0), MeanTeacher()
     regularizer.on_fit_start(module)
     assert regularizer.penalty(Step(module, rows(), key=KEY, live=True)).item() == 0
 
@@ -115,7 +107,7 @@ def test_a_run_goes_on_identically_from_its_saved_state(tmp_path):
 
 
 def test_two_teachers_of_one_state_go_separate_ways():
-    module = network()
+    module = network(norm=True, dropout=0.5)
     one, two = MeanTeacher(), MeanTeacher()
     one.on_fit_start(module)
     two.load_state_dict(one.state_dict())
@@ -130,7 +122,7 @@ def test_two_teachers_of_one_state_go_separate_ways():
 
 def test_a_teacher_without_weights_is_an_error_that_names_the_remedy():
     with pytest.raises(RuntimeError, match="on_fit_start"):
-        MeanTeacher()(network(), rows())
+        MeanTeacher()(network(norm=True, dropout=0.5), rows())
 
 
 @pytest.fixture
@@ -146,7 +138,7 @@ def process_group(tmp_path):
 @pytest.mark.parametrize("first", ["model", "ddp", "compiled"])
 @pytest.mark.parametrize("then", ["model", "ddp", "compiled"])
 def test_the_teacher_is_the_same_whatever_is_around_the_model(first, then):
-    model = network(dropout=0.0)
+    model = network(norm=True, dropout=0.0)
     around = {
         "model": model,
         "ddp": nn.parallel.DistributedDataParallel(model),

@@ -1,21 +1,12 @@
 import copy
 
 import torch
-from torch import nn
+from networks import network, rows
 
 from vat import PiModel, Step
 from vat.step import Key
 
 KEY = Key(seed=5)
-
-
-def network(dropout):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)).double()
-
-
-def rows(seed=1):
-    return torch.randn(6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def by_hand(module, x, view):
@@ -29,16 +20,16 @@ def by_hand(module, x, view):
 
 
 def test_without_noise_there_is_nothing_to_agree_on():
-    module = network(dropout=0.0)
+    module = network(norm=True, dropout=0.0)
     penalty = PiModel().penalty(Step(module, rows(), key=KEY, live=True))
     penalty.backward()
     assert penalty.item() == 0
     assert all((p.grad == 0).all() for p in module.parameters())
-    assert PiModel().penalty(Step(network(0.5).eval(), rows(), key=KEY, live=True)).item() == 0
+    assert PiModel().penalty(Step(network(norm=True, dropout=0.5).eval(), rows(), key=KEY, live=True)).item() == 0
 
 
 def test_with_dropout_the_two_passes_draw_other_masks_and_both_take_the_gradient():
-    module = network(dropout=0.5)
+    module = network(norm=True, dropout=0.5)
     penalty = PiModel().penalty(Step(module, rows(), key=KEY, live=True))
     wanted = by_hand(module, rows(), rows())
     assert penalty > 1e-3
@@ -48,7 +39,7 @@ def test_with_dropout_the_two_passes_draw_other_masks_and_both_take_the_gradient
 
 
 def test_a_second_view_is_what_the_second_pass_sees():
-    module, view = network(dropout=0.0), rows(seed=2)
+    module, view = network(norm=True, dropout=0.0), rows(seed=2)
     assert PiModel.needs_view
     penalty = PiModel().penalty(Step(module, rows(), key=KEY, live=True, view=view))
     assert penalty > 1e-3

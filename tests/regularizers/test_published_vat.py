@@ -1,5 +1,6 @@
 import copy
 
+import networks
 import pytest
 import torch
 from torch import nn
@@ -14,18 +15,9 @@ KL = Categorical()
 EPS = 0.7
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 4)).double()
-
-
-def rows():
-    return torch.randn(8, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
 def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0, num_power_iterations=1):
     """Three ordinary calls of the network, the noise of each from a seed of its own."""
-    module, x = network(), rows()
+    module, x = networks.network(5, 12, 4, norm=True, dropout=0.5), networks.rows(8)
 
     def call(x, number):
         torch.manual_seed(KEY.own(f"pass {number}"))
@@ -46,21 +38,21 @@ def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0, num_power_iteratio
 @pytest.mark.parametrize("choice", [{}, {"reverse_kl": True}, {"adversarial_entropy": 0.5}, {"num_power_iterations": 3}], ids=str)
 @pytest.mark.parametrize("xi", [1e-3, 10.0])
 def test_penalty_is_that_of_ordinary_calls(xi, choice):
-    ours = PublishedVAT(EPS, xi=xi, **choice).penalty(Step(network(), rows(), key=KEY))
+    ours = PublishedVAT(EPS, xi=xi, **choice).penalty(Step(networks.network(5, 12, 4, norm=True, dropout=0.5), networks.rows(8), key=KEY))
     torch.testing.assert_close(ours, by_hand(xi=xi, **choice))
 
 
 def test_noise_that_differs_between_passes_is_penalised_without_any_perturbation():
-    assert PublishedVAT(0.0).penalty(Step(network(), rows(), key=KEY)) > 1e-2
-    quiet = network()
+    assert PublishedVAT(0.0).penalty(Step(networks.network(5, 12, 4, norm=True, dropout=0.5), networks.rows(8), key=KEY)) > 1e-2
+    quiet = networks.network(5, 12, 4, norm=True, dropout=0.5)
     quiet[3] = nn.Identity()
-    assert PublishedVAT(0.0).penalty(Step(quiet, rows(), key=KEY)).abs() < 1e-12
+    assert PublishedVAT(0.0).penalty(Step(quiet, networks.rows(8), key=KEY)).abs() < 1e-12
 
 
 @pytest.mark.parametrize(("moves", "passes"), [(False, 0), (True, 3)])
 def test_running_statistics_move_in_every_pass_or_in_none(moves, passes):
-    module = network()
+    module = networks.network(5, 12, 4, norm=True, dropout=0.5)
     before = module[1].running_mean.clone()
-    PublishedVAT(EPS, move_statistics=moves)(module, rows()).backward()
+    PublishedVAT(EPS, move_statistics=moves)(module, networks.rows(8)).backward()
     assert module[1].num_batches_tracked == passes
     assert torch.equal(module[1].running_mean, before) != moves

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from networks import network, rows
 
 from vat import VAT, RandomPerturbation, Step
 from vat.functional import NORMS
@@ -10,8 +10,7 @@ KEY = Key(seed=5)
 
 
 def network_and_rows():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.randn(6, 5, dtype=torch.float64)
+    return network(), rows()
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

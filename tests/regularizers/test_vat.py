@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from networks import rows
 from torch import nn
 
 from vat import VAT, Step, local_distributional_smoothness
@@ -28,10 +29,6 @@ def smooth_network(norm=None):
 
 def instance_norm(features):
     return nn.Sequential(nn.Unflatten(1, (3, features // 3)), nn.InstanceNorm1d(3), nn.Flatten())
-
-
-def rows(n=N, *shape, dtype=torch.float64):
-    return torch.randn(n, *(shape or (D,)), generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
 def reference(module, x, key=KEY):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.utils import instantiate
 
@@ -24,15 +26,11 @@ TERMS = {
     "pi_model": {"pi_model"},
     "random_perturbation": {"random_perturbation"},
     "vat": {"vat"},
-    "vat_adversarial_entropy": {"published_vat"},
     "vat_class_balance": {"vat", "class_balance"},
     "vat_class_balance_random_perturbation": {"vat", "class_balance", "random_perturbation"},
     "adversarial_linf": {"adversarial"},
     "vat_entropy": {"vat", "entropy"},
-    "vat_moving_statistics": {"published_vat"},
     "vat_published": {"published_vat"},
-    "vat_reverse_kl": {"published_vat"},
-    "vat_xi_10": {"published_vat"},
 }
 
 
@@ -70,6 +68,24 @@ def test_every_regularizer_configuration_makes_its_regularizers(compose, choice)
     made = instantiate(compose(f"regularizer={choice}").regularizers, _convert_="all")
     assert all(isinstance(r, Regularizer) for r in made)
     assert set(by_unique_name(made)) == TERMS[choice]
+
+
+@pytest.mark.parametrize("choice", choices("attack"))
+def test_attacks_have_the_names_that_evaluations_begun_earlier_know(compose, choice):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("evaluate", overrides=[f"attack={choice}", "ckpt_path=last.ckpt"])
+    assert {node["_target_"].rpartition(".")[0] for node in cfg.attacks} == {"vat.attacks"}
+
+
+@pytest.mark.parametrize(
+    "option", ["vat.xi=10", "vat.reverse_kl=true", "vat.move_statistics=true", "vat.adversarial_entropy=1"]
+)  # each a configuration of its own before
+def test_the_ways_of_the_ports_are_options(compose, option):
+    (made,) = instantiate(compose("regularizer=vat_published", option).regularizers, _convert_="all")
+    name, value = option.removeprefix("vat.").split("=")
+    assert getattr(made, name) == (True if value == "true" else float(value))
+    (usual,) = instantiate(compose("regularizer=vat_published").regularizers, _convert_="all")
+    assert (usual.xi, usual.reverse_kl, usual.move_statistics, usual.adversarial_entropy) == (1e-6, False, False, 0.0)
 
 
 @pytest.mark.parametrize("choice", choices("data"))

@@ -1,8 +1,8 @@
 import json
 
+import networks
 import pytest
 import torch
-from torch import nn
 
 from vat import VAT
 from vat.evaluation.diagnosis import diagnose
@@ -13,8 +13,7 @@ CPU = torch.device("cpu")
 
 
 def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 4))
+    return networks.network(5, 12, 4, dtype=torch.float32)
 
 
 def batches():

@@ -8,6 +8,7 @@ import socket
 import traceback
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,8 +37,7 @@ def examples():
 
 
 def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return networks.network(6)
 
 
 def backward(forward, regularizers, rank, world, *, apart=False):
@@ -200,10 +200,9 @@ def assert_same_run(found, expected):
         torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp_path, monkeypatch, strategy):
+def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(report.console, "quiet", True)
-    two = ["trainer.devices=2", "trainer.accelerator=cpu", f"trainer.strategy={strategy}"]
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"]
     whole = training.train(settings(), tmp_path / "whole"), tmp_path / "whole"
     training.train(settings("trainer.max_steps=2"), tmp_path / "half")
     half = tmp_path / "half" / "checkpoints" / "last.ckpt"
@@ -221,23 +220,10 @@ def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp
     assert_same_run((third, tmp_path / "last"), whole)
 
 
-def test_convolutions_are_divided_too_and_drawn_by_all(compose, tmp_path, monkeypatch):
-    """FSDP2 takes no weights that are channels last, and a process that draws alone would wait for the others for ever."""
-    monkeypatch.setattr(report.console, "quiet", True)
-    quick = ["logger=none", "trainer.enable_progress_bar=false", "trainer.max_steps=1"]
-    two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=fsdp2"]
-    (found,) = in_two_processes(tmp_path, [(compose("model=cnn", *quick, *two), tmp_path / "two")])
-    assert 0 <= found["val/accuracy"] <= 1
-    assert (tmp_path / "two" / "figures" / "perturbations.png").exists()
-
-
-@pytest.mark.parametrize(
-    "setting", ["ema=0.9", "test=best", "regularizers=[{_target_:vat.MeanTeacher}]", "compile=true", "trainer.precision=16-mixed"]
-)
-def test_what_needs_whole_weights_is_refused_under_fsdp2(settings, tmp_path, setting):
-    names = r"(ema|test=best|MeanTeacher|compile=true|trainer\.precision=16-mixed)"
-    with pytest.raises(ValueError, match=rf"trainer\.strategy=fsdp2 divides the weights; {names} cannot do with parts"):
-        training.train(settings("trainer.strategy=fsdp2", setting), tmp_path / "job")
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp", "deepspeed_stage_2"])
+def test_a_strategy_that_divides_the_weights_is_refused(settings, tmp_path, strategy):
+    with pytest.raises(ValueError, match=r"trainer\.strategy=.*: weights cannot be divided among processes; use trainer\.strategy=ddp"):
+        training.train(settings(f"trainer.strategy={strategy}"), tmp_path / "job")
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (4, 2)])

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vat.runs import folders, report, sweeps
+from vat.runs import folders, report, sweep_summary, sweeps
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "src" / "train.py"
@@ -29,7 +29,7 @@ def made(settings, val, test=None, **more):
         metrics = {"val/accuracy": 1 - val / 100, "seconds": 2.0} | (
             {} if test is None else {"test/accuracy": 1 - test / 100, "test/lds": 0.5}
         )
-    return sweeps.Job(settings, Path("multirun/x"), metrics, more.get("problem"), more.get("commit"))
+    return sweep_summary.Job(settings, Path("multirun/x"), metrics, more.get("problem"), more.get("commit"))
 
 
 def job(eps, seed, val, test=None, **more):
@@ -41,7 +41,7 @@ def job(eps, seed, val, test=None, **more):
 
 def test_settings_are_those_that_differ_beside_the_seed_and_sorted_by_validation():
     jobs = [job("1", "0", 8, 2), job("2", "0", 4, 9), job("1", "1", 6, 1), job("2", "1", 7, 8), job("4", "0", None), job("4", "1", 9, 0)]
-    found = sweeps.settings_of(jobs)
+    found = sweep_summary.settings_of(jobs)
     assert [s.values for s in found] == [{"vat.eps": "2"}, {"vat.eps": "1"}, {"vat.eps": "4"}]  # 5.5, 7, 9: by test it were 4, 1, 2
     assert [(s.num_jobs, len(s.val)) for s in found] == [(2, 2), (2, 2), (2, 1)]
     assert found[0].val == pytest.approx([4, 7])
@@ -54,7 +54,7 @@ def test_settings_of_several_grids_keep_to_their_own_keys():
         made({"regularizer": "vat", "vat.eps": "1", "seed": "0"}, 5),
         made({"regularizer": "vat", "vat.eps": "2", "seed": "0"}, None),
     ]
-    found = sweeps.settings_of(jobs)
+    found = sweep_summary.settings_of(jobs)
     assert [s.values for s in found] == [
         {"regularizer": "vat", "vat.eps": "1"},
         {"regularizer": "none"},
@@ -67,7 +67,7 @@ def test_a_summary_is_a_csv_a_page_and_a_table(tmp_path, capsys, monkeypatch):
     jobs = [job(eps, str(i), v, t) for eps, (val, test) in errors.items() for i, (v, t) in enumerate(zip(val, test, strict=True))]
     jobs.append(job("4", "0", None, problem="failed: eps <too> large"))
     monkeypatch.setattr(report.console, "quiet", False)
-    sweeps.summarise(jobs, tmp_path, said="python src/train.py -m vat.eps=1,2,4")
+    sweep_summary.summarise(jobs, tmp_path, said="python src/train.py -m vat.eps=1,2,4")
     with (tmp_path / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["vat.eps"] for row in rows] == ["2", "1", "4"]
@@ -89,17 +89,17 @@ def test_a_summary_is_a_csv_a_page_and_a_table(tmp_path, capsys, monkeypatch):
 
 def test_a_summary_of_one_setting_needs_no_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(report.console, "quiet", True)
-    sweeps.summarise([made({"seed": "0"}, 4.0), made({"seed": "1"}, 6.0)], tmp_path, said="")
+    sweep_summary.summarise([made({"seed": "0"}, 4.0), made({"seed": "1"}, 6.0)], tmp_path, said="")
     assert not (tmp_path / "summary.png").exists()
     assert "5.00 ± 1.41" in (tmp_path / "summary.html").read_text()
 
 
 def test_results_of_two_versions_of_the_code_are_noted():
     jobs = [job("1", "0", 5, commit="abc"), job("2", "0", 6, commit="def"), job("4", "0", None, commit="old")]
-    (note,) = sweeps._notes(jobs)
+    (note,) = sweep_summary._notes(jobs)
     assert "2 versions" in note
     assert "abc, def" in note
-    assert sweeps._notes(jobs[:1]) == []
+    assert sweep_summary._notes(jobs[:1]) == []
 
 
 def test_jobs_of_another_version_or_broken_are_left_out_and_said(tmp_path):
@@ -112,7 +112,7 @@ def test_jobs_of_another_version_or_broken_are_left_out_and_said(tmp_path):
         if text is not None:
             (folder / folders.METRICS).write_text(text)
         (listed / f"{name}.json").write_text(json.dumps({"settings": {"seed": name}, "folder": f"../../{name}"}))
-    found = {found.settings["seed"]: found for found in sweeps.enlisted(tmp_path / "sweep")}
+    found = {found.settings["seed"]: found for found in sweep_summary.enlisted(tmp_path / "sweep")}
     assert found["good"].metrics == {"val/accuracy": 0.5}
     assert found["good"].problem is None
     assert {name: found[name].metrics for name in ("old", "broken", "none")} == dict.fromkeys(("old", "broken", "none"))

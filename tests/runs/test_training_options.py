@@ -1,9 +1,9 @@
 """A VAT step under accumulation, clipping, autocast and torch.compile is the plain step."""
 
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from vat import VAT
 from vat.directions import DIRECTIONS
@@ -16,8 +16,7 @@ KEY = Key(1, 2)
 
 
 def network(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    return networks.network(6, 16, dtype=dtype)
 
 
 def batch(dtype=torch.float64):

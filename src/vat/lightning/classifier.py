@@ -133,19 +133,6 @@ class Classifier(pl.LightningModule):
     def _world_size(self) -> int:
         return self._trainer.world_size if self._trainer is not None else 1
 
-    def configure_model(self) -> None:
-        """Divide the network among the processes where the strategy does: each layer with weights of its own, and the whole."""
-        if self._device_mesh is None:
-            return
-        from torch.distributed.fsdp import FSDPModule, fully_shard  # here, for it takes a second
-
-        if not isinstance(self.network, FSDPModule):
-            mesh = self._device_mesh["data_parallel"]
-            self.network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # other weights are not divided
-            for module in [m for m in self.network.modules() if m is not self.network and any(True for _ in m.parameters(recurse=False))]:
-                fully_shard(module, mesh=mesh)
-            fully_shard(self.network, mesh=mesh)
-
     def on_fit_start(self) -> None:
         for regularizer in self._regularizers().values():
             regularizer.on_fit_start(self.network)
@@ -212,9 +199,7 @@ class Classifier(pl.LightningModule):
         log_probabilities = _log_probabilities(self.network(x))
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
-        # In as many parts on each rank, whose slices differ by a row: a divided network is called by all together.
-        most = int(torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).max())
-        for number, part in enumerate(x.tensor_split(-(-most // ROWS_WITH_GRAPH))):
+        for number, part in enumerate(x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH))):
             key = Key(number, batch_idx, self.global_rank)
             self.test_lds.update(local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key))
 

@@ -21,7 +21,7 @@ from vat.evaluation.diagnosis import looks_for_r
 from vat.functional import probabilities
 from vat.lightning import history
 from vat.precision import full_precision
-from vat.step import Key, Step, is_divided
+from vat.step import Key, Step
 
 MOST_EXAMPLES = 10_000
 MOST_PERTURBED = 500
@@ -75,13 +75,11 @@ class Figures(pl.Callback):
             self._draw(trainer, pl_module, "test", Path())
 
     def _draw(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
-        if not (trainer.is_global_zero or is_divided(pl_module.network)):
+        if not trainer.is_global_zero:
             return
         try:
             self._draw_all(trainer, pl_module, part, place)
         except Exception as error:  # whatever it is must not cost a run its result
-            if is_divided(pl_module.network):  # whose other processes would wait for this one
-                raise
             warnings.warn(f"figures are missing, the run goes on: {type(error).__name__}: {error}", stacklevel=2)
 
     def _draw_all(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
@@ -89,8 +87,6 @@ class Figures(pl.Callback):
         vat = next((r for r in pl_module.regularizers.values() if looks_for_r(r) and r.current_eps > 0), None)
         vat = vat or VAT(pl_module.lds_eps, direction="finite_difference", num_power_iterations=5, choose_sign=True)
         figures = draw(pl_module.network, data, part, vat)
-        if not trainer.is_global_zero:
-            return
         if records := history.read(self.folder / history.HISTORY):
             figures["curves"] = plots.curves_figure(records)
         folder = self.folder / "figures" / place

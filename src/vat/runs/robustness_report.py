@@ -22,6 +22,7 @@ from vat import plots
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
+from vat.evaluation.corruptions import SEVERITIES
 from vat.functional import NORMS, by_name
 from vat.lightning.loggers import finish_wandb
 from vat.runs import checkpoints, folders, records, report
@@ -176,7 +177,7 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
             for name, accuracies in robust["accuracy"].items():
                 values |= {f"evaluation/{norm}/{name}/{e:g}": a for e, a in zip(robust["eps"], accuracies, strict=True)}
         for kind, accuracies in found["corruptions"].items():
-            values |= {f"evaluation/{kind}/{s}": a for s, a in zip(robustness.SEVERITIES, accuracies, strict=True)}
+            values |= {f"evaluation/{kind}/{s}": a for s, a in zip(SEVERITIES, accuracies, strict=True)}
         logger.log_metrics(values)
         for path in drawings:
             if isinstance(logger, WandbLogger):
@@ -210,7 +211,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
         report.console.print(table)
     if found["spared"]:
         report.console.print("* given only what the white-box attacks above it left standing")
-    heads = (f"severity {s}" for s in robustness.SEVERITIES)
+    heads = (f"severity {s}" for s in SEVERITIES)
     table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
     for kind, accuracies in found["corruptions"].items():
         table.add_row(kind, *(f"{100 * a:.2f}" for a in accuracies))

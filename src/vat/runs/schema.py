@@ -50,7 +50,8 @@ def register() -> None:
     networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
-    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers, *searches)}
+    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
+    nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # a name that evaluations are known by
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
@@ -61,15 +62,16 @@ def register() -> None:
         store(name=target.__name__, group="schema", node=node)
 
 
-def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False) -> type:
+def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False, module: str | None = None) -> type:
     """A dataclass with the arguments of a class or function, for Hydra to check a node against.
 
     Args:
         target: what the node makes.
         without: arguments that come from elsewhere when it is made.
         partial: the node makes a function that still waits for those.
+        module: from which the node takes it; None for the one that defines it.
     """
-    fields: list[Any] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
+    fields: list[Any] = [("_target_", str, f"{module or target.__module__}.{target.__qualname__}")]
     if partial:
         fields.append(("_partial_", bool, True))
     for parameter, hint in arguments(target).values():

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
+from torch import nn
 
+from vat.data.datamodule import ResidentDataModule
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
@@ -30,7 +33,6 @@ from vat.runs import (
     records,
     report,
     resume,
-    sharding,
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
@@ -40,6 +42,7 @@ TESTS = ("last", "best", "none")
 PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed")  # all of them with weights in float32
 
 
+# Longer than other functions: the course of a job, from top to bottom.
 def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str, float]:
     """Compose, fit, test, report.
 
@@ -58,18 +61,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
-    batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-    if cfg.test == "best" and 0 <= batches < data.steps_per_epoch and cfg.trainer.val_check_interval is None:
-        raise ValueError(
-            f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
-            f"data.steps_per_epoch={data.steps_per_epoch} steps; lower that, or take test=last"
-        )
-    epochs, updates = cfg.trainer.max_epochs, math.ceil(data.steps_per_epoch / cfg.trainer.accumulate_grad_batches)
-    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * updates < cfg.trainer.max_steps:
-        raise ValueError(
-            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
-            "falls: give its length by trainer.max_steps"
-        )
+    refuse_early_end(cfg, data.steps_per_epoch)
     data.setup()
     settings = folders.settings_digest(cfg)
     cfg, computed = default_eps.filled_in(cfg, data)
@@ -90,17 +82,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         resume.refuse_other_run(saved, start, network, record)
         if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
             start = None
-    classifier = Classifier(
-        network,
-        instantiate(cfg.regularizers, _convert_="all"),
-        num_classes=data.num_classes,
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
-        seed=cfg.seed,
-        lds_eps=data.lds_eps if cfg.lds_eps is None else cfg.lds_eps,
-        reestimate_batch_norm=cfg.reestimate_batch_norm,
-        record=record,
-    )
+    classifier = make_classifier(cfg, network, data, record)
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with folders.claimed(folder):
@@ -152,6 +134,41 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     return metrics
 
 
+def refuse_early_end(cfg: DictConfig, steps_per_epoch: int) -> None:
+    """Refuse a run that ends before its first validation, if it needs one, or before its learning rate has fallen.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    if cfg.test == "best" and 0 <= batches < steps_per_epoch and cfg.trainer.val_check_interval is None:
+        raise ValueError(
+            f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
+            f"data.steps_per_epoch={steps_per_epoch} steps; lower that, or take test=last"
+        )
+    epochs, updates = cfg.trainer.max_epochs, math.ceil(steps_per_epoch / cfg.trainer.accumulate_grad_batches)
+    if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * updates < cfg.trainer.max_steps:
+        raise ValueError(
+            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
+            "falls: give its length by trainer.max_steps"
+        )
+
+
+def make_classifier(cfg: DictConfig, network: nn.Module, data: ResidentDataModule, record: dict[str, Any]) -> Classifier:
+    """The network with its loss, regularizers and optimizer."""
+    return Classifier(
+        network,
+        instantiate(cfg.regularizers, _convert_="all"),
+        num_classes=data.num_classes,
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        seed=cfg.seed,
+        lds_eps=data.lds_eps if cfg.lds_eps is None else cfg.lds_eps,
+        reestimate_batch_norm=cfg.reestimate_batch_norm,
+        record=record,
+    )
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse settings of the job itself that cannot be; those of its parts are checked where they are made.
 
@@ -191,8 +208,8 @@ def check(cfg: DictConfig) -> None:
             f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
             "add optimizer.fused=false"
         )
-    if cfg.trainer.strategy == "fsdp2":
-        sharding.refuse_whole_weights(cfg)
+    if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
+        raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
     resume.refuse_foreign_settings(cfg)
 
 
@@ -238,7 +255,6 @@ def quiet() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*log_every_n_steps.*",
         ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
-        ".*overrides the configure_model callback.*",  # which shards under trainer.strategy=fsdp2 alone, where ema is refused
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

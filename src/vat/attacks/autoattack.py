@@ -1,0 +1,65 @@
+"""An independent ensemble to compare with."""
+
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+from vat.attacks.base import Attack, each, predictions
+from vat.attacks.threat import Threat
+from vat.functional import LInf, as_classes
+from vat.step import Forward, random_state
+
+
+class AutoAttack(Attack):
+    """The standard ensemble of `pyautoattack`, an independent implementation: APGD-CE, targeted APGD-DLR and FAB, Square.
+
+    It needs inputs in [0, 1], so it is given the network behind the map from there. Unbounded inputs are mapped so that the range does
+    not bind. Fewer classes than it aims at by default are all aimed at. What cannot be is left out: the targeted APGD with three classes,
+    whose loss takes four, and FAB's targets too with two; in L2 Square on features, and on images of fewer than 5 rows.
+
+    Raises:
+        ValueError: `pyautoattack` is not installed.
+    """
+
+    white_box = None  # Square uses no gradient
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("pyautoattack") is None:
+            raise ValueError("attack=autoattack takes pyautoattack, not installed here: pip install pyautoattack==0.2.0")
+
+    def __call__(self, network: Forward, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        import pyautoattack  # pyright: ignore[reportMissingImports]  # an optional extra
+
+        if threat.eps == 0 or not len(x):
+            return x.clone()
+        logging.getLogger("auto-attack").setLevel(logging.ERROR)
+        low, high = threat.bounds or (float(x.min()) - threat.eps, float(x.max()) + threat.eps)
+        scale = high - low
+        images = x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
+
+        def on_unit_range(u: Tensor) -> Tensor:
+            return as_classes(network(low + scale * u.reshape(len(u), *x.shape[1:])))
+
+        with torch.no_grad():
+            others = on_unit_range((images[:1] - low) / scale).shape[1] - 1
+        seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
+        norm = "Linf" if isinstance(threat.norm, LInf) else "L2"
+        attack = pyautoattack.AutoAttack(
+            on_unit_range,  # pyright: ignore[reportArgumentType]  # it calls it, and no more
+            norm=norm,
+            eps=threat.eps / scale,
+            seed=seed,
+            device=x.device,
+        )
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
+        few = {1: ["apgd-ce", "fab", "square"], 2: ["apgd-ce", "fab-t", "square"]}
+        parts = few.get(others, ["apgd-ce", "apgd-t", "fab-t", "square"])
+        if norm == "L2" and images.shape[2] < 5:  # its squares are a fifth as high as an image
+            parts.remove("square")
+        attack.attacks_to_run = parts
+        with random_state(seed, x.device):
+            point, _ = attack.run_standard_evaluation(((images - low) / scale).clamp(0, 1), y, batch_size=len(x))
+        point = threat.nearest(x, low + scale * point.reshape(x.shape).to(x.dtype))
+        return torch.where(each(predictions(network, point) != y, x), point, x)

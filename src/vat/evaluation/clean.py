@@ -1,0 +1,81 @@
+"""What is known of a network without an attack."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vat import local_distributional_smoothness
+from vat.attacks import cross_entropy as cross_entropies
+from vat.attacks import logit_difference
+from vat.evaluation.results import Result, to_bits
+from vat.functional import L2, as_classes, probabilities
+from vat.step import Forward, Key
+
+CALIBRATION_BINS = 15
+
+LIPSCHITZ_POINTS = 8  # random points of the ball, beside its centre
+
+
+def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, key: Key, generator: torch.Generator) -> Result:
+    """Sums over a batch of what is known without an attack.
+
+    Returns:
+        `correct` (a 0 or 1 for each example), `cross_entropy`, `lds` (radius `lds_eps`), `confidence` (for each calibration bin the number
+        of examples, the sum of their confidences and the number that are right), and, over examples that are right and have a gradient,
+        whose number is `measured`: `margin` (by how many logits the class leads), `distance` (the first-order L2 distance to the nearest
+        boundary, margin over gradient) and `lipschitz` (the largest gradient of the margin, in L2, found in the ball of radius `lds_eps`:
+        a lower bound of its local Lipschitz constant).
+
+    Raises:
+        ValueError: the outputs are not finite, or probabilities.
+    """
+    with torch.no_grad():
+        logits = as_classes(network(x))
+    _check_outputs(logits)
+    correct = logits.argmax(1) == y
+    margin = -logit_difference(logits, y)
+    steepest = slope = _slope(network, x, y)
+    for _ in range(LIPSCHITZ_POINTS):
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        radius = torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator, device=x.device, dtype=x.dtype)
+        steepest = torch.maximum(steepest, _slope(network, x + lds_eps * radius * L2().sample(noise), y))
+    measured = correct & (slope > 0)
+    chance, chosen = probabilities(logits).max(1)
+    in_bin = (chance * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=x.device)
+    bins.index_add_(0, in_bin, torch.stack([torch.ones_like(chance), chance, (chosen == y).to(chance)], 1).double())
+    return {
+        "correct": to_bits(correct),
+        "cross_entropy": float(cross_entropies(logits.double(), y).sum()),
+        "lds": float(local_distributional_smoothness(network, x, eps=lds_eps, key=key).double().sum()),
+        "confidence": bins.tolist(),
+        "measured": int(measured.sum()),
+        "margin": float(margin[measured].double().sum()),
+        "distance": float((margin[measured] / slope[measured]).double().sum()),
+        "lipschitz": float(steepest[measured].double().sum()),
+    }
+
+
+def _check_outputs(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise ValueError("the network's outputs are not finite on clean inputs: there is nothing to attack")
+    if len(logits) > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
+        raise ValueError(
+            "the network's outputs are probabilities, each >= 0 with a sum of 1, where logits are wanted: leave out its softmax, whose "
+            "rounding hides gradients from attacks"
+        )
+
+
+def gradient_of(network: Forward, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Gradient of the loss at each input, of the shape of x."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = loss(as_classes(network(leaf)).double(), y).sum()
+        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def _slope(network: Forward, x: Tensor, y: Tensor) -> Tensor:
+    """L2 length (N,) of the gradient of the margin."""
+    return L2().length(gradient_of(network, x, y, logit_difference)).flatten()
