@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vat.functional import by_name
-from vat.runs import direction_report, resume, robustness_report, schema, user_errors
+from vat.runs import direction_report, report, resume, robustness_report, schema, user_errors
 from vat.runs.subject import Subject, subject
 
 REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {
@@ -34,7 +34,9 @@ def main(cfg: DictConfig) -> None:
     with user_errors.readable_errors():
         make = by_name("report", REPORTS, cfg.report)
         resume.refuse_foreign_settings(cfg)
-        make(cfg, subject(cfg))
+        of = subject(cfg)
+        make(cfg, of)
+        report.link_evaluations(of.run)
 
 
 if __name__ == "__main__":

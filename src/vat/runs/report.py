@@ -35,6 +35,8 @@ FILES = {
 console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
+EVALUATIONS = "<!-- evaluations -->"
+"""Around what evaluations add to a run's page."""
 LOSS_EVERY = 10  # batches: to read it makes a GPU wait
 
 
@@ -152,10 +154,23 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         page.table((), list(environment.items())),
         page.heading("Files"),
         page.table((), files),
+        page.Raw(2 * EVALUATIONS),
         page.heading("Configuration"),
         page.preformatted((folder / "config.yaml").read_text()),
     ]
     (folder / PAGE).write_text(page.page(f"Run {folder.name}", environment["command"], sections), encoding="utf-8")
+
+
+def link_evaluations(run: Path) -> None:
+    """Link the figures and tables of all evaluations of a run from its page, if it has one."""
+    path = run / PAGE
+    parts = path.read_text(encoding="utf-8").split(EVALUATIONS) if path.is_file() else []
+    if len(parts) != 3:  # no page, or one of an earlier version
+        return
+    files = sorted(file for kind in ("*.png", "*.json") for file in (run / "evaluation").rglob(kind))
+    links = [page.link(name := str(file.relative_to(run)), name) for file in files]
+    section = [page.heading("Evaluations"), page.table((), [[link] for link in links])] if links else []
+    path.write_text(EVALUATIONS.join([parts[0], "\n".join(section), parts[2]]), encoding="utf-8")
 
 
 def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:

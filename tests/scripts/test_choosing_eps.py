@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scripts import load
+from running_scripts import load
 
 from vat import ClassBalance
 from vat.functional import DIVERGENCES

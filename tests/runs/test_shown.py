@@ -1,4 +1,4 @@
-"""The bar of a run: how many epochs there are, the loss, the last validation error."""
+"""What a run shows: its bar, whole paths, and a page that links its evaluations."""
 
 import re
 
@@ -31,3 +31,21 @@ def test_paths_are_whole_in_a_narrow_terminal(job, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, file in {"page": "index.html", "checkpoint": "checkpoints/last.ckpt", "metrics": "metrics.json"}.items():
         assert f"{name}: {run.folder / file}" in lines
+
+
+def test_evaluations_are_linked_from_the_page_of_the_run(job):
+    run = job(name="run")
+    page = run.folder / "index.html"
+    before = page.read_text()
+    report.link_evaluations(run.folder)
+    assert page.read_text() == before
+    for name in ("robustness-1/curves.png", "direction.json"):
+        path = run.folder / "evaluation" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    for _ in range(2):  # a second evaluation does not list the first twice
+        report.link_evaluations(run.folder)
+        for name in ("robustness-1/curves.png", "direction.json"):
+            assert page.read_text().count(f'<a href="evaluation/{name}">') == 1
+    assert "<h2>Configuration</h2>" in page.read_text()
+    report.link_evaluations(run.folder / "elsewhere")  # a checkpoint without a page
