@@ -33,6 +33,7 @@ from vat.data.sets.cifar import CIFAR10
 from vat.data.sets.mnist import MNIST
 from vat.data.sets.shipped import read_digits
 from vat.data.sets.synthetic import circles, embedding, moons
+from vat.evaluation.diagnosis import FAR, FLAT
 from vat.functional import DIVERGENCES, L2
 from vat.step import Step
 
@@ -435,6 +436,35 @@ def errors(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+SENTENCES: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
+    "eps is too small, or the network is flat": lambda row, none: row["lds"] < FLAT,
+    "eps reaches into other classes": lambda row, none: row["kl_random"] > FAR,
+    "before: r flips more than 50 % of the decisions": lambda row, none: row["flip_rate"] > 0.5,
+    "the direction is hardly better than noise": lambda row, none: row["lds"] < 1.5 * row["kl_random"],
+    "the direction misses most of what there is": lambda row, none: row["lds"] < 0.1 * row["kl_ascent"],
+    "a class is almost never predicted": lambda row, none: row["smallest_share"] < 0.1,
+    "a class has less than half of its share without VAT": lambda row, none: row["smallest_share"] < 0.5 * none["smallest_share"],
+}
+"""Each sentence of `vat.evaluation.diagnosis` and `few_examples`: whether it is said of a setting."""
+
+
+def alarms(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: of how many settings of VAT each sentence is said, and how far these and the others are from the best radius."""
+    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in SENTENCES}
+    for record in (record for record in records if record["length"] == "full"):
+        none, *others = rows_of(record, "vat")
+        best = min(row["test_error"] for row in (none, *others))
+        for row in others:
+            for name, says in SENTENCES.items():
+                found[name][0 if says(row, none) else 1].append(100 * (row["test_error"] - best))
+    lines = ["| sentence | said | regret | within 1 point of the best | silent | regret | 5 points or more off |", f"| --- |{' --- |' * 6}"]
+    for name, (said, silent) in found.items():
+        cells = [str(len(said)), f"{mean(said):.1f}" if said else "–", str(sum(r <= 1 for r in said))]
+        cells += [str(len(silent)), f"{mean(silent):.1f}" if silent else "–", str(sum(r >= 5 for r in silent))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Train what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -464,6 +494,7 @@ def show(records: Sequence[dict[str, Any]]) -> None:
     """Print the tables."""
     print("\nTest error in %, full runs, radius in units of the grid\n")
     print(errors(records))
+    print(f"\nSentences at the end of a run, over all settings of VAT\n\n{alarms(records)}")
     for method, pilot in (("vat", "full"), ("vat", "quarter"), ("recipe", "full"), ("recipe", "quarter")):
         if found := regrets(records, method, pilot):
             print(f"\nRegret of {method}, rules look at {pilot} runs; bold: worse than none\n\n{table(found)}")

@@ -122,6 +122,16 @@ def test_what_no_pilot_can_choose_for_is_refused(job, overrides, more, words):
         job(*overrides, *more)
 
 
+def test_classes_that_touch_are_trained_without_vat_and_pilots(job, tmp_path):
+    path = tmp_path / "noise.npz"
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(150) < 100, rng.integers(2, size=150), -1)
+    np.savez(path, x=rng.normal(size=(150, 20)).astype(np.float32), y=y)
+    run = job("data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[4]", "choose_eps=true")
+    assert OmegaConf.load(run.folder / "config.yaml").regularizers == []
+    assert not pilots.FOLDER.exists()
+
+
 def test_without_unlabelled_examples_there_is_nothing_to_compare(job, tmp_path):
     with pytest.raises(ValueError, match="there are none"):
         job(*own(tmp_path / "all.npz", labeled=80))

@@ -85,9 +85,13 @@ def tell(computed: Computed | None, unit: str) -> None:
     if computed.prior:
         report.console.print("class_balance.prior: the shares of the classes among the labels; class_balance.prior=[...] sets others")
     if found.classes_touch:
-        report.console.print(
-            f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as that of any class "
-            f"({found.labeled:.3g}), and has the same class in {100 * found.accuracy:.0f} % of the cases only (by chance in "
-            f"{100 * found.chance:.0f} %): VAT may do harm here. Compare with regularizer=none",
-            style="yellow",
-        )
+        report.console.print(touching(found), style="yellow")
+
+
+def touching(found: Neighbours) -> str:
+    """What it means that classes touch."""
+    return (
+        f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as that of any class "
+        f"({found.labeled:.3g}). The latter has the same class in {100 * found.accuracy:.0f} % of the cases, by chance it would in "
+        f"{100 * found.chance:.0f} %. VAT may do harm here: compare with regularizer=none"
+    )

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vat.data.datamodule import ResidentDataModule
+from vat.data.neighbours import neighbours
 from vat.evaluation.choosing import LEFT_OUT, MOST_KL, Choice, Pilot, choose, pilot
 from vat.runs import folders, honesty, records, report, resume
 from vat.runs.checkpoints import LAST, newest_whole
@@ -47,6 +48,16 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
         ValueError: If there is no VAT, no unlabelled example, or more than one device.
     """
     refuse(cfg, data)
+    found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
+    if found.classes_touch:
+        report.console.print(
+            f"choose_eps: the nearest labelled example has the same class in {100 * found.accuracy:.0f} % of the cases only. "
+            "Training without VAT, and without pilot runs. vat.eps=... without choose_eps trains with VAT anyway",
+            style="yellow",
+        )
+        cfg = cfg.copy()
+        cfg.regularizers = []
+        return cfg
     folder, todo = FOLDER / settings, list(jobs(cfg))
     steps = todo[0][2].trainer.max_steps
     share = len(todo) * steps / cfg.trainer.max_steps
