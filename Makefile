@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-long benchmark lint types check clean
+.PHONY: help train test test-long benchmark lint types check docs prose clean
 
 help:          ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*##/\1\t/' | expand -t 14
@@ -30,8 +30,14 @@ lint: $(VENV)/test     ## ruff
 types: $(VENV)/test    ## pyright
 	$(BIN)/pyright
 
+docs: $(VENV)/docs     ## the pages and the docstrings as a site in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+prose:         ## measure the words of the pages
+	$(PYTHON) scripts/prose.py
+
 clean:         ## remove the environment and what runs left behind
-	rm -rf $(VENV) outputs multirun results search .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs multirun results search site .pytest_cache .ruff_cache
 
 $(VENV)/train: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ...")'
@@ -42,4 +48,8 @@ $(VENV)/train: requirements.txt
 
 $(VENV)/test: $(VENV)/train requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/docs: $(VENV)/train requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-docs.txt
 	touch $@

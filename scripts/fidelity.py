@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
         return records.load_network(checkpoint), place
     record = checkpoints.read_checkpoint(checkpoint)["record"]
     torch.manual_seed(0)
-    return records.make_network(DictConfig(record["config"]["model"]), record), place
+    return records.recorded_network(record["config"]["model"], record), place
 
 
 def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ python scripts/reproduce.py digits
 python scripts/reproduce.py cifar10_4000 trainer=gpu
 
 Where a method has candidates for its one hyper-parameter, it is chosen on validation, on seeds that the table does not use, from equally
-many values for every method; elsewhere it stands in conf/tuned/. Then the table's seeds are trained and tested. Jobs are those of
+many values for every method; elsewhere it stands in conf/tuned.yaml. Then the table's seeds are trained and tested. Jobs are those of
 `python src/train.py -m …`; one that is done is not done again and one that was interrupted goes on, by the same command. Overrides
 after the table's name go to every job, and their results to a folder of their own.
 """

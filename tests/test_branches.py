@@ -10,23 +10,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (
-    "tests/data/files/test_content.py",
+    *(f"tests/data/files/test_{name}.py" for name in ("content", "image_files", "names", "rows")),
     *(f"tests/data/sets/test_{name}.py" for name in ("mnist", "cifar", "norb", "svhn")),
-    *(f"tests/data/own/test_{name}.py" for name in ("arrays", "images")),
+    *(f"tests/data/own/test_{name}.py" for name in ("arrays", "images", "image_labels")),
     "tests/runs/test_checkpoints.py",
 )
 ALL = None
 PARSERS = {
     "vat/data/files/content.py": ALL,
     "vat/data/files/idx.py": ALL,
+    "vat/data/files/names.py": ALL,
+    "vat/data/files/rows.py": ALL,
     "vat/data/sets/labels.py": ALL,
     "vat/data/sets/cifar.py": ("read_records", "read_archive", "_tar_entry"),
     "vat/data/sets/norb.py": ("read_images", "read_integers", "_count"),
     "vat/data/files/matlab.py": ALL,
     "vat/data/sets/svhn.py": ("read_svhn",),
     "vat/data/files/tables.py": ALL,
-    "vat/data/own/images.py": ("find_images", "images_within", "_files_within", "_group"),
-    "vat/data/files/image_files.py": ("read_image", "check_header", "_read", "_converted", "_of_eight_bits"),
+    "vat/data/own/images.py": ("find_images", "_labelled_by_table", "images_within", "_files_within", "_group"),
+    "vat/data/own/image_labels.py": ALL,
+    "vat/data/files/image_files.py": (
+        *("read_image", "check_header", "_read", "_opened", "without_notes", "_converted", "_over_a_background", "_of_eight_bits"),
+    ),
     "vat/runs/checkpoints.py": ("read_checkpoint", "newest_whole"),
 }
 """Files in `src/`, and what of them parses."""

@@ -32,7 +32,7 @@ def test_every_block_of_the_page_is_run_in_order(tmp_path, monkeypatch, capsys):
                 entry.main()
                 ran.append(line)
         else:
-            path = tmp_path / re.match(r"# (\S+)\n", block)[1]
+            path = tmp_path / re.search(r"^# file: (\S+)$", block, flags=re.MULTILINE)[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block, encoding="utf-8")
     assert len(ran) == 6

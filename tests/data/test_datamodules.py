@@ -200,6 +200,7 @@ def trainer(folder, **options):
     return pl.Trainer(default_root_dir=folder, **(settings | options))
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_resumed_at_any_step_sees_the_batches_that_were_to_come(tmp_path, accumulate):
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)

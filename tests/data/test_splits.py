@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import vat.data.splits
 from vat.data.loader import indices
-from vat.data.splits import Split, evenly, grouped_parts, labeled_subset, stratified_parts
+from vat.data.splits import Split, evenly, grouped_parts, labeled_subset, stratified_parts, with_every_class
 from vat.seeds import stable_seed
 
 SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -218,6 +218,31 @@ def test_stable_seed_separates_keys_that_read_alike():
     keys = [(1, 12), (11, 2), ("1", 12), ("a", "b"), ("ab",), ("a, b",), (1,), (1, 0)]
     assert len({stable_seed(*key) for key in keys}) == len(keys)
     assert stable_seed("labeled", 0) == 13944017222926342797  # a change here changes every published split and order
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_class_has_an_example_to_train_on(grouped):
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.cat([torch.randint(3, (40,), generator=generator), torch.tensor([3, 4, 4])])
+        groups = torch.arange(43) // 2 if grouped else None
+        deal = torch.randperm(43, generator=generator) if groups is None else torch.randperm(22, generator=generator)[torch.arange(43) // 2]
+        parts = [torch.nonzero((deal >= low) & (deal < high)).flatten() for low, high in ((0, 4), (4, 12), (12, 43))]
+        found = with_every_class(parts, labels, groups)
+        assert torch.cat(found).sort().values.tolist() == list(range(43))
+        assert labels[found[-1]].unique().tolist() == list(range(5))
+        whole = set(labels[parts[-1]].tolist()) == set(range(5))
+        assert all(map(torch.equal, found, parts)) == whole  # moved if need be and no further
+        if groups is None:
+            assert list(map(len, found)) == list(map(len, parts))
+        else:
+            sides = [set(groups[part].tolist()) for part in found]
+            assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
+
+
+def test_the_last_example_of_a_part_does_not_move():
+    with pytest.raises(ValueError, match="3 labelled examples of 3 classes are too few to hold some out and to train on each class"):
+        with_every_class([torch.tensor([1]), torch.tensor([0, 2])], torch.arange(3), None)
 
 
 def split(labeled=(1,), unlabeled=(0, 1, 2), validation=(3,), test=(4, 5)):

@@ -2,10 +2,12 @@
 
 import errno
 import io
+import json
 import os
 import pickle
 import resource
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,6 +182,129 @@ def test_a_network_beyond_memory_is_refused_before_it_is_made(tmp_path):
     with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of this project: .* does not describe its weights .*size mismatch"):
         records.load_network(tmp_path / "a.ckpt")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+@pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=pytest.mark.long)])
+def test_nothing_is_called_for_a_fuzzed_checkpoint(shell, tmp_path, number, record_property):
+    """In every way that a command uses one: no code run or imported, no process, nothing written outside the run, in bounded memory."""
+    (tmp_path / "run").mkdir()
+    done = shell(Path(__file__).parent / "audited.py", str(tmp_path / "run"), str(number), "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["called"] == []
+    assert found["faults"] == []
+    assert not found["canary"]
+    assert found["grown"] < 256  # MiB
+    assert found["used"] > number
+    assert found["refused"] > number / 2
+    record_property("fuzzed checkpoints, used in seven ways under an audit hook", number)
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        {"state_dict": {"network.weight": torch.zeros(1).expand(7_000_000_000)}},  # 28 GB in a file of 2 KB
+        {"optimizer_states": [torch.zeros(1).expand(7_000_000_000)]},
+        {"state_dict": {f"network.{i}": torch.zeros(1000).expand(1000, 1000) for i in range(100)}},
+        {"record": {"config": {"model": torch.zeros(2)}}},
+        {"callbacks": 3},
+        {"callbacks": {"ModelCheckpoint": [1]}},
+    ],
+)
+def test_what_grows_when_it_is_used_is_refused(tmp_path, grown):
+    torch.save(STATE | grown, tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=r"a\.ckpt (cannot be read|is no checkpoint)"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def loop():
+    node = {"_target_": "vat.models.MLP"}
+    node["hidden"] = [node]
+    return node
+
+
+def billions():
+    node = [1] * 10
+    for _ in range(30):
+        node = [node] * 10
+    return node
+
+
+@pytest.mark.parametrize("node", [loop(), billions()], ids=["in itself", "ten to the thirtieth"])
+def test_values_that_contain_one_another_are_refused(tmp_path, node):
+    torch.save(STATE | {"record": {"config": {"model": node}}}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"a\.ckpt cannot be read"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        b"cbuiltins\nbytearray\nK\x05\x85R",  # of 28 GB, torch's own list would allow
+        b"ctorch\nFloatTensor\nK\x05\x85R",
+        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n)R",
+        b"cposix\nsystem\nX\x04\0\0\0true\x85R",
+    ],
+)
+def test_a_pickle_names_tensors_and_dictionaries_alone(tmp_path, named):
+    entries = unpacked(saved(STATE | {"record": {"config": "@"}}))
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    (tmp_path / "a.ckpt").write_bytes(repacked(entries | {name: entries[name].replace(b"X\x01\0\0\0@", named)}))
+    with pytest.raises(ValueError, match=r"a\.ckpt cannot be read") as error:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert "it names" in str(error.value.__cause__)
+
+
+def test_a_second_pickle_under_another_spelling_is_refused(tmp_path):
+    entries = unpacked(saved(STATE))
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    for other in (name.upper(), f"x/{name}"):
+        (tmp_path / "a.ckpt").write_bytes(repacked({other: entries[name]} | entries))
+        with pytest.raises(ValueError, match=r"a\.ckpt cannot be read"):
+            read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_run_that_resumes_restores_no_path(job, tmp_path):
+    """Lightning deletes what the best checkpoint was once there is a better one: here a folder that a stranger named."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").touch()
+    first = job("model=mlp", "trainer.max_steps=10", "optimizer.lr=0")
+    state = torch.load(first.checkpoint, weights_only=True)
+    (name,) = state["callbacks"]
+    worst = {"best_model_score": torch.tensor(-1.0), "kth_value": torch.tensor(-1.0), "best_k_models": {str(victim): torch.tensor(-1.0)}}
+    paths = dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), str(victim))
+    for folder in (tmp_path / "second", first.folder):
+        state["callbacks"][name] |= worst | paths | {"dirpath": str(folder / "checkpoints")}
+        torch.save(state, tmp_path / "evil.ckpt")
+        run = job("model=mlp", "trainer.max_steps=10", "optimizer.lr=0", f"ckpt_path={tmp_path / 'evil.ckpt'}", name=folder.name)
+        assert run.metrics["val/accuracy"] >= 0
+        assert (victim / "kept").exists()
+        best = checkpoints.SaveBest(folder / "checkpoints")
+        best.load_state_dict(state["callbacks"][name])
+        assert {best.best_model_path, best.kth_best_model_path, *best.best_k_models} <= {"", str(best.path)}
+        assert best.last_model_path == ""
+
+
+def test_a_state_that_cannot_be_restored_ends_in_one_line(job, tmp_path):
+    first = job("model=mlp", "trainer.max_steps=10")
+    for key, value in {"lr_schedulers": 3, "optimizer_states": [{}], "loops": {}, "loops ": None}.items():
+        state = torch.load(first.checkpoint, weights_only=True)
+        state[key.strip()] = value
+        if value is None:
+            del state["optimizer_states"]
+        torch.save(state, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=r"odd\.ckpt does not hold the state of such a run"):
+            job("model=mlp", "trainer.max_steps=20", "scheduler.T_max=10", f"ckpt_path={tmp_path / 'odd.ckpt'}", name="second")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    weights = USABLE["state_dict"] | {"network.1.layers.3.bias": torch.tensor([0.0, value])}
+    torch.save(USABLE | {"state_dict": weights}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"a\.ckpt: 1\.layers\.3\.bias is not finite"):
+        records.load_network(tmp_path / "a.ckpt")
 
 
 # Writing

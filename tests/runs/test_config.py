@@ -11,8 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.utils import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("tuned", "attack"))
-# tuned follows from two others, attack belongs to evaluate
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "attack")  # which belongs to evaluate
 REGULARIZERS = sorted(path.stem for path in (CONF / "regularizer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")
@@ -39,7 +38,11 @@ def described(shape, mean=None, std=None):
     return {"input_shape": list(shape), "class_names": list("abcdefg"), "mean": mean, "std": std}
 
 
-GIVEN = {"images": ["data.dir=pictures"], "arrays": ["data.train=features.npz"]}  # of one's own data, what has no default
+GIVEN = {
+    "custom": ["+data.labeled=[]"],
+    "images": ["data.dir=pictures"],
+    "arrays": ["data.train=features.npz"],
+}  # of one's own data, what has no default
 
 
 def choices(group):

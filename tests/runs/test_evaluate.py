@@ -1,5 +1,6 @@
 """The command line of evaluate, export and predict on one small run: what they leave, and how they refuse."""
 
+import base64
 import csv
 import json
 import os
@@ -296,7 +297,7 @@ def test_a_source_of_other_columns_or_another_standardisation_is_refused(main, t
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name, seed in (("own", 0), ("own", 1), ("reversed", 0), ("scaled", 0)):
             run = tmp_path / f"{name}-{seed}"
-            overrides = ("data=arrays", f"data.train={tmp_path / name}.csv", "model=mlp", f"seed={seed}", *quick)
+            overrides = ("data=arrays", f"data.train={tmp_path / name}.csv", "data.split_seed=0", "model=mlp", f"seed={seed}", *quick)
             training.train(hydra_compose("train", overrides=[*overrides]), run)
             checkpoints[name, seed] = run / "checkpoints" / "last.ckpt"
     given = (f"ckpt_path={checkpoints['own', 0]}", "attack=fgm", "norms=[l2]", "eps.l2=[1]")
@@ -408,6 +409,9 @@ class Net(nn.Sequential):
 
 class Numbers(Digits):
     pass
+
+def own_margin(*inputs, **options):
+    return margin(*inputs, **options)
 """
 
 
@@ -422,16 +426,85 @@ def test_predictions_are_not_written_over_what_is_read(main, trained, tmp_path, 
     assert files[read].read_bytes() == before
 
 
+def test_predictions_hold_no_formula_and_no_command_of_a_terminal(main, trained, tmp_path):
+    names = [f"=cmd({n})" if n % 2 else f"\x1b[{n}J" for n in range(10)]
+    saved = torch.load(trained.mlp, weights_only=True)
+    saved["record"]["class_names"] = names
+    torch.save(saved, tmp_path / "a.ckpt")
+    np.savez(tmp_path / "new.npz", x=np.random.default_rng(0).random((200, 1, 8, 8), "float32"))
+    main(predict, f"ckpt_path={tmp_path / 'a.ckpt'}", f"input={tmp_path / 'new.npz'}")
+    predicted = {row["prediction"] for row in lines(tmp_path / "predictions.csv")}
+    assert predicted <= {f"'=cmd({n})" if n % 2 else rf"\x1b[{n}J" for n in range(10)}
+
+
+def test_what_has_no_finite_output_is_not_predicted(main, trained, tmp_path):
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8), "float32"))
+    given = (f"input={tmp_path / 'new.npz'}", f"output={tmp_path / 'out.csv'}")
+    saved = torch.load(trained.mlp, weights_only=True)
+    last = next(name for name in reversed(saved["state_dict"]) if name.startswith("network.") and name.endswith(".weight"))
+    for value, said in ((float("nan"), "is not finite, so its training diverged"), (3e38, "the network's output for 0 is not finite")):
+        saved["state_dict"][last].fill_(value)
+        torch.save(saved, tmp_path / "a.ckpt")
+        assert said in refused(main, predict, f"ckpt_path={tmp_path / 'a.ckpt'}", *given)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_pickle_in_a_record_is_run_by_no_command(main, trained, tmp_path):
+    """Each used to run a shell command: load_checkpoint, a method of a trusted package, takes an address with the data in it."""
+    command = f"touch {tmp_path / 'called'}".encode()
+    pickled = b"cposix\nsystem\n(X" + len(command).to_bytes(4, "little") + command + b"tR."
+    arguments = [None, f"data:;base64,{base64.b64encode(pickled).decode()}", False]
+    load = {"_target_": "pytorch_lightning.strategies.Strategy.load_checkpoint", "_args_": arguments}
+    exploit = {"_target_": "torch.nn.Sequential", "_args_": [load]}
+    path = tmp_path / "evil.ckpt"
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8), "float32"))
+    ours = f"ckpt_path={trained.mlp}"
+    for node in (exploit, {"_target_": "vat.models.mlp.MLP", "hidden": exploit}, {"_target_": "vat.models.mlp.MLP", "x": [exploit]}):
+        of_model = hostile(trained.mlp, path, model=node)
+        said = [refused(main, evaluate, of_model), refused(main, export, of_model)]
+        said.append(refused(main, predict, of_model, f"input={tmp_path / 'new.npz'}"))
+        said.append(refused(main, evaluate, ours, of_model.replace("ckpt_path", "source")))
+        said.append(refused(main, evaluate, hostile(trained.mlp, path, data=node)))
+        said.append(refused(main, evaluate, "report=direction", hostile(trained.mlp, path, regularizers=[node])))
+        assert all("is none of this project's" in message and "evil.ckpt" in message for message in said)
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_seed_of_a_checkpoint_is_a_number_or_nothing(main, trained, tmp_path):
+    """It enters the user's own data node, of which Hydra calls what it names, interpolated or not."""
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("_target_: vat.data.sets.digits.Digits\nseed: 0\n")
+    evil = f"${{oc.create:{{_target_: os.mkdir, path: {tmp_path / 'called'}}}}}"
+    checkpoint = hostile(trained.mlp, tmp_path / "a.ckpt", data={"_target_": "vat.data.sets.digits.Digits", "seed": evil})
+    main(evaluate, checkpoint, "data=mine", *QUICK)
+    assert not (tmp_path / "called").exists()
+
+
+def test_an_input_larger_than_memory_is_refused(main, trained, tmp_path):
+    saved = torch.load(trained.mlp, weights_only=True)
+    saved["record"]["input_shape"] = [3, 50_000, 50_000]  # which a network that pools would take
+    torch.save(saved, tmp_path / "a.ckpt")
+    assert "input_shape is [3, 50000, 50000]" in refused(main, export, f"ckpt_path={tmp_path / 'a.ckpt'}")
+
+
+def test_nothing_is_downloaded_into_a_folder_that_a_checkpoint_names(main, trained, tmp_path):
+    node = {"_target_": "vat.data.sets.mnist.MNIST", "data_dir": str(tmp_path / "theirs")}
+    assert "nothing is downloaded into a folder that a checkpoint names" in refused(
+        main, evaluate, hostile(trained.mlp, tmp_path / "a.ckpt", data=node)
+    )
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp_path, monkeypatch):
     (tmp_path / "their_package.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(tmp_path)
     quiet = ("trainer.max_steps=2", "data.steps_per_epoch=2", "logger=none", "trainer.enable_progress_bar=false", "test=none")
-    own = ("model=custom", "model._target_=their_package.Net", "allow_targets=[their_package]")
+    own = ("model=custom", "model._target_=their_package.Net")
     monkeypatch.setattr(report.console, "quiet", True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         training.train(hydra_compose("train", overrides=[*quiet, *own]), tmp_path / "run")
     trained = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    regularizers = [VAT | {"direction": {"_target_": "their_package.margin", "_partial_": True}}]
+    regularizers = [VAT | {"direction": {"_target_": "their_package.own_margin", "_partial_": True}}]
     checkpoint = hostile(trained, trained.with_name("own.ckpt"), data={"_target_": "their_package.Numbers"}, regularizers=regularizers)
     np.savez(tmp_path / "new.npz", x=np.zeros((2, 1, 8, 8)))
     for entry, *overrides in ((evaluate, "report=direction", "limit=5"), (export,), (predict, f"input={tmp_path / 'new.npz'}")):
@@ -440,14 +513,6 @@ def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp
     assert json.loads((tmp_path / "run" / "evaluation" / "direction.json").read_text())["examples"] == 5
     assert trained.with_name("own.safetensors").exists()
     assert len(lines(tmp_path / "predictions.csv")) == 2
-
-
-def test_a_configuration_file_cannot_choose_what_is_called_either(main, trained, tmp_path):
-    (tmp_path / "conf" / "attack").mkdir(parents=True)
-    (tmp_path / "conf" / "attack" / "evil.yaml").write_text("# @package _global_\nattacks: [{_target_: os.mkdir, path: called}]\n")
-    chosen = (f"ckpt_path={trained.mlp}", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "attack=evil")
-    assert "_target_=os.mkdir is none" in refused(main, evaluate, *chosen)
-    assert not (tmp_path / "called").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- export

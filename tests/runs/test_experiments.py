@@ -1,11 +1,13 @@
 """Every experiment trains, with its regularizer and with the controls, on data in the official format."""
 
+import json
 from pathlib import Path
 
 import official
 import pytest
 import torch
-from omegaconf import OmegaConf
+
+from vat.runs import schema
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -65,17 +67,26 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
     assert torch.load(ran.checkpoint, weights_only=True)["global_step"] == 1
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda path: path.stem)
-def test_tuned_values_are_of_an_experiment_and_reach_its_configuration(path, compose):
-    """A file that no pair of experiment and regularizer names would be read by nobody, without a word."""
-    pairs = {f"{e}_{r}": (e, r) for e in EXPERIMENTS for r in REGULARIZERS}
-    assert path.stem in pairs
-    experiment, regularizer = pairs[path.stem]
-    cfg = compose(f"experiment={experiment}", f"regularizer={regularizer}")
-    nodes = {key: values for key, values in OmegaConf.load(path).items() if key != "defaults"}
-    for key, values in nodes.items():
-        for name, value in values.items():
-            assert cfg[key][name] == value
+def test_tuned_values_are_of_an_experiment_and_a_regularizer():
+    """A value that no pair of them names would be read by nobody, without a word."""
+    assert schema.tuned().keys() <= {f"{e}_{r}" for e in EXPERIMENTS for r in REGULARIZERS}
+
+
+COMPOSED = json.loads((Path(__file__).parent / "files" / "tuned.json").read_text())
+"""The regularizers' values of every experiment with every regularizer, when each pair of them had a file."""
+
+
+@pytest.mark.parametrize("tuned", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tuned", "not tuned"])
+def test_every_experiment_has_the_values_it_always_had(compose, tuned):
+    pairs = [pair for pair in COMPOSED if (pair.replace(" ", "_") in schema.tuned()) is tuned]
+    assert len(pairs) > 35
+    for pair in pairs:
+        experiment, regularizer = pair.split()
+        cfg = compose(f"experiment={experiment}", f"regularizer={regularizer}")
+        assert {term: {key: cfg[term][key] for key in values} for term, values in COMPOSED[pair].items()} == COMPOSED[pair], pair
+        assert not set(COMPOSED[pair]) ^ {
+            key for key in ("vat", "adversarial", "random_perturbation", "class_balance", "entropy") if key in cfg
+        }
 
 
 def test_tuned_values_may_be_those_of_another_experiment(compose):

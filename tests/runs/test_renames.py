@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from vat.runs import checkpoints, records, training
 from vat.runs.renames import renamed
@@ -27,7 +26,7 @@ def test_only_the_module_of_a_target_is_renamed():
 def test_the_network_predicts_as_before():
     saved = checkpoints.read_checkpoint(BEFORE)
     network = records.network_of(saved, BEFORE)
-    data = instantiate(records.data_of(saved, BEFORE), _convert_="all")
+    data = records.data_of(saved, BEFORE)
     data.setup()
     with torch.no_grad():
         x, y = data.x[data.split.test], data.y[data.split.test]

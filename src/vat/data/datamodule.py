@@ -45,6 +45,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         bounds: Least and greatest value that an input can have; None where any value is one.
         preparation: After `setup`, plain values that say how the file's values became inputs: `mean` and `std` of the standardisation,
             for one value of each input or for all, and `columns`, the names of the features in their order; None where they are inputs.
+        summary: After `setup`: what was found, in a sentence; empty for published data.
         num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
         x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 are handed out as
             float32 in [0, 1]. The label −1 marks an example without one, which only the unlabelled pool may hold.
@@ -62,6 +63,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     std: tuple[float, ...] | None = None
     bounds: tuple[float, float] | None = None
     preparation: dict[str, Any] | None = None
+    summary: str = ""
 
     def __init__(
         self,
@@ -155,9 +157,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             **self._process(),
         )
 
-    def val_dataloader(self) -> EvalLoader:
-        """The validation part in order."""
-        return self._evaluation(self.split.validation)
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """The validation part in order; an empty list if there is none."""
+        return self._evaluation(self.split.validation) if len(self.split.validation) else []
 
     def test_dataloader(self) -> EvalLoader:
         """The test part in order."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -100,6 +101,38 @@ def grouped_parts(labels: Tensor, groups: Tensor, sizes: Sequence[int], *, seed:
     return [torch.nonzero(part_of[group] == p).flatten() for p in range(len(sizes))]
 
 
+def with_every_class(parts: Sequence[Tensor], labels: Tensor, groups: Tensor | None) -> list[Tensor]:
+    """The parts, so that the last, to train on, has an example of every class.
+
+    For a class that it lacks, an example (or group) moves there from the part that has most examples of it. In exchange, if there are no
+    groups, that part gets an example of the class that most are left of.
+
+    Args:
+        parts: Row numbers of each part; together they hold every example.
+        labels: Classes 0..C-1 of shape (N,), int64.
+        groups: Number of each example's group, int64 of shape (N,); None if there are none.
+
+    Raises:
+        ValueError: If nothing would be left of another part.
+    """
+    *held_out, pool = (part.tolist() for part in parts)
+    classes, of = labels.tolist(), None if groups is None else groups.tolist()
+    for c in sorted({*classes} - {classes[row] for row in pool}):
+        part = max(held_out, key=lambda rows: sum(classes[row] == c for row in rows))
+        first = next(row for row in part if classes[row] == c)
+        moved = [row for row in part if row == first or (of is not None and of[row] == of[first])]
+        counts = Counter(classes[row] for row in pool)
+        given = [next(row for row in pool if classes[row] == most) for most, number in counts.most_common(1) if number > 1 and of is None]
+        if len(moved) == len(part) and not given:
+            raise ValueError(
+                f"{len(classes)} labelled examples of {len({*classes})} classes are too few to hold some out and to train on each class: "
+                "label more, or train without validation by data.validation_share=0"
+            )
+        part[:] = sorted({*part} - {*moved} | {*given})
+        pool = sorted({*pool} - {*given} | {*moved})
+    return [torch.tensor(part, dtype=torch.int64) for part in (*held_out, pool)]
+
+
 def labeled_subset(
     labels: Tensor,
     num_labeled: int | None,
@@ -196,12 +229,12 @@ class Split:
     Attributes:
         labeled: Examples whose labels training sees; they stay in `unlabeled`.
         unlabeled: The pool whose inputs training sees.
-        validation: Examples for model selection. Their labels are not among the labelled ones.
+        validation: Examples for model selection, possibly none. Their labels are not among the labelled ones.
         test: Examples for the final number alone.
 
     Raises:
-        ValueError: If a part is empty or no int64 vector, a labelled example is missing from the pool, or the pool,
-            validation and test parts overlap.
+        ValueError: If a part other than `validation` is empty, one is no int64 vector, a labelled example is missing from the pool, or the
+            pool, validation and test parts overlap.
     """
 
     labeled: Tensor
@@ -212,7 +245,7 @@ class Split:
     def __post_init__(self) -> None:
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         for name, rows in parts.items():
-            if rows.dtype != torch.int64 or rows.ndim != 1 or len(rows) == 0:
+            if rows.dtype != torch.int64 or rows.ndim != 1 or (len(rows) == 0 and name != "validation"):
                 raise ValueError(f"{name} must be a non-empty int64 vector; got {rows.dtype} of shape {tuple(rows.shape)}")
         if not torch.isin(self.labeled, self.unlabeled).all():
             row = self.labeled[~torch.isin(self.labeled, self.unlabeled)][0]

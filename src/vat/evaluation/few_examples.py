@@ -51,7 +51,7 @@ def warning_of_few(number: int) -> str | None:
     return (
         f"validation has {number} examples: one of them is {100 / number:.1f} points of accuracy, and {right} of {number} right would mean "
         f"{interval(right, number)}. Do not choose settings by it: label more, raise data.validation_share, or compare over several "
-        "data.split_seed"
+        "seeds, which split the data anew"
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -61,10 +62,10 @@ def _perturbed(figure: Figure, x: Tensor, r: Tensor, bounds: tuple[float, float]
     return panels, reach
 
 
-def _picture(image: Tensor) -> Tensor:
+def _picture(image: Tensor) -> np.ndarray:
     """(C, H, W) as matplotlib takes it: (H, W) of one channel, else (H, W, 3)."""
     image = image.float().clamp(0, 1)
-    return image[0] if len(image) == 1 else image[:3].movedim(0, -1)
+    return (image[0] if len(image) == 1 else image[:3].movedim(0, -1)).numpy()
 
 
 def adversarial_figure(

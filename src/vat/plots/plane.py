@@ -47,19 +47,20 @@ def plane_figure(
     for name, network in networks.items():
         network.eval()
         with torch.no_grad():
-            chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T.cpu()
+            chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T.cpu().numpy()
         lds = local_distributional_smoothness(network, x, eps=eps, key=Key(0))
-        smoothness[name] = lds.view(resolution, resolution).T.cpu()
+        smoothness[name] = lds.view(resolution, resolution).T.cpu().numpy()
     worst = max(float(lds.max()) for lds in smoothness.values()) or 1.0  # a constant network's is 0, and levels must differ
 
+    across, up = horizontal.numpy(), vertical.numpy()
     figure = Figure(figsize=(3.2 * len(networks) + 0.9, 6.2), layout="constrained")
     axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey=True)
     for column, name in enumerate(networks):
         top, bottom = axes[0, column], axes[1, column]
-        upper = top.contourf(horizontal, vertical, chances[name], levels=torch.linspace(0, 1, 11).tolist(), cmap="PuOr_r")
-        lower = bottom.contourf(horizontal, vertical, smoothness[name], levels=torch.linspace(0, worst, 13).tolist(), cmap="viridis")
+        upper = top.contourf(across, up, chances[name], levels=torch.linspace(0, 1, 11).tolist(), cmap="PuOr_r")
+        lower = bottom.contourf(across, up, smoothness[name], levels=torch.linspace(0, worst, 13).tolist(), cmap="viridis")
         for panel in (top, bottom):
-            panel.contour(horizontal, vertical, chances[name], levels=[0.5], colors="black", linewidths=1.2)
+            panel.contour(across, up, chances[name], levels=[0.5], colors="black", linewidths=1.2)
             _points(panel, z, y)
         top.set_title(name)
         if column == len(networks) - 1:
@@ -71,7 +72,7 @@ def plane_figure(
 
 def _points(panel: Axes, z: Tensor, y: Tensor) -> None:
     for label in (0, 1):
-        of_class = z[y == label]
+        of_class = z[y == label].numpy()
         panel.scatter(
             of_class[:, 0],
             of_class[:, 1],

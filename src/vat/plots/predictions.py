@@ -22,7 +22,7 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
     size = max(4.2, 0.5 * len(counts) + 1.8)
     figure = new_figure(size + 0.9, size)
     axes = figure.subplots()
-    drawn = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1.0, float(mistakes.max())))
+    drawn = axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=max(1.0, float(mistakes.max())))
     for i in range(len(counts)):
         axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, facecolor="#dddddd", edgecolor="none"))
     if len(counts) <= 20:

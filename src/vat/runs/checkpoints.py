@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickletools
 import shutil
 import signal
 import threading
@@ -17,8 +18,25 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from vat.runs.renames import renamed
+
+STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexDouble", "ComplexFloat")
+NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "torch Size",
+    *(f"torch {kind}Storage" for kind in STORAGES),
+}
+"""What a pickle may name. torch's own list is longer: `bytearray(28_000_000_000)` is among what it allows."""
+
+DEEPEST = 50
+"""Of dictionaries and lists within one another; a run's go down to 8."""
+
+MOST_TUPLES = 100_000
+"""Four for each tensor. A million of them in one another as a key of a dictionary overflow Python's stack."""
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 STATE_OF_BEST = ModelCheckpoint.__qualname__
@@ -39,8 +57,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                     raise ValueError("it is compressed")
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} in it is damaged")
+                pickled = _pickle(archive)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            _refuse_larger(checkpoint, values=len(pickled), nbytes=4 * os.fstat(file.fileno()).st_size)  # tied weights are counted twice
         except Exception as error:  # the unpickler of a damaged file raises whatever it trips over
             raise ValueError(f"{path} cannot be read, it is truncated or no checkpoint: take an earlier one") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("record"), dict):
@@ -48,10 +68,70 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path} is no checkpoint of this project: it has no weights by name")
+    callbacks = checkpoint.get("callbacks", {})
+    if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
+        raise ValueError(f"{path} is no checkpoint of this project: its callbacks have no states by name")
     if type(checkpoint.get("global_step")) is not int:
         raise ValueError(f"{path} is no checkpoint of this project: it does not say at which step it was saved")
+    if (found := _first_tensor(checkpoint["record"])) is not None:
+        raise ValueError(f"{path} is no checkpoint of this project: its record holds a tensor of shape {tuple(found.shape)}")
     checkpoint["record"] = renamed(checkpoint["record"])
     return checkpoint
+
+
+def _pickle(archive: zipfile.ZipFile) -> bytes:
+    """The one pickle of a checkpoint, which names nothing but tensors and dictionaries.
+
+    Raises:
+        ValueError: it names something else, or there are several.
+    """
+    names = [name.lower() for name in archive.namelist()]  # torch finds files whatever their case
+    (place,) = (name for name in archive.namelist() if name.lower().endswith("data.pkl"))
+    if len(set(names)) < len(names):
+        raise ValueError("two files in it have one name")
+    pickled = archive.read(place)
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(pickled):
+        tuples += opcode.name.startswith("TUPLE")
+        if opcode.name == "GLOBAL" and argument not in NAMES:
+            raise ValueError(f"it names {argument}")
+    if tuples > MOST_TUPLES:
+        raise ValueError(f"it has more than {MOST_TUPLES} tuples")
+    return pickled
+
+
+def _refuse_larger(checkpoint: Any, *, values: int, nbytes: int) -> None:
+    """Refuse what grows when it is read: containers in themselves or in one another a thousand times, tensors larger than their memory.
+
+    Args:
+        checkpoint: what was read.
+        values: most values it may have, since each takes a byte of its pickle.
+        nbytes: most bytes its tensors may have.
+
+    Raises:
+        ValueError: it has more, or holds something that is neither a tensor nor a plain value.
+    """
+    left = [(checkpoint, 0)]
+    while left:
+        node, depth = left.pop()
+        values -= 1
+        if depth > DEEPEST or values < 0:
+            raise ValueError(f"its values go deeper than {DEEPEST} levels, or contain one another")
+        if isinstance(node, dict | list | tuple):
+            left += [(child, depth + 1) for child in (node.values() if isinstance(node, dict) else node)]
+        elif isinstance(node, Tensor):
+            nbytes -= node.nbytes
+        elif not isinstance(node, str | int | float | complex | None):
+            raise ValueError(f"it holds a {type(node).__name__}")
+    if nbytes < 0:
+        raise ValueError("its tensors are larger than the file")
+
+
+def _first_tensor(node: Any) -> Tensor | None:
+    """A tensor in plain values; None where there is none."""
+    if isinstance(node, dict | list | tuple):
+        return next((t for n in (node.values() if isinstance(node, dict) else node) if (t := _first_tensor(n)) is not None), None)
+    return node if isinstance(node, Tensor) else None
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -73,8 +153,8 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
     Raises:
         ValueError: it is `needed`, there was one, and it is not there.
     """
-    states = [state for name, state in saved.get("callbacks", {}).items() if name.startswith(STATE_OF_BEST)]
-    known = {Path(place).resolve() for state in states if (place := state.get("best_model_path"))}
+    states = [state for name, state in saved.get("callbacks", {}).items() if str(name).startswith(STATE_OF_BEST)]
+    known = {Path(place).resolve() for state in states if isinstance(place := state.get("best_model_path"), str) and place}
     best, here = start.resolve().with_name(BEST), folder / BEST
     if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
         best = here
@@ -134,11 +214,16 @@ class SaveBest(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, STATE_OF_BEST, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["best_model_path"] and self.path.is_file():
-            place = str(self.path)
-            places = {"best_model_path": place, "kth_best_model_path": place, "best_k_models": {place: state_dict["best_model_score"]}}
-            state_dict = {**state_dict, **places, "dirpath": self.dirpath}
-        super().load_state_dict(state_dict)
+        """Restore the scores alone. Lightning would restore paths too, and delete what lies there once there is a better checkpoint."""
+        place = str(self.path) if state_dict.get("best_model_path") and self.path.is_file() else ""
+        scores = {name: state_dict.get(name) for name in ("best_model_score", "kth_value")} if place else {}
+        for name, score in scores.items():
+            if not isinstance(score, Tensor) or score.numel() != 1:
+                raise ValueError(f"the checkpoint to resume from is damaged: {name} is no number")
+        self.best_model_path = self.kth_best_model_path = place
+        self.best_k_models = {place: best} if isinstance(best := scores.get("best_model_score"), Tensor) else {}
+        for name, score in scores.items():
+            setattr(self, name, score)
 
 
 class SaveLast(Checkpoint):
@@ -163,6 +248,10 @@ class SaveLast(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         whole = trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking and whole:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not sum(trainer.num_val_batches):  # data without a validation part
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:

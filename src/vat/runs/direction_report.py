@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
 from vat.evaluation.few_examples import left_out
 from vat.functional import as_classes
-from vat.runs import report
+from vat.runs import records, report
 from vat.runs.subject import Subject
-from vat.runs.targets import refuse_foreign
+from vat.runs.targets import RefusedError
 from vat.step import Key
 
 EXAMPLES = 512
@@ -42,10 +41,9 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
     """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
 
     Raises:
-        ValueError: its settings name something from elsewhere that is in no allowed package.
+        RefusedError: its settings name something from elsewhere that is in no allowed package.
     """
-    refuse_foreign(config["regularizers"], allowed=allow_targets)
-    for regularizer in instantiate(config["regularizers"], _convert_="all"):
+    for regularizer in records.regularizers_of(config, allow_targets=allow_targets):
         if looks_for_r(regularizer):
             regularizer.num_updates = regularizer.eps_steps
             return regularizer
@@ -112,7 +110,10 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
     rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
     config = of.record["config"]
-    vat = judged(config, allow_targets=cfg.allow_targets)
+    try:
+        vat = judged(config, allow_targets=cfg.allow_targets)
+    except RefusedError as error:
+        raise ValueError(f"{cfg.ckpt_path}: {error}") from error
     if vat is None:
         published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
         why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"

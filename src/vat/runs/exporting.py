@@ -3,17 +3,18 @@
 import importlib.util
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vat.functional import by_name
 from vat.runs import checkpoints, folders, records
+from vat.runs.renames import renamed
 
 TOLERANCE = 1e-4  # of logits, relative to the largest: another runtime adds in another order
 
@@ -27,13 +28,13 @@ class Format(NamedTuple):
         suffix: Of the file.
         needs: Packages.
         save: (network, example inputs, description as JSON, path).
-        load: path -> (inputs -> logits, description as JSON).
+        load: (path, packages that it may name classes of, if any) -> (inputs -> logits, description as JSON).
     """
 
     suffix: str
     needs: tuple[str, ...]
     save: Callable[[nn.Module, Tensor, str, Path], None]
-    load: Callable[[Path], tuple[Callable[[Tensor], Tensor], str]]
+    load: Callable[..., tuple[Callable[[Tensor], Tensor], str]]
 
 
 def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targets: Sequence[str] = ()) -> Path:
@@ -61,7 +62,7 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     try:
         x = examples(record)
         form.save(network, x[:2], text, part)
-        predict, found = form.load(part)
+        predict, found = form.load(part, *([allow_targets] if allow_targets else []))
         if json.loads(found) != json.loads(text):
             raise ValueError(f"{part} holds another description than was written")
         with torch.no_grad():
@@ -93,9 +94,9 @@ def description(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def examples(record: dict[str, Any]) -> Tensor:
-    """Sixteen random inputs within the bounds, on which predictions are compared."""
+    """Sixteen random inputs within the bounds, or two of large ones, on which predictions are compared."""
     low, high = record.get("bounds") or (-2.0, 2.0)
-    shape = (16, *record["input_shape"])
+    shape = (16 if math.prod(record["input_shape"]) <= 1 << 20 else 2, *record["input_shape"])
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -106,8 +107,8 @@ def save_safetensors(network: nn.Module, x: Tensor, text: str, path: Path) -> No
     save_file({name: t.contiguous() for name, t in network.state_dict().items()}, path, metadata={DESCRIPTION: text})
 
 
-def load_safetensors(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The network, made by its class and given the weights: of a file that was just written, or of one that you trust."""
+def load_safetensors(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The network, made by its class, one of this project or of the packages in `allow_targets`, and given the weights."""
     from safetensors import safe_open  # pyright: ignore[reportMissingImports]
 
     with safe_open(path, framework="pt") as file:
@@ -115,7 +116,7 @@ def load_safetensors(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     told = json.loads(text)
     described = {"input_shape": told["input"]["shape"][1:], "class_names": told["class_names"], **told["normalize"]}
-    network = records.make_network(DictConfig(told["model"]), described)
+    network = records.recorded_network(renamed(told["model"]), described, allow_targets=allow_targets)
     network.load_state_dict(state)
     return network.eval(), text
 
@@ -126,7 +127,7 @@ def save_torch_export(network: nn.Module, x: Tensor, text: str, path: Path) -> N
     torch.export.save(program, path, extra_files={DESCRIPTION: text})
 
 
-def load_torch_export(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def load_torch_export(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
     """The graph as a module."""
     extra = {DESCRIPTION: ""}
     program = torch.export.load(path, extra_files=extra)
@@ -151,7 +152,7 @@ def save_onnx(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
     onnx.save(model, path)
 
 
-def load_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def load_onnx(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
     """The graph, run by ONNX Runtime."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 

@@ -1,6 +1,35 @@
 """How values are written on Hydra's command line."""
 
+import shlex
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 
 def quoted(value: object) -> str:
     """The value as one word: without quotes Hydra reads commas as a sweep, and refuses brackets and letters beyond ASCII."""
     return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def refuse_unreadable(words: Iterable[str]) -> None:
+    """Refuse what Hydra's grammar has no reading for, such as most punctuation in the name of a file, with the words to type instead.
+
+    Args:
+        words: The overrides as they were typed.
+
+    Raises:
+        ValueError: If there is such a word.
+    """
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            key, equals, value = word.partition("=")
+            if not equals:
+                remedy = f"{word}: a setting is written as key=value" if key.isprintable() else f"{word!r} is no setting"
+                raise ValueError(remedy) from error
+            instead = f"{key}={quoted(value)}"
+            instead = shlex.quote(instead) if {*value} & {*'!$`"\\'} else f'"{instead}"'
+            raise ValueError(f"{word}: characters such as ~ = # & ! ' ; ( ) [ ] need quotes within quotes. Type {instead}") from error

@@ -15,6 +15,7 @@ from vat.data.loader import Inputs, as_input
 from vat.data.own.images import images_within
 from vat.functional import probabilities
 from vat.runs import checkpoints, folders, records, report
+from vat.runs.text import cell
 
 
 def predict(
@@ -66,6 +67,9 @@ def predict(
     on = records.device_named(device)
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
     names, inputs, copied = read_inputs(data, record, name)
+    names = [cell(example) if isinstance(example, str) else example for example in names]
+    copied = None if copied is None else [cell(value) for value in copied]
+    classes = [cell(name) for name in record["class_names"]]
     starts = range(0, len(names), batch_size)
     part = output.with_name(f".part-{output.name}")
     with folders.writable(output.parent, "output"):
@@ -74,16 +78,19 @@ def predict(
         # A file's name that is not UTF-8 is written as its own bytes.
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
             writer = csv.writer(file)
-            of_classes = [f"p({c})" for c in record["class_names"]] if chances else []
-            writer.writerow(["example", *([] if name is None else [name]), "prediction", "confidence", *of_classes])
+            of_classes = [cell(f"p({c})") for c in record["class_names"]] if chances else []
+            writer.writerow(["example", *([] if name is None else [cell(name)]), "prediction", "confidence", *of_classes])
             for start in track(starts, description="predicting", console=report.console, transient=True):
                 rows = torch.arange(start, min(start + batch_size, len(names)))
                 x = prepared(inputs[rows], record, data)
                 p = probabilities(network(x.to(on))).cpu()
+                if not p.isfinite().all():
+                    example = names[start + int(p.isfinite().all(1).logical_not().nonzero()[0])]
+                    raise ValueError(f"input={data}: the network's output for {example} is not finite, so there is no prediction")
                 for row, shares, chosen in zip(rows.tolist(), p.tolist(), p.argmax(1).tolist(), strict=True):
                     ahead = [names[row]] if copied is None else [names[row], copied[row]]
                     behind = [f"{share:.6f}" for share in shares] if chances else []
-                    writer.writerow([*ahead, record["class_names"][chosen], f"{shares[chosen]:.6f}", *behind])
+                    writer.writerow([*ahead, classes[chosen], f"{shares[chosen]:.6f}", *behind])
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)

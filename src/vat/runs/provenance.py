@@ -28,8 +28,13 @@ def environment() -> dict[str, str]:
 
 
 def _git_state() -> str:
+    # A GIT_CONFIG_… in the environment may name commands that git runs, and GIT_DIR another repository.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
     def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+        found = subprocess.run(
+            ["git", *words], env=plain, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
         return found.stdout.strip()
 
     try:

@@ -3,22 +3,26 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.own.base import OwnData
 from vat.models import Normalize
+from vat.regularizers import Regularizer
+from vat.runs import targets
 from vat.runs.checkpoints import read_checkpoint
-from vat.runs.targets import names_any, refuse_foreign
+from vat.runs.data_node import make_data
+from vat.runs.text import brief
 
 DESCRIBED = {
     "class_names": (list, tuple),
@@ -28,6 +32,10 @@ DESCRIBED = {
     "unit": str,
 }
 """What the record of any checkpoint says of the inputs, and its type."""
+
+
+MOST_VALUES = 1 << 24
+"""Of one input, 3 × 2,364 × 2,364: a network that pools takes any size, so that a record may name more than there is memory."""
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -62,10 +70,26 @@ def data_digest(data: Any) -> str:
 
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
-    """The network of a `model` node for data that are `described`, of which its constructor is told what it asks for."""
+    """The network of the user's own `model` node for data that are `described`, of which its constructor is told what it asks for."""
     takes = inspect.signature(get_object(model["_target_"])).parameters
-    facts = {"input_shape": tuple(described["input_shape"]), "num_classes": len(described["class_names"])}
-    network = instantiate(model, **{name: value for name, value in facts.items() if name in takes}, _convert_="all")
+    facts = {name: value for name, value in _facts(described).items() if name in takes}
+    return _complete(instantiate(model, **facts, _convert_="all"), described)
+
+
+def recorded_network(model: Any, described: dict[str, Any], *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """As `make_network`, of the node that a file brought along.
+
+    Raises:
+        RefusedError: If it names what it may not (`vat.runs.targets`).
+    """
+    return _complete(targets.make(model, "model", allowed=allow_targets, facts=_facts(described)), described)
+
+
+def _facts(described: dict[str, Any]) -> dict[str, Any]:
+    return {"input_shape": tuple(described["input_shape"]), "num_classes": len(described["class_names"])}
+
+
+def _complete(network: nn.Module, described: dict[str, Any]) -> nn.Module:
     if described["mean"] is not None:
         network = nn.Sequential(Normalize(described["mean"], described["std"]), network)
     # The layout in which convolutions are fastest; nothing else is affected. `channels_last=false` switches it off in training.
@@ -87,64 +111,93 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
 
 def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
     """As `load_network`, of a checkpoint that was read from `path` already."""
-    model = node_of(checkpoint, path, "model", allow_targets=allow_targets)
     with _describing_its_weights(path):
         record, state = checkpoint["record"], _network_state(checkpoint)
-        for key, kind in DESCRIBED.items():
-            if not isinstance(record[key], kind):
-                raise TypeError(f"{key} is {record[key]!r}")
-        if not names_any(model, allow_targets):  # a constructor of the user's own may read values, as of a schedule it computes
+        _check(record)
+        model = record["config"]["model"]
+        if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
             with torch.device("meta"):  # first without memory, of which a record may name more than there is
-                make_network(DictConfig(model), record).load_state_dict(state, assign=True)
-        network = make_network(DictConfig(model), record)
+                with targets.few_parameters(len(state)):
+                    empty = recorded_network(model, record)
+                empty.load_state_dict(state, assign=True)
+        network = recorded_network(model, record, allow_targets=allow_targets)
         network.load_state_dict(state)
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path}: {name} is not finite, so its training diverged: take an earlier checkpoint")
     return network.eval()
 
 
-def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> DictConfig:
-    """The node of the data set that a checkpoint was trained on.
+def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> ResidentDataModule:
+    """The data set that a checkpoint was trained on, before its `setup`.
 
     Raises:
         ValueError: it names something else, or something from elsewhere.
     """
-    node = node_of(checkpoint, path, "data", allow_targets=allow_targets)
-    target = node.get("_target_") if isinstance(node, dict) else None
+    with _describing_its_weights(path):
+        node = checkpoint["record"]["config"]["data"]
     try:
-        kind = get_class(str(target))
-    except Exception as error:  # an import, too, raises what it likes
-        raise ValueError(f"{path} was trained on {target}, which cannot be found: name a data set by data=...") from error
-    if not issubclass(kind, ResidentDataModule):
-        raise ValueError(f"{path} was trained on {target}, which is no data set of this project: name one by data=...")
-    return DictConfig(node)
+        if not targets.is_own(node, "data"):
+            return targets.make(node, "data")
+        targets.refuse_foreign(node, "data set", allowed=allow_targets)
+        if not all(targets.is_own(node, key) for key in targets.KINDS):
+            raise targets.RefusedError("it is no data set")
+        return make_data(DictConfig(node), call=lambda given: targets.call_own(given, "data set", allowed=allow_targets))
+    except Exception as error:  # whatever a constructor trips over that is given nonsense
+        name = brief(node.get("_target_") if isinstance(node, dict) else node)
+        raise ValueError(f"{path} was trained on {name}, which cannot be made ({error}): name a data set by data=...") from error
 
 
-def node_of(checkpoint: dict[str, Any], path: Path, key: str, *, allow_targets: Sequence[str] = ()) -> Any:
-    """A node of the configuration that a checkpoint carries, in which every target may be made.
-
-    Args:
-        checkpoint: as read.
-        path: where from.
-        key: of the node.
-        allow_targets: packages of your own; a checkpoint must not choose what code is run.
+def regularizers_of(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> list[Regularizer]:
+    """The regularizers of a recorded configuration.
 
     Raises:
-        ValueError: there is no such node, or it names something from elsewhere.
+        RefusedError: If it names what it may not (`vat.runs.targets`).
     """
-    with _describing_its_weights(path):
-        node = checkpoint["record"]["config"][key]
     try:
-        refuse_foreign(node, allowed=allow_targets)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return node
+        return [targets.make(node, "regularizers", allowed=allow_targets) for node in config["regularizers"]]
+    except targets.RefusedError:
+        raise
+    except Exception as error:  # whatever a constructor trips over that is given nonsense
+        raise targets.RefusedError(f"the checkpoint's regularizers cannot be made: {brief(error)}") from error
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Refuse what a record says of the inputs where it is not of the kind that `describe` gives.
+
+    Raises:
+        TypeError: names the first such value.
+    """
+    for key, kind in DESCRIBED.items():
+        if not isinstance(record[key], kind):
+            raise TypeError(f"{key} is {brief(record[key])}")
+    preparation, config = record.get("preparation") or {}, record["config"]
+    per_feature = [value if isinstance(value, list) else [value] for key in ("mean", "std") if (value := preparation.get(key)) is not None]
+    numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
+    right = {
+        "class_names": bool(record["class_names"]) and all(isinstance(name, str) for name in record["class_names"]),
+        "input_shape": bool(record["input_shape"])
+        and all(type(n) is int and n >= 1 for n in record["input_shape"])
+        and math.prod(record["input_shape"]) <= MOST_VALUES,
+        "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
+        "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
+        "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
+        "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
+        "config": "model" in config and isinstance(config["data"], dict),
+    }
+    for key, good in right.items():
+        if not good:
+            raise TypeError(f"{key} is {brief(record.get(key))}")
 
 
 @contextmanager
 def _describing_its_weights(path: Path) -> Iterator[None]:
     try:
         yield
+    except targets.RefusedError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever a constructor trips over that is given nonsense
-        reason = " ".join(str(error).split())  # torch takes a line for each tensor
+        reason = brief(" ".join(str(error).split()))  # torch takes a line for each tensor
         raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({reason})") from error
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from vat.evaluation.few_examples import counted
 from vat.lightning.figures import CAPTIONS
 from vat.runs import page
 from vat.runs.checkpoints import BEST
+from vat.runs.text import cell, visible
 
 CONFUSION = "confusion.csv"
 PAGE = "index.html"
@@ -31,8 +33,18 @@ FILES = {
     "confusion matrix": CONFUSION,
 }
 
+
+class VisibleConsole(Console):
+    """A console on which text of class names, file names and checkpoints gives the terminal no commands."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            shown = visible(segment.text, keep="\n").encode(self.encoding, "backslashreplace").decode(self.encoding)
+            yield segment if segment.control else segment._replace(text=shown)
+
+
 # Wide enough that a path is not broken where nobody looks at a terminal.
-console = Console(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
+console = VisibleConsole(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
 EVALUATIONS = "<!-- evaluations -->"
@@ -85,12 +97,19 @@ def settings(cfg: DictConfig) -> None:
     console.print(table, "")
 
 
+def note(text: str) -> None:
+    """Print a sentence, if there is one."""
+    if text:
+        console.print(text, "")
+
+
 def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
     """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", *class_names])
-        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+        names = [cell(name) for name in class_names]
+        writer.writerow(["class", *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
 
 
 def closing(

@@ -1,19 +1,20 @@
 """Which runs may resume: a checkpoint and a folder are checked against the settings of the job."""
 
 import json
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vat.data.own.base import OwnData
+from vat.runs.data_node import make_data
 from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, settings_digest
 from vat.runs.records import _describing_its_weights, _network_state, data_digest
-from vat.runs.targets import refuse_foreign
+from vat.runs.text import brief
 
 
 def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
@@ -33,22 +34,30 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
             f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
         )
-    if finished(folder) is not None and issubclass(get_class(cfg.data._target_), OwnData):  # published data are checked when they are read
-        data = instantiate(cfg.data, _convert_="all")
+    own = not cfg.data._target_.startswith("vat.data.sets.")  # published data are checked when they are read
+    if finished(folder) is not None and own:
+        data = make_data(cfg.data)
         data.setup()
         now = data_digest(data)
         if environment.get("data", now) != now:
             raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
 
 
-def refuse_foreign_settings(cfg: DictConfig) -> None:
-    """Refuse a configuration whose files name something from elsewhere; what is typed on the command line is the user's word.
+@contextmanager
+def restoring(checkpoint: Path | None) -> Iterator[None]:
+    """Within it, what Lightning trips over when it restores a run from `checkpoint` is told in one line.
 
     Raises:
-        ValueError: names the first such target and the remedy.
+        ValueError: the checkpoint does not hold the state of such a run.
     """
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    refuse_foreign(OmegaConf.to_container(cfg, resolve=True), allowed=cfg.allow_targets, typed=typed)
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith(("restore", "resume", "_restore")) for f in frames):
+            raise
+        reason = brief(" ".join(str(error).split()))
+        raise ValueError(f"{checkpoint} does not hold the state of such a run ({reason}): take another, or start anew") from error
 
 
 def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module, record: dict[str, Any]) -> None:

@@ -10,16 +10,19 @@ import inspect
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Union
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import vat
 from vat import attacks, models
 from vat.data.own.arrays import Arrays
+from vat.data.own.datasets import Datasets
 from vat.data.own.images import Images
 from vat.data.sets.cifar import CIFAR10, CIFAR100
 from vat.data.sets.digits import Digits
@@ -29,37 +32,56 @@ from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
 from vat.regularizers import PublishedVAT
+from vat.runs import choices
 from vat.schedule import LinearDecay
 
+TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
+
+DATASETS = ("labeled", "unlabeled", "validation", "test", "class_names", "unit")
+"""What a function of the user's own says of its Datasets; the other arguments of `Datasets` are options."""
+
 PRIMITIVES = (bool, int, float, str)
+
+# A checkpoint may name these classes, and no others (`vat.runs.targets`).
+DATA = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
+NETWORKS = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+REGULARIZERS = (
+    vat.VAT,
+    PublishedVAT,
+    vat.RandomPerturbation,
+    vat.Adversarial,
+    vat.Entropy,
+    vat.ClassBalance,
+    vat.PiModel,
+    vat.MeanTeacher,
+)
 
 
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
-    data = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays)
-    regularizers = (
-        vat.VAT,
-        PublishedVAT,
-        vat.RandomPerturbation,
-        vat.Adversarial,
-        vat.Entropy,
-        vat.ClassBalance,
-        vat.PiModel,
-        vat.MeanTeacher,
-    )
-    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
-    nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers)}
+    nodes: dict[Any, type] = {target: schema(target) for target in (*DATA, *REGULARIZERS)}
     nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # a name that evaluations are known by
-    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
+    nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in NETWORKS}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
+    choices.register()
+    nodes[Datasets] = schema(Datasets, without=DATASETS)
     store = ConfigStore.instance().store
     for target, node in nodes.items():
         store(name=target.__name__, group="schema", node=node)
+    for name, node in tuned().items():
+        store(name=name, group="tuned", node=node, package="_global_")
+
+
+def tuned() -> dict[str, Any]:
+    """The values in `conf/tuned.yaml`, by `<experiment>_<regularizer>`: of Hydra's own files each pair would need one."""
+    table = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
+    assert isinstance(table, dict)
+    return {f"{experiment}_{one}": node for experiment, of in table.items() for several, node in of.items() for one in several.split(", ")}
 
 
 def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False, module: str | None = None) -> type:

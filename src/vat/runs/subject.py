@@ -1,20 +1,22 @@
 """What an evaluation is about: a checkpoint's network, and the examples that it may be tested on."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from vat.data.datamodule import ResidentDataModule
+from vat.data.files import download
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.runs import checkpoints, folders, records
+from vat.runs.data_node import make_data
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,16 @@ def subject(cfg: DictConfig) -> Subject:
     record = checkpoint["record"]
     device = records.device_named(cfg.device)
     network = records.network_of(checkpoint, path, allow_targets=cfg.allow_targets).to(device)
-    node = cfg.get("data") or records.data_of(checkpoint, path, allow_targets=cfg.allow_targets)
-    if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
-        node.seed = record["config"]["data"].get("seed", node.seed)  # not that of the attacks: of a synthetic set it is another draw
-    data = instantiate(node, _convert_="all")
-    data.setup()
+    if cfg.get("data"):
+        node = cfg.data
+        if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
+            seed = record["config"]["data"].get("seed")
+            # Not that of the attacks: of a synthetic set it is another draw. Text of a checkpoint could be an interpolation.
+            node.seed = seed if type(seed) is int else node.seed
+        data = make_data(node)
+        data.setup()
+    else:
+        data = trained_data(checkpoint, path, allow_targets=cfg.allow_targets)
     refuse_other_data(record, data, path)
     prepare_as_trained(record, data, path)
     if cfg.get("data"):
@@ -79,6 +86,19 @@ def subject(cfg: DictConfig) -> Subject:
     rows = rows if cfg.limit is None else evenly(rows, cfg.limit)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return Subject(network, record, data, rows, run, device)
+
+
+def trained_data(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> ResidentDataModule:
+    """The data set that a checkpoint was trained on, ready for use.
+
+    Raises:
+        ValueError: the checkpoint names something else, or nonsense.
+        DownloadError: a file is absent from the folder that the checkpoint names, into which nothing is downloaded.
+    """
+    data = records.data_of(checkpoint, path, allow_targets=allow_targets)
+    with download.only_reading() if checkpoint["record"]["config"]["data"].get("data_dir") else nullcontext():
+        data.setup()
+    return data
 
 
 def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
@@ -154,8 +174,7 @@ def refuse_training_examples(
     record = checkpoint["record"]
     if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
         return
-    trained = instantiate(records.data_of(checkpoint, path, allow_targets=allow_targets), _convert_="all")
-    trained.setup()
+    trained = trained_data(checkpoint, path, allow_targets=allow_targets)
     seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
     if number := int(torch.isin(data.split.test, seen).sum()):
         raise ValueError(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vat.plots import sweep_figure
 from vat.runs import evidence, folders, page, report
+from vat.runs.text import cell
 
 ERROR = "error.txt"
 """Why the last try of a folder's job failed, also where an earlier job has left metrics there."""
@@ -145,10 +146,12 @@ def _write_csv(settings: Sequence[Setting], path: Path) -> None:
     names = ("val_error_percent", "test_error_percent", "test_lds", "seconds")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*keys, "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
+        writer.writerow([*map(cell, keys), "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
         for s in settings:
             numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
-            writer.writerow([*(s.values.get(key, "") for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)])
+            writer.writerow(
+                [*(cell(s.values.get(key, "")) for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)]
+            )
 
 
 def _job_rows(jobs: Sequence[Job], folder: Path) -> tuple[list[str], list[list[str]]]:

@@ -60,6 +60,8 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
     _enlist(overrides, folder)
     (folder / ERROR).unlink(missing_ok=True)
     try:
+        if cfg.data.get("validation_share") == 0:
+            raise ValueError("data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it")
         resume.refuse_other_job(cfg, folder)
         metrics = folders.finished(folder)
         if metrics is None:
@@ -143,7 +145,8 @@ class Sweep(HydraCallback):
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{NAME}={_name(config)}")
         source = str(SOURCE)  # a launcher's worker is no `python src/train.py`
-        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        # The working directory is where one's own modules are, and comes last: hydra_plugins/working_directory.py
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the summary.

@@ -170,7 +170,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
             differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
             paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
         setting = "–"
-        if method.tuned:  # what was chosen, or what the job found in conf/tuned/
+        if method.tuned:  # what was chosen, or what the job found in conf/tuned.yaml
             value = chosen[method.name]
             if value is None:
                 value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)

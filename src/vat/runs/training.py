@@ -36,6 +36,7 @@ from vat.runs import (
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
+from vat.runs.data_node import make_data
 
 TESTS = ("last", "best", "none")
 
@@ -60,9 +61,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.keep_freed_memory:
         allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
-    data = instantiate(cfg.data, _convert_="all")
+    data = make_data(cfg.data)
     refuse_early_end(cfg, data.steps_per_epoch)
     data.setup()
+    validates = len(data.split.validation) > 0
+    if cfg.test == "best" and not validates:
+        raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
     settings = folders.settings_digest(cfg)
     cfg, computed = default_eps.filled_in(cfg, data)
     if cfg.choose_eps:
@@ -99,12 +103,14 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
         )
         report.settings(cfg)
+        report.note(data.summary)
         default_eps.tell(computed, data.unit)
         honesty.warn_of_few(data)
         try:
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
-            trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+            with resume.restoring(start):
+                trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
             if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
                 reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
@@ -112,7 +118,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
                 classifier.load_state_dict(checkpoints.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
                 trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
-            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False)
+            (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False) if validates else ({},)
             if cfg.test != "none":
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
@@ -210,7 +216,6 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
-    resume.refuse_foreign_settings(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
@@ -253,6 +258,7 @@ def quiet() -> None:
         ".*LeafSpec.*deprecated.*",
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
+        ".*Total length of `list` across ranks is zero.*",  # of data without a validation part, which say what that means
         ".*log_every_n_steps.*",
         ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation

@@ -3,14 +3,19 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from vat.runs import overrides
+from vat.runs.text import visible, visible_warnings
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
@@ -20,11 +25,19 @@ OUT_OF_MEMORY = (
 )
 
 
+def run(main: Callable[[], Any]) -> None:
+    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy."""
+    with readable_errors():
+        overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+    main()
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows."""
     try:
-        yield
+        with visible_warnings():
+            yield
     except SIGTERMException:
         print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
@@ -48,8 +61,9 @@ def readable(error: BaseException) -> str:
     if _out_of_memory(cause):
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-        return str(cause).splitlines()[0]
-    return str(cause) or type(cause).__name__
+        return visible(str(cause).splitlines()[0])
+    # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
+    return visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
 
 
 def _out_of_memory(error: BaseException) -> bool:

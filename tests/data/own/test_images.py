@@ -17,6 +17,8 @@ from vat.data.own import base as own
 from vat.data.own.images import Images, find_images
 from vat.lightning.classifier import Classifier
 
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{said}") for said in ("no labelled example is", ".* examples to train on")]
+
 ROOT = Path(__file__).parents[3]
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOURS = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=2)
@@ -227,6 +229,36 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
         find_images(tmp_path)
 
 
+def test_folders_whose_names_differ_in_form_or_case_alone_are_named(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        saved(tmp_path / name / "1.png", GRADIENT)
+    with pytest.raises(ValueError, match=r"holds 'cafe\\u0301' and 'caf\\xe9', which differ in the form of their characters alone"):
+        find_images(tmp_path)
+    (tmp_path / "caf\u00e9").rename(tmp_path / "cat")
+    assert find_images(tmp_path)[0] == ["caf\u00e9", "cat"]
+
+
+def test_what_cannot_be_entered_is_refused_by_name(tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/inner/2.png", "b/1.png"):
+        saved(tmp_path / name, GRADIENT)
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", locked)
+        with pytest.raises(ValueError, match=r"a/inner cannot be read \(Permission denied\): make it readable, or move it out of the data"):
+            find_images(tmp_path)
+    for link in (tmp_path / "b" / "more", tmp_path / "class"):
+        link.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(ValueError, match=rf"{link} is a link to nowhere, perhaps to a folder of images"):
+            find_images(tmp_path)
+        link.unlink()
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     outside = saved(tmp_path / "elsewhere" / "1.png", GRADIENT)
     saved(tmp_path / "data" / "b" / "1.png", GRADIENT)
@@ -267,6 +299,11 @@ def test_a_folder_of_another_form_is_refused(tmp_path, names, message):
 def test_no_folder_and_a_pipe_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dir=.*nowhere is no folder"):
         ready(tmp_path / "nowhere")
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(
+        ValueError, match=r"rows\.csv is a file and no folder: name the one .*; data=arrays data\.train=.*rows\.csv reads a"
+    ):
+        ready(tmp_path / "rows.csv")
     for name in ("a", "b"):
         saved(tmp_path / name / "1.png", GRADIENT)
     os.mkfifo(tmp_path / "a" / "2.png")
@@ -349,7 +386,8 @@ def test_a_constant_channel_is_not_divided_by_zero(tmp_path):
 
 
 def test_the_seed_moves_the_labels_and_the_split_seed_the_parts(folder):
-    one, other, moved = ready(folder, num_labeled=6), ready(folder, num_labeled=6, seed=1), ready(folder, num_labeled=6, split_seed=1)
+    settings = ({"split_seed": 0}, {"split_seed": 0, "seed": 1}, {"split_seed": 1})
+    one, other, moved = (ready(folder, num_labeled=6, **options) for options in settings)
     assert torch.equal(one.split.test, other.split.test)
     assert torch.equal(one.split.validation, other.split.validation)
     assert not torch.equal(one.split.labeled, other.split.labeled)
@@ -458,7 +496,7 @@ def test_a_large_set_is_streamed(folder):
         ({"group_pattern": "("}, r"group_pattern='\(' is no regular expression: missing \)"),
         (
             {"test_share": 0.9, "validation_share": 0.1},
-            "must be > 0 and leave something to train on; got validation_share=0.1, test_share=0.9",
+            "they must leave something to train on; got validation_share=0.1, test_share=0.9",
         ),
         ({"test_share": 0.0}, "test_share=0.0"),
     ],

@@ -78,9 +78,18 @@ def test_an_archive_is_read_by_exact_names_in_the_order_asked_for(tmp_path, pack
 ARCHIVE = tar([("one", GOOD), ("two", GOOD)])
 
 
+def negative(archive):
+    """The archive with a size of -1 in its first header, which has base 256 for that."""
+    header = bytearray(archive[:512])
+    header[124:136] = b"\xff" * 12
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * ord(" ") + sum(header[156:]))
+    return bytes(header) + archive[512:]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (negative(ARCHIVE), "is no tar archive: one has -1 bytes"),
         (tar([("./one", GOOD), ("two", GOOD)]), "lacks one"),
         (ARCHIVE[:5000], "a.tar:one cannot be read: 4731 more bytes should follow"),
         (ARCHIVE[: 512 + 9728], "ends too early: 512 bytes should follow, 0 do"),

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from vat.data.files.content import PIECE, new_hash, opened
 
 TIMEOUT = 30.0  # seconds of silence from a server, after which the next is tried
 MOST_BYTES = 2 << 30  # the largest of our files, SVHN's extra set, has 1.33 GB; a server that never ends must not fill the disk
+
+
+_only_reading = ContextVar("only_reading", default=False)
 
 
 class DownloadError(OSError):
@@ -63,6 +67,10 @@ def fetch(file: PublishedFile, folder: Path) -> Path:
     path = _present(file, folder)
     if path is not None:
         return path
+    if _only_reading.get():
+        raise DownloadError(
+            f"{folder} lacks {file.name}, and nothing is downloaded into a folder that a checkpoint names: name the data by data=..."
+        )
     try:
         with _alone(folder):
             return _present(file, folder) or _download(file, folder / file.name)
@@ -70,6 +78,16 @@ def fetch(file: PublishedFile, folder: Path) -> Path:
         raise
     except OSError as error:  # read-only folder, full disk
         raise DownloadError(_instructions(file, folder, [f"it cannot be written: {error}"])) from error
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Within it `fetch` downloads nothing: a checkpoint that names a folder must not have it written to."""
+    token = _only_reading.set(True)
+    try:
+        yield
+    finally:
+        _only_reading.reset(token)
 
 
 def _present(file: PublishedFile, folder: Path) -> Path | None:

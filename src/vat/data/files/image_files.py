@@ -1,5 +1,8 @@
 """Image files of any size and mode as bytes of one shape, read when they are asked for."""
 
+import io
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +18,17 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pi
 MODES = {"RGB": 3, "L": 1}
 MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
 MAX_PIXELS_PER_BYTE = 2**16  # of a blank page 8,192 pixels wide as fax, a bit for each line; what claims more is made up
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+FAINT = 8  # grey levels of 256, below which nothing is seen
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(path: Path, size: int, mode: str) -> Tensor:
     """The first picture in a file, upright, its central square resized.
 
-    The orientation that a camera noted in EXIF is applied. Transparent pixels are laid over white. Grey levels of 16 bits are rounded to
-    8; colours become grey by the luma of ITU-R 601. The square is as wide as the shorter side; resizing is bilinear, with antialiasing.
+    The orientation that a camera noted in EXIF is applied. Transparent pixels are laid over white, or over black if nothing is seen on
+    white; transparency that hides all of the picture is left out. Grey levels of 16 bits are rounded to 8; colours become grey by the luma
+    of ITU-R 601. The square is as wide as the shorter side; resizing is bilinear, with antialiasing.
 
     Args:
         path: A file of one of `FORMATS`.
@@ -58,29 +64,68 @@ def largest_deep_level(path: Path) -> int:
 
 def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"it has {width} × {height} pixels, where at most {MAX_PIXELS:,} are read")
-            if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
-                raise ValueError(f"it claims {width} × {height} pixels in {size} bytes")
-            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # PNG and PPM know what is white
-                kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
-                raise ValueError(f"its pixels are {kind}, of which white is not known; convert it to 8 or 16 bits")
-            return use(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} cannot be read as an image: its content is none of {', '.join(FORMATS)}") from error
+        return _opened(path, path, use)
     except Exception as error:  # a decoder of a damaged file raises whatever it trips over, from struct.error to TypeError
-        raise ValueError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"its content is none of {', '.join(FORMATS)}"
+        try:
+            if (bare := without_notes(path)) is not None:
+                reason = "it is a damaged PNG file" if isinstance(error, UnidentifiedImageError) else reason
+                return _opened(path, bare, use)
+        except Exception:  # the notes were not what is wrong
+            pass
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _opened(path: Path, content: Path | io.BytesIO, use: Callable[[Image.Image], Tensor]) -> Tensor:
+    with Image.open(content, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it has {width} × {height} pixels, where at most {MAX_PIXELS:,} are read")
+        if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
+            raise ValueError(f"it claims {width} × {height} pixels in {size} bytes")
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # PNG and PPM know what is white
+            kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
+            raise ValueError(f"its pixels are {kind}, of which white is not known; convert it to 8 or 16 bits")
+        return use(image)
+
+
+def without_notes(path: Path) -> io.BytesIO | None:
+    """A PNG file without its texts, profiles and other notes, of which Pillow refuses large and damaged ones; None of another format.
+
+    What says how the picture looks stays: the chunks that every reader must know, transparency, and a camera's orientation.
+    """
+    kept = io.BytesIO()
+    with path.open("rb") as file:
+        if file.read(len(PNG_MAGIC)) != PNG_MAGIC:
+            return None
+        kept.write(PNG_MAGIC)
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind[0] & 0x20 and kind not in (b"tRNS", b"eXIf"):  # a small letter: a note
+                file.seek(size + 4, io.SEEK_CUR)
+                continue
+            body = file.read(size + 4)
+            if kind != b"eXIf" or body[size:] == struct.pack(">I", zlib.crc32(kind + body[:size])):
+                kept.write(head + body)
+    kept.seek(0)
+    return kept
 
 
 def _converted(image: Image.Image, size: int, mode: str) -> Tensor:
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (OSError, MemoryError):  # of the picture itself
+        raise
+    except Exception:  # a damaged note of the camera, as a viewer passes over it
+        image.load()
     if image.mode in DEEP:
         image = _of_eight_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = _over_a_background(image.convert("RGBA"))
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # the only way that Pillow has from there
     image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -89,9 +134,26 @@ def _converted(image: Image.Image, size: int, mode: str) -> Tensor:
     return torch.from_numpy(np.array(image).reshape(size, size, -1)).permute(2, 0, 1).contiguous()
 
 
+def _over_a_background(image: Image.Image) -> Image.Image:
+    """An RGBA image over white, or over black where less than a grey level or two of it would be seen over white."""
+    if image.getchannel("A").getextrema() == (0, 0):  # a program's field that is not used, as in BMP
+        return image.convert("RGB")
+    over_white, over_black = (Image.alpha_composite(Image.new("RGBA", image.size, colour), image) for colour in ("white", "black"))
+    return over_black if _contrast(over_white) < FAINT <= _contrast(over_black) else over_white
+
+
+def _contrast(image: Image.Image) -> int:
+    return max(high - low for low, high in image.convert("RGB").getextrema())  # pyright: ignore[reportGeneralTypeIssues, reportOperatorIssue]
+
+
 def _of_eight_bits(image: Image.Image) -> Image.Image:
     grey = np.asarray(image).astype(np.int64)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    eight = ((grey + 128) // 257).astype(np.uint8)
+    if eight.min() == eight.max() and grey.min() < grey.max():
+        raise ValueError(
+            f"its values of 16 bits reach from {grey.min()} to {grey.max()}, which is one grey level of 8 bits: stretch them to 0 to 65535"
+        )
+    return Image.fromarray(eight)
 
 
 class ImageFiles:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vat.data.files.tables import UNKNOWN, Table, is_number, read_table
+from vat.data.files.names import UNKNOWN, is_number
+from vat.data.files.tables import Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
@@ -16,7 +17,9 @@ MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  
 
 
 class Arrays(OwnData):
-    """Examples from a .npz, or from a CSV or Parquet file where pandas is installed: `vat.data.files.tables.read_table` says how.
+    """Examples from a .npz or a CSV file, or from a Parquet file or folder if pyarrow is installed.
+
+    `vat.data.files.tables.read_table` says how.
 
     Four dimensions are images, of one to four channels either first, (N, C, H, W), or last, (N, H, W, C), and so are bytes of three,
     (N, H, W). Bytes are taken to [0, 1]. Anything else is features. The classes are the labels that occur, numbers in their order and
@@ -24,9 +27,9 @@ class Arrays(OwnData):
 
     Args:
         train: The file.
-        test: A file of the same form with the test examples, all of them labelled; None cuts the test part from `train`.
         label: Name of the labels.
         group: Name of the groups; None: every example stands for itself.
+        ignore: Columns of a table that are no features.
         standardize: Shift and scale by mean and standard deviation over the pool, constants by the shift alone: features one by one as
             they are loaded, images channel by channel in the network's first layer, which leaves ε in the units of the file.
         options: As in `OwnData`.
@@ -40,38 +43,41 @@ class Arrays(OwnData):
         self,
         *,
         train: str,
-        test: str | None = None,
         label: str = "y",
         group: str | None = None,
+        ignore: Sequence[str] = (),
         standardize: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.train, self.test = Path(train).expanduser(), None if test is None else Path(test).expanduser()
-        self.label, self.group = label, group
+        self.train = Path(train).expanduser()
+        self.label, self.group, self.ignore = label, group, ignore
         self.standardize = standardize
 
     @property
     def files(self) -> Sequence[Path]:
         """See `OwnData`."""
-        return [path for path in (self.train, self.test) if path is not None]
+        named = [path for path in (self.train, self.test) if path is not None]
+        return [file for path in named for file in (parquet_files(path) if path.is_dir() else [path])]
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts; the examples of `test` come last."""
-        table = read_table(self.train, label=self.label, group=self.group)
+        table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
         self.class_names = table.class_names or _classes(table.labels, self.train)
+        self.warn_of_lookalikes()
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
         if self.test is not None:
             if self.test.resolve() == self.train.resolve():
                 raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
-            held_out = self._fitting(self.test, read_table(self.test, label=self.label, group=self.group), table)
+            held_out = read_table(self.test, label=self.label, group=self.group, ignore=self.ignore, lenient=True)
+            held_out = self._fitting(self.test, held_out, table)
             test_x, test_y = self._examples(self.test, held_out)
             if (given := _described(test_x)) != (expected := _described(x)):
                 raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}; got {given}")
             x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
             groups = None if groups is None else groups + (held_out.groups or [])
-        split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test)
+        split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if self.standardize and x.ndim == 4:
@@ -92,7 +98,7 @@ class Arrays(OwnData):
         number = {UNKNOWN: -1} | {name: c for c, name in enumerate(self.class_names)}
         for row, name in enumerate(table.labels):
             if name not in number:
-                raise ValueError(f"{path}: row {row} has the label {name!r}; the classes are {', '.join(self.class_names)}")
+                raise ValueError(f"{path}: {table.place(row)} has the label {name!r}; the classes are {', '.join(self.class_names)}")
         x = torch.from_numpy(table.x)
         if x.ndim == 4:
             x = _channels_first(x, path)
@@ -103,7 +109,7 @@ class Arrays(OwnData):
     def _fitting(self, path: Path, table: Table, train: Table) -> Table:
         """The test examples, with their columns in the order of those for training."""
         if UNKNOWN in table.labels:
-            raise ValueError(f"{path}: test examples must be labelled; row {table.labels.index(UNKNOWN)} is not")
+            raise ValueError(f"{path}: test examples must be labelled; {table.place(table.labels.index(UNKNOWN))} is not")
         if table.class_names is not None and table.class_names != self.class_names:
             raise ValueError(f"{path} has the class_names {table.class_names}; those of {self.train} are {self.class_names}")
         shared = sorted({*(table.groups or ())} & {*(train.groups or ())})

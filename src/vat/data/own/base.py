@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vat.data.datamodule import ResidentDataModule
+from vat.data.files.names import lookalikes
 from vat.data.loader import Inputs, as_input
 from vat.data.neighbours import neighbours
-from vat.data.splits import Split, grouped_parts, stratified_parts
+from vat.data.own.copies import find_copies
+from vat.data.splits import Split, grouped_parts, stratified_parts, with_every_class
 from vat.seeds import stable_seed
 
 MOST_FOR_MOMENTS = 10_000  # images: mean and standard deviation of their pixels are then known to far below a grey level
@@ -22,16 +25,19 @@ MOST_FOR_MOMENTS = 10_000  # images: mean and standard deviation of their pixels
 class OwnData(ResidentDataModule):
     """Examples of which some have labels and the others the label −1.
 
-    The test and validation parts are cut from the labelled examples, stratified and fixed: `seed` does not move them. The pool is the
-    rest, with all examples that have no label.
+    The test and validation parts are cut from the labelled examples, stratified. The pool is the rest, with all examples that have no
+    label. A class keeps a labelled example to train on, even if a part gets none of it.
 
     Where examples come in groups (the images of one patient), no group has examples in two parts. What has no label and belongs to a
     group of the validation or test part is in no part at all.
 
     Args:
-        validation_share: Share of the labelled examples for validation.
-        test_share: Share of the labelled examples for the test; without effect where the test examples are given.
-        split_seed: Determines the validation and test parts.
+        test: The test examples, all of them labelled, of the same form as those for training; None cuts the test part from the labelled
+            examples.
+        validation_share: Share of the labelled examples for validation; 0 trains without, and then nothing tells how training goes, which
+            checkpoint is the best, or which of several settings.
+        test_share: Share of the labelled examples for the test; without effect if the test examples are given.
+        split_seed: Determines the validation and test parts; None: `seed` does, so that a spread over seeds is one over splits too.
         num_labeled: Labels that training sees; None for all in the pool.
         options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
 
@@ -42,9 +48,10 @@ class OwnData(ResidentDataModule):
     def __init__(
         self,
         *,
+        test: str | Dataset[Any] | None = None,
         validation_share: float = 0.1,
         test_share: float = 0.2,
-        split_seed: int = 0,
+        split_seed: int | None = None,
         num_labeled: int | None = None,
         batch_size_labeled: int = 32,
         batch_size_unlabeled: int = 128,
@@ -58,13 +65,15 @@ class OwnData(ResidentDataModule):
             steps_per_epoch=steps_per_epoch,
             **options,
         )
-        if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
+        self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
+        shares = {"validation_share": validation_share} | ({} if self.test else {"test_share": test_share})
+        if not (validation_share >= 0 and min(shares.get("test_share", 1), 1) > 0 and sum(shares.values()) < 1):
             raise ValueError(
-                "validation_share and test_share must be > 0 and leave something to train on; "
-                f"got validation_share={validation_share}, test_share={test_share}"
+                "validation_share must be >= 0 and test_share > 0, and they must leave something to train on; "
+                f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
             )
         self.validation_share, self.test_share = validation_share, test_share
-        self.split_seed = split_seed
+        self.split_seed = self.seed if split_seed is None else split_seed
 
     @cached_property
     def lds_eps(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]  # a number that takes a look at the data
@@ -77,26 +86,41 @@ class OwnData(ResidentDataModule):
         """Files that hold all of the inputs; none where they are too many to read for a comparison."""
         return ()
 
-    def cut(self, y: Tensor, *, groups: Tensor | None = None, num_test: int = 0) -> Split:
+    def cut(
+        self,
+        y: Tensor,
+        *,
+        groups: Tensor | None = None,
+        num_validation: int = 0,
+        num_test: int = 0,
+        unlabeled_as: Mapping[str, int] | None = None,
+    ) -> Split:
         """The parts.
 
         Args:
             y: Labels of all examples, −1 where there is none, shape (N,).
             groups: Number of each example's group, int64 of shape (N,); None where every example stands for itself.
+            num_validation: So many examples, before those for the test, are the validation part; 0 cuts it from the labelled ones.
             num_test: The last so many examples are the test part; 0 cuts it from the labelled ones.
+            unlabeled_as: How often each spelling of no label occurs.
 
         Raises:
             ValueError: If there are too few labelled examples or groups, or one class alone.
         """
-        train, test = torch.arange(len(y)).split([len(y) - num_test, num_test])
+        train, validation, test = torch.arange(len(y)).split([len(y) - num_validation - num_test, num_validation, num_test])
         known = y[train] >= 0
         labeled, unlabeled = train[known], train[~known]
-        if len(y[labeled].unique()) < 2:
+        said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
+        if len(found := y[labeled].unique()) < 2:
+            hint = ""
+            if (unlabeled_as or {}).get("-1"):
+                hint = f". -1 means that there is no label, in {said}: if it is a class, number the classes from 0, or give them names"
             raise ValueError(
-                f"{len(labeled)} labelled examples are of {len(y[labeled].unique())} classes: a classifier needs examples of two at least"
+                f"{len(labeled)} labelled examples are of {len(found)} classes: a classifier needs examples of two at least{hint}"
             )
-        shares = (self.validation_share,) if num_test else (self.test_share, self.validation_share)
-        sizes = [max(1, round(share * len(labeled))) for share in shares]
+        sizes = [] if num_test else [max(1, round(self.test_share * len(labeled)))]
+        if self.validation_share and not num_validation:
+            sizes.append(max(1, round(self.validation_share * len(labeled))))
         if sum(sizes) >= len(labeled):
             raise ValueError(f"{len(labeled)} labelled examples are too few to train on and to hold out {' + '.join(map(str, sizes))}")
         sizes.append(len(labeled) - sum(sizes))
@@ -104,10 +128,12 @@ class OwnData(ResidentDataModule):
             parts = stratified_parts(y[labeled], sizes, seed=self.split_seed)
         else:
             parts = grouped_parts(y[labeled], groups[labeled], sizes, seed=self.split_seed)
+        parts = with_every_class(parts, y[labeled], None if groups is None else groups[labeled])
         *held_out, pool = (labeled[part] for part in parts)
         if not num_test:
             test, *held_out = held_out
-        (validation,) = held_out
+        if held_out:
+            (validation,) = held_out
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
         self._warn_of_absent_classes({"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]})
@@ -115,19 +141,50 @@ class OwnData(ResidentDataModule):
             warnings.warn(
                 f"unlabeled_classes leaves out the {len(unlabeled)} examples without a label, which are of no class", stacklevel=2
             )
+        if self.num_labeled is not None and self.num_labeled > len(pool):
+            raise ValueError(
+                f"num_labeled must be between 1 and the {len(pool)} examples, or None for all; got {self.num_labeled}: of {len(labeled)} "
+                f"labelled ones, {len(validation) - num_validation} are for validation and {len(test) - num_test} for the test"
+            )
+        counts = ", ".join(f"{name}: {number}" for name, number in self._counts(y[labeled]).items())
+        self.summary = f"{len(y)} examples: {len(labeled)} labelled ({counts}), {len(train) - len(labeled)} without a label" + (
+            f", taken for that: {said}" if said else ""
+        )
+        given = {"validation": num_validation, "the test": num_test}
+        self.summary += "".join(f"; {number} given for {part}" for part, number in given.items() if number)
+        if not len(validation):
+            warnings.warn(
+                "validation_share=0: no example is held out for validation, so that nothing tells how training goes, which checkpoint is "
+                "the best, or which of several settings; a killed run resumes from its last epoch",
+                stacklevel=2,
+            )
         return self.divide(y, pool=pool, validation=validation, test=test, extra=unlabeled)
 
+    def _counts(self, y: Tensor) -> dict[str, int]:
+        """Examples of each class; of many classes the first ten."""
+        counts = torch.bincount(y, minlength=len(self.class_names)).tolist()
+        named = dict(zip(self.class_names, counts, strict=True))
+        return named if len(named) <= 12 else {**dict(list(named.items())[:10]), f"{len(named) - 10} more": sum(counts[10:])}
+
+    def warn_of_lookalikes(self) -> None:
+        """Warn of classes that a reader takes for one."""
+        if alike := lookalikes(self.class_names):
+            shown = ", ".join(map(ascii, alike))
+            warnings.warn(f"{shown} are {len(alike)} classes: if they are one, give them one name", stacklevel=2)
+
     def warn_of_copies(self, x: Inputs, split: Split) -> None:
-        """Warn where examples held out are the same, to the bit, as some that training sees. Streamed inputs are not looked through."""
-        if not isinstance(x, Tensor):
-            return
-        rows = x.cpu().numpy()
-        seen = {hash(rows[i].tobytes()) for i in split.unlabeled.tolist()}
-        parts = {"validation": split.validation, "test": split.test}
-        copies = {name: sum(hash(rows[i].tobytes()) in seen for i in part.tolist()) for name, part in parts.items()}
-        if said := " and ".join(f"{number} of {len(parts[name])} {name} examples" for name, number in copies.items() if number):
+        """Warn of examples held out that training sees too: the same to the bit or, among images, resized or recompressed.
+
+        Of streamed images some thousands are looked at.
+        """
+        found: dict[str, list[str]] = {}
+        for name, part in {"validation": split.validation, "test": split.test}.items():
+            for kind, number, of in find_copies(x, split.unlabeled, part):
+                found.setdefault(kind, []).append(f"{number} of {of} {name} examples")
+        for kind, said in found.items():
             warnings.warn(
-                f"{said} have the values of examples to train on: where these are copies, which flatter the result, give them one group",
+                f"{' and '.join(said)} {kind} examples to train on: if these are copies, the result is too good; remove them, or give "
+                "them one group",
                 stacklevel=2,
             )
 

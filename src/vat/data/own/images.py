@@ -1,5 +1,6 @@
-"""A user's own images: a folder for each class, and one for those without a label."""
+"""A user's own images: a folder for each class, and one for those without a label, or one folder and a table of labels."""
 
+import itertools
 import math
 import os
 import re
@@ -14,22 +15,46 @@ import torch
 from torch import Tensor
 
 from vat.data.files.image_files import MAX_PIXELS, MODES, SUFFIXES, UNREADABLE, ImageFiles, check_header, largest_deep_level, read_image
+from vat.data.files.names import composed
+from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.own.image_labels import LABELS, read_labels
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
 FILES_FOR_LEVELS = 100  # that are looked at for cameras of 12 or 14 bits
+# What storage, cameras' programs and archives leave next to images: copies, most of them small.
+SYSTEM = {
+    *(
+        "@eadir",
+        "@__thumb",
+        "@recycle",
+        "@recently-snapshot",
+        "@sharebin",
+        "#recycle",
+        "#snapshot",
+        "~snapshot",
+        "lost+found",
+        "lost&found",
+    ),
+    *("__macosx", "$recycle.bin", "recycler", "system volume information", "network trash folder", "temporary items", "_vti_cnf"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
+}
+SYSTEM_PREFIXES = (".", "synophoto_", "synofile_")
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Images(OwnData):
-    """Images in a folder for each class, and in `unlabeled/` those without a label.
+    """Images in a folder for each class, and in `unlabeled/` those without a label; or in one folder with a table of labels.
 
     The classes are the folders' names in alphabetical order; files may lie in folders within. Sizes and modes may differ:
     `vat.data.files.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over,
-    with a warning those of the formats `UNREADABLE`, and so is all whose name starts with a dot. Symbolic links are followed, to files
-    and to folders, also out of `dir`; a folder is not entered a second time.
+    with a warning those of the formats `UNREADABLE`, and so is all whose name starts with a dot, or that storage systems leave there
+    (`SYSTEM`). Symbolic links are followed, to files and to folders, also out of `dir`; a folder is not entered a second time.
+
+    A folder without folders of classes holds `labels.csv`, with the file of each image and its class
+    (`vat.data.own.image_labels.read_labels`); an image that it does not name, or gives no class, has no label.
 
     Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: of their files the
     headers are checked in `setup`, the rest when its turn comes, and a file found to be damaged then ends the run with an error that
@@ -37,7 +62,6 @@ class Images(OwnData):
 
     Args:
         dir: The folder that holds those of the classes.
-        test: A folder of the same form with the test examples; None cuts the test part from `dir`.
         size: Height and width of the network's inputs.
         mode: "RGB", or "L" for grey.
         corrupt: Files that cannot be read are refused, or left out ("skip") and named in a warning.
@@ -61,7 +85,6 @@ class Images(OwnData):
         self,
         *,
         dir: str,
-        test: str | None = None,
         size: int = 32,
         mode: Literal["RGB", "L"] = "RGB",
         corrupt: Literal["refuse", "skip"] = "refuse",
@@ -83,13 +106,14 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir, self.test = Path(dir).expanduser(), None if test is None else Path(test).expanduser()
+        self.dir = Path(dir).expanduser()
         self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 
     def load(self) -> tuple[Inputs, Tensor, Split]:
         """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label, then those of `test`."""
         self.class_names, files = find_images(self.dir)
+        self.warn_of_lookalikes()
         groups = self._groups(files)
         num_train = len(files)
         if self.test is not None:
@@ -112,7 +136,13 @@ class Images(OwnData):
             if self.test is not None and not num_test:
                 raise ValueError(f"data.test={self.test}: none of its files can be read as an image")
             y = torch.tensor([file.label for file in files])[kept]
-            split = self.cut(y, groups=numbered(groups)[kept] if groups else None, num_test=num_test)
+            unlabeled = f"in {UNLABELED}/" if (self.dir / UNLABELED).is_dir() else f"not in {LABELS}, or without a class there"
+            split = self.cut(
+                y,
+                groups=numbered(groups)[kept] if groups else None,
+                num_test=num_test,
+                unlabeled_as={unlabeled: number} if (number := int((y < 0).sum())) else {},
+            )
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
             some = kept[:: math.ceil(len(kept) / FILES_FOR_LEVELS)].tolist()
             if 0 < (level := max(largest_deep_level(files[row].path) for row in some)) < 2**14:
@@ -133,7 +163,8 @@ class Images(OwnData):
         if unknown := sorted({*names} - {*self.class_names}):
             raise ValueError(f"{folder} holds {', '.join(unknown)}; the classes of {self.dir} are {', '.join(self.class_names)}")
         if any(file.label < 0 for file in files):
-            raise ValueError(f"{folder / UNLABELED}: test examples must be labelled: remove it")
+            where = folder / UNLABELED if (folder / UNLABELED).is_dir() else folder / LABELS
+            raise ValueError(f"{where}: test examples must be labelled: " + ("remove it" if where.is_dir() else "give every image a class"))
         return [file._replace(label=self.class_names.index(names[file.label])) for file in files]
 
     def _readable(self, files: Sequence["FoundImage"], read: Callable[[int], object]) -> Tensor:
@@ -186,17 +217,29 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
         ValueError: If the folder is not as `Images` describes it.
     """
     if not folder.is_dir():
-        raise ValueError(f"dir={folder} is no folder: name the one that holds a folder for each class")
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        instead = f"; data=arrays data.train={folder} reads a table" if folder.suffix.lower() in TABLES else ""
+        what = "is a file and no folder" if folder.exists() else "is no folder"
+        raise ValueError(f"dir={folder} {what}: name the one that holds a folder for each class, or images and {LABELS}{instead}")
+    visible = sorted(path for path in folder.iterdir() if not _of_the_system(path.name))
     for path in visible:
-        if path.is_dir():
-            if path.name != UNLABELED and says_unlabeled(path.name):
-                raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
-            if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
-                raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
-        elif path.suffix.lower() in SUFFIXES:
-            raise ValueError(f"{path} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}")
-    classes = [path for path in visible if path.is_dir() and path.name != UNLABELED]
+        _refuse_link_to_nowhere(path)
+    loose = next((path for path in visible if path.suffix.lower() in SUFFIXES and not path.is_dir()), None)
+    folders = [path for path in visible if path.is_dir()]
+    for path in folders:
+        if path.name != UNLABELED and says_unlabeled(path.name):
+            raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
+        if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
+            raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
+    classes = [path for path in folders if path.name != UNLABELED]
+    if (folder / LABELS).is_file():
+        if loose is not None or len(classes) < least:
+            return _labelled_by_table(folder, least=least)
+        warnings.warn(f"{folder / LABELS} is not used: the folders next to it are the classes", stacklevel=2)
+    if loose is not None:
+        raise ValueError(
+            f"{loose} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}; or name the class of each file "
+            f"in {folder / LABELS}"
+        )
     if len(classes) < least:
         raise ValueError(f"{folder} must hold a folder for each of {least} or more classes; it holds {len(classes)} beside {UNLABELED}/")
     if all(path.name.lower() in PARTS for path in classes):
@@ -204,13 +247,30 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
             f"{folder} holds {', '.join(path.name for path in classes)}, which are parts and no classes: name one of them as data.dir, and "
             "as data.test the one for the test; the validation part is cut from data.dir, and the test part too where there is no data.test"
         )
+    names = [composed(path.name) for path in classes]
+    for first, second in itertools.combinations(range(len(names)), 2):
+        if names[first] == names[second]:
+            both = " and ".join(ascii(classes[k].name) for k in (first, second))
+            raise ValueError(f"{folder} holds {both}, which differ in the form of their characters alone: put them into one folder")
     files = []
     *labeled, unlabeled = images_within(*classes, folder / UNLABELED)
     for label, (path, found) in enumerate(zip(classes, labeled, strict=True)):
         if not found:
             raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): remove the folder, or put the images of this class into it")
         files += [FoundImage(path / within, within, label) for within in found]
-    return [path.name for path in classes], files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
+    return names, files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
+
+
+def _labelled_by_table(folder: Path, *, least: int) -> tuple[list[str], list[FoundImage]]:
+    """As `find_images`, of a folder with `LABELS`."""
+    (found,) = images_within(folder)
+    labels = read_labels(folder / LABELS, found)
+    names = sorted({*labels.values()})
+    if len(names) < least:
+        raise ValueError(f"{folder / LABELS} must hold {least} or more classes; it holds {len(names)}")
+    number = {name: c for c, name in enumerate(names)} | {None: len(names)}
+    order = sorted(found, key=lambda within: number[labels.get(within)])  # in each class still in the order of paths
+    return names, [FoundImage(folder / within, within, number[labels[within]] if within in labels else -1) for within in order]
 
 
 def images_within(*folders: Path) -> list[list[str]]:
@@ -229,6 +289,8 @@ def images_within(*folders: Path) -> list[list[str]]:
                 found.append(path.relative_to(folder).as_posix())
             elif suffix in UNREADABLE:
                 left_out[suffix] += 1
+            else:
+                _refuse_link_to_nowhere(path)
         found.sort()
     if left_out:
         counts = ", ".join(f"{number} files ending in {suffix}" for suffix, number in sorted(left_out.items()))
@@ -237,14 +299,26 @@ def images_within(*folders: Path) -> list[list[str]]:
 
 
 def _files_within(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it out of the data") from error
+
     entered = {os.path.realpath(folder)}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        inner, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse if os.path.lexists(folder) else None):
+        inner, folders[:] = sorted(name for name in folders if not _of_the_system(name)), []
         for name in inner:
             if (real := os.path.realpath(os.path.join(root, name))) not in entered:  # a link may lead back to where it lies
                 entered.add(real)
                 folders.append(name)
-        yield from (Path(root, name) for name in names if not name.startswith("."))
+        yield from (Path(root, name) for name in names if not _of_the_system(name))
+
+
+def _refuse_link_to_nowhere(path: Path) -> None:
+    if path.is_symlink() and not path.exists() and path.suffix.lower() not in SUFFIXES:  # with an image's name it counts as a damaged file
+        raise ValueError(f"{path} is a link to nowhere, perhaps to a folder of images: remove it, or put back what it links to")
+
+
+def _of_the_system(name: str) -> bool:
+    return name.lower() in SYSTEM or name.lower().startswith(SYSTEM_PREFIXES)
 
 
 def _group(file: FoundImage, pattern: re.Pattern[str]) -> str:

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 in their binary version: https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is unpickled."""
 
+import tarfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,13 +207,12 @@ class CIFAR100(_CIFAR):
 
 
 def _tar_entry(header: bytearray, archive: Content) -> tuple[str, int]:
-    """Name and size in a header of the ustar format and its kin; a kind with a name elsewhere is then no member asked for."""
+    """Name and size in a header. `tarfile` reads it alone: what follows it would read into memory, whatever its size."""
     try:
-        size, checksum = (int(bytes(field).strip(b"\0 ") or b"0", 8) for field in (header[124:136], header[148:156]))
-    except ValueError as error:
-        raise archive.fault(f"is no tar archive: {error}") from error
-    if checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]) or size < 0:
-        raise archive.fault("is no tar archive: the checksum of a header is wrong")
-    regular = header[156:157] in (b"0", b"\0")
-    name = bytes(header[:100]).rstrip(b"\0").decode("latin-1")
-    return name if regular else f"{name} (no regular file)", size
+        entry = tarfile.TarInfo.frombuf(bytes(header), "latin-1", "strict")
+    except tarfile.HeaderError as error:
+        raise archive.fault("is no tar archive: the checksum of a header is wrong, or one of its numbers") from error
+    if entry.size < 0:
+        raise archive.fault(f"is no tar archive: {entry.name} has {entry.size} bytes")
+    regular = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+    return entry.name if regular else f"{entry.name} (no regular file)", entry.size

@@ -1,0 +1,72 @@
+"""Examples held out that training sees too: copies to the bit, and images that were resized or compressed again."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vat.data.loader import Inputs, as_input
+from vat.data.splits import evenly
+
+SIDE, COARSE = 8, 4  # to which images are reduced before they are compared, and for a first look
+# Photographs and thumbnails of 60 pixels compressed at quality 60 differ by at most 2.6 grey levels and .087 deviations, nearly all by half
+# of that. Of 1,000 test images the nearest of 20,000 others differs by at least 2.7 and .085 (MNIST), 5.9 and .18 (CIFAR-10).
+MOST_DIFFERENCE = 4 / 255  # root mean square over the pixels of the reduced images, of the range of the values
+MOST_SHARE = 0.08  # the same, of the deviation of the pixels in an image: two faint images differ by little
+ROUNDING = 1e-3  # of the distances in the first look, which are differences of squares
+LEAST_SHARE = 0.005  # of the examples held out: a pair that is alike by chance is no news
+MOST_HELD_OUT, MOST_STREAMED = 2000, 2000  # images that are compared; streamed ones have to be decoded
+
+
+def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
+    """The kinds of copies there are: what they are in words, how many of the examples held out, and of how many that were looked at.
+
+    Args:
+        x: Inputs (N, ...); of images (N, C, H, W) near copies count too.
+        pool: Rows that training sees.
+        held_out: Rows that it should not.
+    """
+    exact = torch.zeros(len(held_out), dtype=torch.bool)
+    if isinstance(x, Tensor):
+        rows = x.cpu().numpy()
+        seen = {hash(rows[i].tobytes()) for i in pool.tolist()}
+        exact = torch.tensor([hash(rows[i].tobytes()) in seen for i in held_out.tolist()], dtype=torch.bool)
+        if exact.any():
+            yield "have the values of", int(exact.sum()), len(held_out)
+    if len(x.shape) == 4 and len(held_out):
+        if not isinstance(x, Tensor):
+            pool = evenly(pool, MOST_STREAMED)
+        looked_at = evenly(torch.arange(len(held_out)), MOST_HELD_OUT)
+        near = _near(_reduced(x, held_out[looked_at]), _reduced(x, pool)) & ~exact[looked_at]
+        if near.sum() > LEAST_SHARE * len(near):
+            yield "look like resized or recompressed copies of", int(near.sum()), len(looked_at)
+
+
+def _reduced(x: Inputs, rows: Tensor) -> Tensor:
+    """Images as (N, C, S, S) of the means of squares, in shares of the range of their values."""
+    reduced = torch.cat([_pooled(as_input(x[part]).float(), SIDE).cpu() for part in rows.split(500)])
+    return reduced if x.dtype == torch.uint8 else reduced / (reduced.amax() - reduced.amin()).clamp_min(1e-30)
+
+
+def _pooled(images: Tensor, side: int) -> Tensor:
+    height, width = images.shape[2:]
+    return F.adaptive_avg_pool2d(images, (min(side, height), min(side, width)))
+
+
+def _near(ones: Tensor, others: Tensor) -> Tensor:
+    """Which of the ones, (N,), have a near copy among the others.
+
+    The means of equal squares differ by no more than what is in the squares, so that a first look at few of them misses none.
+    """
+    height, width = ones.shape[2:]
+    coarse = COARSE if height % COARSE == width % COARSE == 0 else SIDE
+    few = [_pooled(images, coarse).flatten(1) for images in (ones, others)]
+    limits = (MOST_SHARE * ones.flatten(2).std(2, correction=0).mean(1)).clamp_max(MOST_DIFFERENCE)
+    found = torch.zeros(len(ones), dtype=torch.bool)
+    for rows in torch.arange(len(ones)).split(100):
+        distances = torch.cdist(few[0][rows], few[1]) / few[0].shape[1] ** 0.5
+        for pairs in torch.nonzero(distances <= limits[rows, None] + ROUNDING).split(20_000):
+            one, other = rows[pairs[:, 0]], pairs[:, 1]
+            found[one[(ones[one] - others[other]).flatten(1).square().mean(1).sqrt() <= limits[one]]] = True
+    return found

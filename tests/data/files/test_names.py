@@ -1,0 +1,112 @@
+import unicodedata
+
+import numpy as np
+import pytest
+
+from vat.data.files.names import lookalikes, name_of, names_of
+from vat.data.files.tables import read_table
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+VALUES = {  # what the label of each of four rows is, as a column or array of some type
+    "strings": (["cat", "", " dog ", "-1"], ["cat", "", "dog", ""], {"empty": 1, "-1": 1}),
+    "bytes": ([b"cat", b"", b" dog ", b"-1"], ["cat", "", "dog", ""], {"empty": 1, "-1": 1}),
+    "forms": ([NFC, NFD, "\t", "nan"], [NFC, NFC, "", ""], {"empty": 1, "NaN": 1}),
+    "numeric strings": (["1.0", " 2", "-1.0", "10"], ["1", "2", "", "10"], {"-1": 1}),
+    "numbers": ([1, -1, 0, 3], ["1", "", "0", "3"], {"-1": 1}),
+    "floats": ([1.0, -1.0, np.nan, 3.0], ["1", "", "", "3"], {"-1": 1, "NaN": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "parquet", "categories", "folder"])
+@pytest.mark.parametrize("values", VALUES)
+def test_a_label_is_read_alike_in_every_file(tmp_path, kind, values):
+    given, expected, spellings = VALUES[values]
+    x = np.array([[1.5, 2], [0.5, 7], [3, 4], [5, 5]])
+    path = tmp_path / f"a.{'npz' if kind == 'npz' else 'csv' if kind == 'csv' else 'parquet'}"
+    if kind == "npz":
+        np.savez(path, x=x, y=np.array(given), g=np.array(given))
+    elif kind == "csv":
+        text = [value.decode() if isinstance(value, bytes) else value for value in given]
+        path.write_text("a,y,b\n" + "".join(f'{row[0]},"{label}",{row[1]}\n' for row, label in zip(x, text, strict=True)))
+    else:
+        pd = pytest.importorskip("pandas")
+        pytest.importorskip("pyarrow")
+        frame = pd.DataFrame(x, columns=["a", "b"]).assign(y=pd.Categorical(given) if kind == "categories" else given)
+        if kind == "folder":
+            path.mkdir()
+            (path / "_SUCCESS").touch()
+            (path / "._part.crc").write_bytes(b"no Parquet")
+            frame[:3].to_parquet(path / "part-00000.snappy.parquet", index=False)
+            frame[3:].to_parquet(path / "part-00001.snappy.parquet", index=False)
+        else:
+            frame.to_parquet(path)
+    table = read_table(path, label="y", group=None)
+    assert (table.labels, dict(table.unlabeled)) == (expected, spellings)
+    assert table.x.tolist() == x.tolist()
+
+
+def test_what_has_no_value_is_no_name():
+    pd = pytest.importorskip("pandas")
+    for value in (None, float("nan"), pd.NA, pd.NaT, np.float32("nan"), np.bytes_(b" "), bytearray(b""), np.str_("-1"), np.int8(-1)):
+        assert name_of(value, "y") == ""
+    assert [name_of(value, "y") for value in (np.bytes_(b"a"), bytearray(b"b "), np.int64(3), 4.0, "01", "2.50", True)] == [
+        *("a", "b", "3", "4", "01", "2.50", "True")
+    ]
+    assert names_of([b"a", None, "-1", -1.0], "y") == (["a", "", "", ""], {"NaN": 1, "-1": 2})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"\xff", r"y holds b'\\xff', which is not UTF-8"),
+        (-2, "y must be >= 0, or -1 .* it holds -2"),
+        ([1], "one name or number in each row"),
+    ],
+)
+def test_what_is_no_name_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        name_of(value, "y")
+
+
+def test_names_that_a_reader_takes_for_one_are_found():
+    assert lookalikes(["cat", "dog", "Cat "]) == ["cat", "Cat "]
+    assert lookalikes(["ﬁsh", "fish", "a  b"]) == ["ﬁsh", "fish"]
+    assert lookalikes(["a", "b", "1", "10"]) == []
+
+
+def test_a_parquet_folder_must_hold_parts_of_the_same_columns(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match=r"is a folder without Parquet files: name a file; data=images data\.dir="):
+        read_table(tmp_path, label="y", group=None)
+    frame = pd.DataFrame({"x": [1.5, 2.5], "z": [0, 5]})
+    for label in "ab":  # a column that is in the folders' names
+        (tmp_path / f"y={label}").mkdir()
+        frame.to_parquet(tmp_path / f"y={label}" / "part.parquet")
+    table = read_table(tmp_path, label="y", group=None)
+    assert (table.labels, table.columns, table.x[:, 0].tolist()) == ([*"aabb"], ["x", "z"], [1.5, 2.5] * 2)
+    frame.assign(new=1).to_parquet(tmp_path / "y=b" / "part.parquet")
+    with pytest.raises(ValueError, match=r"y=b/part\.parquet has other columns than .*y=a/part\.parquet"):
+        read_table(tmp_path, label="y", group=None)
+
+
+def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"x": [1.5, 2.5], "y": ["a", "b"], "id": ["p", "q"]})
+    for changed, options, message in (
+        (frame, {}, r"column 'id' is not numeric \(.*string\): encode it as numbers, or remove it by data\.ignore=\[id\]"),
+        (frame.assign(x=[1.5, None]), {"ignore": ["id"]}, "column 'x' has missing values, the first in row 1: fill them"),
+        (frame.assign(x=pd.array([None, 2], dtype="Int64")), {"ignore": ["id"]}, "has missing values, the first in row 0"),
+        (frame[:0], {"ignore": ["id"]}, "it has no rows"),
+        (frame, {"label": "kind"}, r"it has no column 'kind' but 'x', 'y', 'id'; data\.label= names it"),
+        (frame.assign(y=[[1], [2]]), {"ignore": ["id"]}, "y must hold one name or number in each row"),
+    ):
+        changed.to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=rf"a\.parquet cannot be used: .*{message}"):
+            read_table(tmp_path / "a.parquet", **({"label": "y", "group": None} | options))
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", label="y", group=None, ignore=["id"]).columns == ["x"]
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=[0, 1])
+    with pytest.raises(ValueError, match=r"data\.ignore=\['id'\] is for the columns of a CSV or Parquet file"):
+        read_table(tmp_path / "a.npz", label="y", group=None, ignore=["id"])
