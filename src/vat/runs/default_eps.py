@@ -37,7 +37,7 @@ class Computed:
 def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Computed | None]:
     """The configuration with numbers for the radii that wait for the data, and what was computed; None if none waits.
 
-    Class balance, too, takes the classes' shares from the labels of one's own data, unless they are given.
+    Class balance, too, takes the classes' shares from the labels of a user's data, unless they are given.
 
     Args:
         cfg: The composed configuration; it is not changed.
