@@ -7,18 +7,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.neighbours import neighbours
 from vat.evaluation.choosing import LEFT_OUT, MOST_KL, Choice, Pilot, choose, pilot
 from vat.runs import folders, honesty, records, report, resume
-from vat.runs.checkpoints import LAST, newest_whole
+from vat.runs.checkpoints import LAST, newest_whole, read_checkpoint
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
@@ -122,10 +124,17 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
 def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: list[tuple[float, str, DictConfig]]) -> Iterator[Pilot]:
     """What the networks of each radius say of the same unlabelled examples."""
     x, prior = honesty.unlabeled_inputs(data, EXAMPLES).cpu(), honesty.labels(data)
+    described = records.describe(data)
     for eps in dict.fromkeys(eps for eps, _, _ in todo):
         paths = [folder / name / "checkpoints" / LAST for of, name, _ in todo if of == eps]
-        networks = [records.load_network(path, allow_targets=cfg.allow_targets) for path in paths]
-        yield pilot(networks, x, eps=eps, prior=prior)
+        yield pilot([_network(cfg, described, path) for path in paths], x, eps=eps, prior=prior)
+
+
+def _network(cfg: DictConfig, described: dict[str, Any], path: Path) -> nn.Module:
+    """The network of a pilot run, made as the configuration says: a user's model needs no permission here."""
+    network = records.make_network(cfg.model, described)
+    network.load_state_dict(records._network_state(read_checkpoint(path)))
+    return network.eval()
 
 
 def tell(choice: Choice, into: Path) -> None:
