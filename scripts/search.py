@@ -9,7 +9,6 @@ many trials in all, first with those that were interrupted. The test set is not 
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
@@ -34,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DatabaseError
 
+from vat import files
 from vat.lightning.history import HISTORY, read
 from vat.runs import evidence, folders, resume, schema, sweeps, user_errors
 from vat.runs.checkpoints import newest_whole
@@ -62,11 +62,9 @@ def main() -> None:
         space, shared = parsed(arguments.overrides)
         folder = arguments.folder or Path("search") / sweeps.digest(arguments.overrides)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(f"another search is at work in {folder}: wait for it, or choose another --folder") from None
+        with files.open_lock(folder / ".lock") as lock:
+            if not files.lock(lock):
+                raise OSError(f"another search is at work in {folder}: wait for it, or choose another --folder")
             study = opened(folder, arguments.overrides)
             search(study, space, shared, folder, arguments.trials)
     show(study, shared, folder)
@@ -134,8 +132,31 @@ def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
     study.set_user_attr("overrides", wanted)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    trials = study.get_trials()
+    for trial in trials:
+        if interrupted(trial) and not any(chosen(later) == chosen(trial) for later in trials[trial.number + 1 :]):
+            study.enqueue_trial(chosen(trial))
     return study
+
+
+FAILED = "failed"
+"""Marks a trial that failed by itself; one that fails without it was interrupted."""
+
+
+def interrupted(trial: FrozenTrial) -> bool:
+    """Whether a trial was stopped from outside after its settings were chosen."""
+    return trial.state == TrialState.FAIL and FAILED not in trial.user_attrs and bool(chosen(trial))
+
+
+def chosen(trial: FrozenTrial) -> dict[str, Any]:
+    """The settings of a trial, also of one that waits or was interrupted before it took them over."""
+    return trial.system_attrs.get("fixed_params") or trial.params
+
+
+def num_ended(study: optuna.Study) -> int:
+    """The trials that came to an end, or failed by themselves."""
+    ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return len(ended) + sum(FAILED in trial.user_attrs for trial in study.get_trials(states=(TrialState.FAIL,)))
 
 
 def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str], folder: Path, trials: int) -> None:
@@ -143,19 +164,17 @@ def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str]
     os.environ[sweeps.NAME] = folder.name  # the W&B group
 
     def objective(trial: Trial) -> float:
-        chosen = [f"{override.get_key_element()}={suggested(trial, override)}" for override in space]
+        settings = [f"{override.get_key_element()}={suggested(trial, override)}" for override in space]
         try:
-            error = run(trial, [*shared, *chosen], folder / sweeps.digest([*shared, *chosen]))
-        except KeyboardInterrupt:  # Optuna takes it for a failure
-            study.enqueue_trial(trial.params)
+            error = run(trial, [*shared, *settings], folder / sweeps.digest([*shared, *settings]))
+        except JobFailedError:
+            trial.set_user_attr(FAILED, True)
             raise
-        console.print(f"trial {trial.number}: validation error {100 * error:.2f} %  {' '.join(chosen)}")
+        console.print(f"trial {trial.number}: validation error {100 * error:.2f} %  {' '.join(settings)}")
         return error
 
     logging.getLogger("sqlalchemy").setLevel(logging.ERROR)
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    interrupted = len(study.get_trials(states=(TrialState.WAITING,)))
-    remaining = trials - len(study.get_trials(states=ended)) + interrupted
+    remaining = trials - num_ended(study)
     if remaining > 0:
         study.optimize(objective, n_trials=remaining, catch=(JobFailedError,))
 
@@ -210,7 +229,7 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
                 time.sleep(LOOK_EVERY)
         finally:
             if process is not None and process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
                 process.wait()
     metrics = folders.finished(folder)
     if metrics is None:
@@ -219,14 +238,20 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
     return 1 - metrics["val/accuracy"]
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a run with all its ranks; on Windows, which has no process groups, the run alone."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
 def _wait_for_an_orphan(folder: Path) -> None:
     """Wait for a run that outlived the search which had started it and was killed."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with files.open_lock(folder / ".lock") as lock:
+        if not files.lock(lock):
             console.print(f"waiting for the run that is still at work in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock(lock, wait=True)
 
 
 def _end(*_: Any) -> None:
@@ -236,13 +261,12 @@ def _end(*_: Any) -> None:
 def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
     """Print the best trials, and the command that trains and tests the best."""
     done = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: trial.value or 0.0)
-    count = {state.name.lower(): len(study.get_trials(states=(state,))) for state in (TrialState.PRUNED, TrialState.FAIL)}
+    stopped = len(study.get_trials(states=(TrialState.PRUNED,)))
+    failed = num_ended(study) - stopped - len(done)
     if not done:
-        raise SystemExit(f"error: no trial came to its end ({count['fail']} failed): see {folder}/*/search.log")
+        raise SystemExit(f"error: no trial came to its end ({failed} failed): see {folder}/*/search.log")
     keys = list(done[0].params)
-    table = Table(
-        "trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {count['pruned']} stopped, {count['fail']} failed"
-    )
+    table = Table("trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {stopped} stopped, {failed} failed")
     for trial in done[:10]:
         values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values())
         table.add_row(str(trial.number), *values, f"{100 * (trial.value or 0.0):.2f}")

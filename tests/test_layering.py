@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src"
 # A module may import those of a lower floor, and its own package.
 FLOORS = {
     "vat.seeds": 0,
+    "vat.files": 0,
     "vat.functional": 1,
     "vat.forward_mode": 1,
     "vat.precision": 1,

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wandb
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vat.lightning import loggers
 
@@ -229,3 +232,36 @@ def test_the_command_line_with_no_key_and_no_terminal_trains_offline_and_leaves_
     pictures = {path.stem.split("_")[0] for path in run_file.parent.glob("files/media/images/figures/*.png")}
     assert pictures >= {"perturbations", "confusion", "reliability", "kl", "class", "curves"}
     assert '"val/error"' in said
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (None, 0),
+        (FloatingPointError("NaN"), 1),
+        (OSError("disk full"), 1),
+        (KeyboardInterrupt(), 1),
+        (SystemExit(1), 1),
+        (SIGTERMException(), 1),
+    ],
+)
+def test_a_run_that_fails_is_no_success_in_wandb(monkeypatch, end, code):
+    codes = []
+    monkeypatch.setattr(wandb, "finish", codes.append)
+    with contextlib.suppress(BaseException), loggers.finishing_wandb():
+        if end is not None:
+            raise end
+    assert codes == [code]
+
+
+def test_a_failed_job_of_a_sweep_is_a_failure_in_its_wandb_run_and_the_next_one_is_not(shell, tmp_path):
+    script = Path(__file__).parents[2] / "src" / "train.py"
+    quick = ("data=moons", "model=mlp", "model.hidden=[4]", "trainer.max_steps=5", "data.steps_per_epoch=5", "figures=null", "test=none")
+    rates = "optimizer.lr=1e30,1e-3"  # the first one ends in NaN
+    done = shell(script, "-m", *quick, "trainer.enable_progress_bar=false", rates)
+    assert done.returncode == 1
+    codes = {}
+    for run_file in tmp_path.glob("multirun/*/wandb/offline-run-*/*.wandb"):
+        (ended,) = [record["exit"] for record in written(run_file) if record["type"] == "exit"]
+        codes["metrics.json" in os.listdir(run_file.parents[2])] = ended.get("exit_code", 0)
+    assert codes == {False: 1, True: 0}

@@ -111,9 +111,9 @@ def test_a_run_resumes_and_a_folder_knows_its_job(job, table, compose, tmp_path)
     assert digest == settings_digest(same)
     resume.refuse_other_job(same, ran.folder)
     typed = compose(*quick, *own(table, f"vat.eps={config(ran).vat.eps}"))
-    for different in (other, typed):
-        with pytest.raises(ValueError, match="holds a job of other settings"):
-            resume.refuse_other_job(different, ran.folder)
+    resume.refuse_other_job(typed, ran.folder)  # the same number is the same job
+    with pytest.raises(ValueError, match="holds a job of other settings"):
+        resume.refuse_other_job(other, ran.folder)
 
 
 def test_equal_inputs_need_a_typed_radius(job, tmp_path):

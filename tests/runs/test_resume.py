@@ -13,7 +13,6 @@ import shutil
 import signal
 import threading
 import time
-import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -21,11 +20,12 @@ from typing import ClassVar
 import official
 import pytest
 import torch
+from forks import die, ended, forked, leaves
 from pytorch_lightning.loggers import CSVLogger
 
 from vat.lightning import loggers
 from vat.lightning.classifier import Classifier
-from vat.runs import checkpoints, training
+from vat.runs import checkpoints, report
 
 SETTINGS = [
     "data.translate=1",  # augmentation
@@ -45,34 +45,6 @@ SETTINGS = [
     "trainer.val_check_interval=3",  # also in the middle of an accumulation
 ]
 MICRO_STEPS, ORDER = 18, "order.txt"
-
-
-def forked(job):
-    """Run a job in a fork: its number, for `ended`."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    signal.alarm(600)
-    try:
-        job()
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-        print(end.code)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def ended(child):
-    """The exit status of a fork, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def record(patch=setattr):
@@ -151,18 +123,6 @@ def unharmed():
     pass
 
 
-def leaves(value, path=()):
-    """Every value in nested dictionaries and sequences, by its path."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
-    elif isinstance(value, list | tuple):
-        for key, inner in enumerate(value):
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path, value
-
-
 def result(folder):
     """All that a run left: every value of its checkpoint but names of folders, metrics, confusion, the logged values and the order."""
     (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # one killed before its first checkpoint left a folder
@@ -171,13 +131,8 @@ def result(folder):
     saved = {path: value for path, value in saved.items() if "best_k_models" not in path}  # its key is a path
     metrics = json.loads((run / "metrics.json").read_text())
     del metrics["seconds"]
-    logged = {}
-    for path in sorted(run.glob("metrics*.csv"), key=lambda path: path.stat().st_mtime_ns):
-        for row in csv.DictReader(path.open()):
-            # Lightning counts one epoch less where nothing is left to train.
-            values = {name: value for name, value in row.items() if value and name != "epoch"}
-            known = logged.setdefault((values.pop("step"), *sorted(values)), values)
-            assert known == values  # a step that was done again came out the same
+    (path,) = run.glob("metrics*.csv")
+    logged = list(csv.DictReader(path.open()))
     order = {}
     for line in (folder / ORDER).read_text().splitlines():
         number, digest = line.split()
@@ -232,7 +187,7 @@ def test_a_run_killed_again_and_again_is_the_run_never_killed(main, whole):
         at_batch(13),
         at_batch(MICRO_STEPS - 1),
         in_calling(Classifier, "test_step"),
-        in_calling(training, "finish_wandb"),  # before the metrics are written
+        in_calling(report, "write_page"),  # before the metrics are written
     ]
     for strike in strikes:
         assert ended(attempt(main, strike)) == -signal.SIGKILL
@@ -474,3 +429,17 @@ def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch, record_
             kills += 1
     record_property("kills at random times", kills)
     record_property("runs that came to their end between them", finished)
+
+
+def test_a_loader_that_is_made_anew_for_each_epoch_continues_the_order(main, whole):
+    def job():
+        record()
+        main(*SETTINGS, "trainer.reload_dataloaders_every_n_epochs=1")
+
+    assert ended(forked(job)) == 0
+    assert result(Path.cwd())[-1] == whole[-1]
+    shutil.rmtree("outputs")
+    Path(ORDER).unlink()
+    assert ended(attempt(main, at_batch(13), "trainer.reload_dataloaders_every_n_epochs=1")) == -signal.SIGKILL
+    assert ended(attempt(main, unharmed, "trainer.reload_dataloaders_every_n_epochs=1")) == 0
+    assert result(Path.cwd())[-1] == whole[-1]

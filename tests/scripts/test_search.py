@@ -111,21 +111,38 @@ def test_an_interrupted_trial_comes_first_and_no_more_than_asked_for_are_run(cal
     assert len(again.trials) == len(study.trials)
 
 
+@pytest.mark.parametrize("end", [KilledError, KeyboardInterrupt, SIGTERMException])
+def test_however_often_it_is_interrupted_each_trial_is_done_once_and_none_is_missing(call, end):
+    begun, done = [], []
+
+    def interrupted(_, command):
+        begun.append(eps_of(command))
+        if len(begun) in (2, 3, 4):  # the second trial, three times
+            raise end
+        done.append(eps_of(command))
+        return [0.3, 0.2]
+
+    for _ in range(3):
+        with pytest.raises((end, SystemExit)):
+            call(*SPACE, "--trials", "4", play=interrupted)
+    study = call(*SPACE, "--trials", "4", play=interrupted)
+    assert begun[1] == begun[2] == begun[3] == begun[4]
+    assert len(done) == len(set(done)) == 4
+    assert [trial.state.name for trial in study.trials].count("COMPLETE") == 4
+
+
 def test_a_run_that_outlived_its_search_is_waited_for(call, search, tmp_path, monkeypatch):
     begun = []
     (folder,) = call(*SPACE, "--trials", "1", play=lambda f, _: begun.append(f) or [0.5]) and begun
-    asked, flock = [], search.fcntl.flock
+    asked = []
 
-    def held(lock, how):
-        if lock.name == str(folder / ".lock"):
-            asked.append(how)
-            if how & search.fcntl.LOCK_NB:
-                raise BlockingIOError
-        return flock(lock, how)
+    def held(lock, *, wait=False):
+        asked.append((os.path.relpath(lock.name), wait))
+        return wait
 
-    monkeypatch.setattr(search.fcntl, "flock", held)
+    monkeypatch.setattr(search.files, "lock", held)
     search._wait_for_an_orphan(folder)
-    assert asked == [search.fcntl.LOCK_EX | search.fcntl.LOCK_NB, search.fcntl.LOCK_EX]
+    assert asked == [(str(folder / ".lock"), False), (str(folder / ".lock"), True)]
 
 
 def test_a_run_that_fails_stops_nothing(call, capsys):

@@ -143,8 +143,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self._loaded = True
 
     def train_dataloader(self) -> ResidentLoader:
-        """Labelled and unlabelled rows of each step together."""
-        return ResidentLoader(
+        """Labelled and unlabelled rows of each step together; a loader that is made anew during training continues the order."""
+        loader = ResidentLoader(
             *self._resident(),
             self.split.labeled,
             None if self.supervised else self.split.unlabeled,
@@ -156,6 +156,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             num_views=self.num_views,
             **self._process(),
         )
+        if isinstance(self.trainer, pl.Trainer):  # one that resumes loads the same number
+            loader.micro_step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        return loader
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The validation part in order; an empty list if there is none."""

@@ -1,12 +1,13 @@
 """A file of results to which an evaluation that is started again returns."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from vat import files
 
 
 class Ledger:
@@ -28,12 +29,10 @@ class Ledger:
         if self.path is None:
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._file = files.regular(self.path).open("a+b")
+        if not files.lock(self._file):
             self._file.close()
-            raise OSError(f"another process is at work on {self.path}: wait for it") from None
+            raise OSError(f"another process is at work on {self.path}: wait for it")
         self._drop_broken_line()
         self._file.seek(0)
         first = self._file.readline()

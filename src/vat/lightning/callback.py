@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vat.lightning.training import due_report, explain, refuse_not_finite
+from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
 from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
 
@@ -85,6 +85,9 @@ class RegularizerCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._num_updates = trainer.global_step  # restored by now, in a run that goes on
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        refuse_gradients_not_finite(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         explain(trainer, self._regularizers())
 
@@ -129,7 +132,7 @@ class RegularizerCallback(pl.Callback):
         refuse_not_finite(trainer, {"loss": loss, **terms})
         if report is not None:
             values = {name: term.detach() for name, term in terms.items()} | report
-            pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+            pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         total = loss + torch.stack(list(terms.values())).sum()
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 

@@ -14,7 +14,7 @@ from vat.batch_norm import reestimate_batch_norm
 from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
-from vat.lightning.training import due_report, explain, refuse_not_finite
+from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step, random_state
 
@@ -88,7 +88,7 @@ class Classifier(pl.LightningModule):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             values = {f"train/{name}": term.detach() for name, term in terms.items()}
             values |= {f"train/{name}": value for name, value in report.items()}
-            self.log_dict(values | {"train/loss": total.detach(), "train/lr": rate}, batch_size=len(batch.labeled.x))
+            self.log_dict(values | {"train/loss": total.detach(), "train/lr": rate}, batch_size=len(batch.labeled.x), sync_dist=True)
         return total
 
     def terms(self, batch: Batch, report: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -103,13 +103,16 @@ class Classifier(pl.LightningModule):
             step = self._step(part, key, live=True, track=True, report=report)
             terms = {"cross_entropy": share * cross_entropy(step.clean.logits, _labels(part))}
             terms |= {name: share * r.term(step) for name, r in on_labels.items()}
+            _scale(report, share)
         else:  # nobody asks for a gradient with respect to these inputs
             with random_state(key.own("labeled"), part.x.device):
                 terms = {"cross_entropy": share * cross_entropy(self.network(part.x), _labels(part))}
         if on_all and batch.unlabeled is not None:
             step = self._step(batch.unlabeled, key, live=live(on_all.values()), report=report)
             share = self._share(batch.unlabeled)
+            before = dict(report or {})
             terms |= {name: share * r.term(step) for name, r in on_all.items()}
+            _scale(report, share, without=before)
         return terms
 
     def _step(self, part: Part, key: Key, **options: Any) -> Step:
@@ -139,6 +142,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_end(self) -> None:
         explain(self.trainer, self._regularizers())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        refuse_gradients_not_finite(self.trainer, self.network)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -199,15 +205,25 @@ class Classifier(pl.LightningModule):
         log_probabilities = _log_probabilities(self.network(x))
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
-        for number, part in enumerate(x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH))):
-            key = Key(number, batch_idx, self.global_rank)
-            self.test_lds.update(local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key))
+        # Each row's random direction follows from its place in the batch of all ranks.
+        lengths = torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).flatten().tolist()
+        key, start = Key(0, batch_idx, self.global_rank), sum(lengths[: self.global_rank])
+        for part in x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH)):
+            lds = local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key, start=start, total=sum(lengths))
+            self.test_lds.update(lds)
+            start += len(part)
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.test_metrics.compute() | {"test/lds": self.test_lds.compute()})
         self.confusion = self.test_confusion.compute().cpu()
         for metric in (self.test_metrics, self.test_lds, self.test_confusion):
             metric.reset()
+
+
+def _scale(report: dict[str, Tensor] | None, share: float, *, without: Iterable[str] = ()) -> None:
+    """Weigh this rank's diagnostics by its share of the rows, so that their mean over ranks is that over the global batch."""
+    if report is not None:
+        report |= {name: share * value for name, value in report.items() if name not in set(without)}
 
 
 class CrossEntropy(Metric):

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from vat import VAT, plots
+from vat import VAT, files, plots
 from vat.data.datamodule import EVALUATION_BATCH_SIZE, ROWS_WITH_GRAPH
 from vat.data.loader import EvalLoader, as_input
 from vat.data.splits import evenly
@@ -93,7 +93,8 @@ class Figures(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
-            figure.savefig(path, dpi=130)
+            with files.replacing(path) as new:
+                figure.savefig(new, dpi=130)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"figures/{name}", [str(path)], step=trainer.global_step)

@@ -1,30 +1,35 @@
 """The course of a run, as lines of JSON in its folder: for those without an account, and for a search that stops hopeless runs."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
+from vat import files
+from vat.lightning import csv_logger
+from vat.lightning.csv_logger import LOGGED, ResumableCSVLogger
+
 HISTORY = "history.jsonl"
+
+COUNTS = "logged"
+"""In a checkpoint: how many records of each file belong to it."""
 
 
 class History(pl.Callback):
-    """Appends the metrics of each validation during training, with the latest ones of training, and logs `val/error`, also of the last.
+    """Adds the metrics of each validation during training, with the latest ones of training, and logs `val/error`, also of the last.
 
-    `val/error` is a plain number in W&B, where a sweep can minimise it; `val/accuracy` has its best and its last.
+    `val/error` is a plain number in W&B, where a sweep can minimise it; `val/accuracy` has its best and its last. A checkpoint says how
+    many records came before it, so that `rewind` drops those of steps that are done again.
 
     Args:
-        path: of the file. A run that goes on keeps what was before the checkpoint.
+        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            kept = [record for record in read(self.path) if record["step"] <= trainer.global_step]
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -35,12 +40,45 @@ class History(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": trainer.global_step, "val/error": error, **found}) + "\n")
+        _write(self.path, [*read(self.path), {"step": trainer.global_step, "val/error": error, **found}])
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            counts = {HISTORY: len(read(self.path))}
+            for logger in trainer.loggers:
+                if isinstance(logger, ResumableCSVLogger):
+                    counts[LOGGED] = logger.num_rows
+            checkpoint[COUNTS] = counts
+
+
+def rewind(folder: Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Drop the records of a run that are later than its checkpoint, from `history.jsonl` and `metrics.csv`.
+
+    Returns:
+        Whether the checkpoint says how many rows `metrics.csv` had; older ones do not.
+    """
+    counts = checkpoint.get(COUNTS, {})
+    records = read(folder / HISTORY)
+    kept = records[: counts[HISTORY]] if HISTORY in counts else [r for r in records if r["step"] <= checkpoint["global_step"]]
+    if len(kept) < len(records):
+        _write(folder / HISTORY, kept)
+    columns, rows = csv_logger.read(folder / LOGGED)
+    if LOGGED in counts and len(rows) > counts[LOGGED]:
+        csv_logger.write(folder / LOGGED, columns, rows[: counts[LOGGED]])
+    return LOGGED in counts
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The records of a history, the first first; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The records of a history, the first first, up to a line that is torn."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []:
+        try:
+            record = json.loads(line if line.endswith("\n") else "")
+        except ValueError:
+            break
+        records.append(record)
+    return records
+
+
+def _write(path: Path, records: Iterable[Mapping[str, float]]) -> None:
+    files.write(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from pytorch_lightning.loggers import WandbLogger
 
+from vat import files
+
 if TYPE_CHECKING:
     import wandb  # its import takes as long as half of torch's: elsewhere only where a run is W&B's
 
@@ -107,14 +109,24 @@ class LenientWandbLogger(WandbLogger):
             super().log_metrics(metrics, step)
 
 
-def finish_wandb() -> None:
-    """End the W&B run, if there is one, so that the next job of this process has one of its own."""
+@contextmanager
+def finishing_wandb() -> Iterator[None]:
+    """End the W&B run of the block, if there is one, as failed if the block raises; the next job of this process gets one of its own."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C and SIGTERM too
+        _finish_wandb(exit_code=1)
+        raise
+    _finish_wandb(exit_code=0)
+
+
+def _finish_wandb(exit_code: int) -> None:
     if "wandb" not in sys.modules:
         return
     import wandb
 
     with _warned():
-        wandb.finish()
+        wandb.finish(exit_code)
         return
     with suppress(ConnectionError):
         wandb.teardown()
@@ -163,6 +175,8 @@ def _reach(server: str) -> None:
 
 def _run_id(folder: Path) -> str:
     path = folder / "wandb_run_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+    known = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    if not known:
+        known = secrets.token_hex(4)
+        files.write(path, known)
+    return known

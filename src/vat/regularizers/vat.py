@@ -175,6 +175,8 @@ def local_distributional_smoothness(
     divergence: str | Divergence = "categorical",
     module: nn.Module | None = None,
     key: Key | None = None,
+    start: int = 0,
+    total: int | None = None,
 ) -> Tensor:
     """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
 
@@ -192,6 +194,8 @@ def local_distributional_smoothness(
         divergence: between the predictions.
         module: the module behind a bare function.
         key: of the random direction the search starts from; a fresh one if None.
+        start: place of the first row in the batch of all processes, from which its random direction follows.
+        total: rows of that batch; N if None.
 
     Returns:
         (N,), in nats for the KL divergences.
@@ -209,7 +213,7 @@ def local_distributional_smoothness(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(x.device):  # Lightning's validation and test allow no gradients otherwise
-        step = Step(forward, x, module=module, key=key)
+        step = Step(forward, x, module=module, key=key, start=start, total=total)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
             return measure.divergence(step.target, step.network(step.x + r, constant=True))

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, Checkpoint, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from vat import files
 from vat.runs.renames import renamed
 
 STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexDouble", "ComplexFloat")
@@ -163,7 +165,8 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
     if best == here:
         return
     if best.is_file():
-        partial = here.with_name(f"{BEST}.{os.getpid()}.part")  # each rank brings it: none goes on before it is there
+        rank = getattr(rank_zero_only, "rank", 0)
+        partial = here.with_name(f"{BEST}.{rank}.part")  # each rank brings it: none goes on before it is there
         shutil.copyfile(best, partial)
         os.replace(partial, here)
     else:
@@ -171,27 +174,33 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the file and then renames, so that a run killed at any time leaves whole checkpoints; keeps the last but one too.
+    """Writes next to the file and then renames, so that a run killed at any time leaves whole checkpoints; keeps the last but one too.
 
     Lightning's own writes into the system's folder for temporary files, from where a file may have to be copied.
+
+    Attributes:
+        steps: At which optimizer step each file was saved that this process has read or written.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[Path, int] = {}
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        self.steps[Path(path).resolve()] = checkpoint["global_step"]
+        return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
-        partial = path.with_name(f"{path.name}.part")
         content = io.BytesIO()  # first, for torch reports a full disk as a fault of its own
         torch.save(checkpoint, content)
+        keep = path.with_name(PREVIOUS) if path.name == LAST and not path.is_symlink() else None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())  # the new name must not reach the disk before the bytes do
-            if path.name == LAST and path.is_file():
-                os.replace(path, path.with_name(PREVIOUS))
-            os.replace(partial, path)
+            files.write(path, content.getbuffer(), keep=keep)
+            self.steps[path.resolve()] = checkpoint["global_step"]
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise OSError(
                 f"{path} cannot be written ({error.strerror}): make room or make it writable; ckpt_path=last then goes on from the "
                 "checkpoint before it"
@@ -205,7 +214,14 @@ class SaveBest(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, filename=Path(BEST).stem, monitor="val/accuracy", mode="max", enable_version_counter=False)
+        super().__init__(
+            folder,
+            filename=Path(BEST).stem,
+            monitor="val/accuracy",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,  # but at the end of the validation, before `SaveLast`, which is to know the best
+        )
         self.path = Path(str(self.dirpath)) / BEST  # as Lightning writes it, or it would take the file for another one, and remove it
 
     @property
@@ -213,13 +229,21 @@ class SaveBest(ModelCheckpoint):
         """That of Lightning's own, under which earlier checkpoints hold it."""
         return super().state_key.replace(type(self).__qualname__, STATE_OF_BEST, 1)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "saved_at": self._last_global_step_saved}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the scores alone. Lightning would restore paths too, and delete what lies there once there is a better checkpoint."""
+        """Restore numbers alone. Lightning would restore paths too, and delete what lies there once there is a better checkpoint."""
         place = str(self.path) if state_dict.get("best_model_path") and self.path.is_file() else ""
         scores = {name: state_dict.get(name) for name in ("best_model_score", "kth_value")} if place else {}
+        if state_dict.get("current_score") is not None:
+            scores["current_score"] = state_dict["current_score"]
         for name, score in scores.items():
             if not isinstance(score, Tensor) or score.numel() != 1:
                 raise ValueError(f"the checkpoint to resume from is damaged: {name} is no number")
+        if type(saved_at := state_dict.get("saved_at", 0)) is not int:
+            raise ValueError("the checkpoint to resume from is damaged: saved_at is no number")
+        self._last_global_step_saved = saved_at
         self.best_model_path = self.kth_best_model_path = place
         self.best_k_models = {place: best} if isinstance(best := scores.get("best_model_score"), Tensor) else {}
         for name, score in scores.items():
@@ -240,10 +264,15 @@ class SaveLast(Checkpoint):
         self.last_model_path = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        previous = self.path.with_name(PREVIOUS)
         if trainer.ckpt_path is None:
             self._save(trainer)
-        else:
-            self.last_model_path = str(trainer.ckpt_path)
+            if trainer.is_global_zero:
+                previous.unlink(missing_ok=True)  # of an earlier run in this folder
+            return
+        self.last_model_path = str(trainer.ckpt_path)
+        if trainer.is_global_zero and Path(trainer.ckpt_path).resolve() == previous.resolve():
+            self.path.unlink(missing_ok=True)  # it is damaged, and must not replace the one before it
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         whole = trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -297,7 +326,8 @@ class SaveOnSignal(Callback):
     @staticmethod
     def signals() -> Sequence[signal.Signals]:
         """The signals that mean: end soon."""
-        return (signal.SIGTERM, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
+        of_slurm = getattr(signal, "SIGUSR1", None) if "SLURM_JOB_ID" in os.environ else None  # Windows does not know it
+        return (signal.SIGTERM,) if of_slurm is None else (signal.SIGTERM, of_slurm)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._num_updates = trainer.global_step
@@ -320,6 +350,7 @@ class SaveOnSignal(Callback):
 
 
 def is_saved(trainer: pl.Trainer, path: Path) -> bool:
-    """Whether `path` holds a checkpoint of this optimizer step."""
-    saved = read_checkpoint(path)["global_step"] if trainer.is_global_zero and path.is_file() else None
+    """Whether this process has read this optimizer step from `path`, or saved it there; an earlier run's file may be of the same step."""
+    steps = getattr(trainer.strategy.checkpoint_io, "steps", {})
+    saved = steps.get(path.resolve()) if trainer.is_global_zero and path.is_file() else None
     return trainer.strategy.broadcast(saved) == trainer.global_step  # one rank looks, since all must save together or not at all

@@ -1,6 +1,5 @@
 """The report on the direction: whether VAT works on this network."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor, nn
 
-from vat import VAT
+from vat import VAT, files
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
@@ -80,7 +79,7 @@ def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     direction = getattr(vat.direction, "__name__", str(vat.direction))
     judged = {"direction": direction, "eps": vat.current_eps, "unit": unit}
-    path.write_text(json.dumps({**judged, **found}, indent=1) + "\n")
+    files.write_json(path, {**judged, **found})
     table = Table(show_header=False, title=f"Direction {direction}, ε = {vat.current_eps:g} ({unit}), {found['examples']} examples")
     for name, words in WORDS.items():
         if name in found["mean"]:

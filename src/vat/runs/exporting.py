@@ -6,12 +6,14 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vat import files
 from vat.functional import by_name
 from vat.runs import checkpoints, folders, records
 from vat.runs.renames import renamed
@@ -56,10 +58,11 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
         raise ValueError(f"output={path}: its name must end in {form.suffix}")
-    part = path.with_name(f".part-{path.name}")
-    with folders.writable(path.parent, "output"):
-        part.touch()
-    try:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"output={path} is {'a folder' if path.is_dir() else 'no regular file'}: name another")
+    with ExitStack() as stack:
+        with folders.writable(path.parent, "output"):
+            part = stack.enter_context(files.replacing(path))
         x = examples(record)
         form.save(network, x[:2], text, part)
         predict, found = form.load(part, *([allow_targets] if allow_targets else []))
@@ -70,9 +73,6 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
         difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
         if expected.shape != got.shape or not difference <= TOLERANCE:
             raise ValueError(f"{part} gives other predictions than {checkpoint}: logits differ by {difference:.2g} of the largest")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

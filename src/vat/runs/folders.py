@@ -1,8 +1,8 @@
 """A job's folder: its name, its files, and who may write into it."""
 
-import fcntl
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,11 @@ from typing import Any
 from hydra.experimental.callback import Callback as HydraCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from vat import files
+from vat.lightning.csv_logger import LOGGED
 from vat.runs import default_eps
 from vat.runs.checkpoints import newest_whole
 from vat.runs.user_errors import readable_errors
@@ -52,8 +56,8 @@ def digest(settings: Any) -> str:
 
 def finished(folder: Path) -> dict[str, float] | None:
     """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
-    path = folder / METRICS
-    return json.loads(path.read_text()) if path.is_file() else None
+    found = files.read_json(folder / METRICS)
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager
@@ -79,21 +83,31 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     with writable(folder, "hydra.run.dir"):
         (folder / "checkpoints").mkdir(exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = files.open_lock(folder / ".lock")
     with lock:
         if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks of a job share its folder
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...") from None
+            if not files.lock(lock):
+                raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...")
+            for place in (folder, folder / "checkpoints"):
+                files.remove_parts(place)
         yield
 
 
+@rank_zero_only
 def keep_logged(folder: Path) -> None:
-    """Set aside the metrics.csv of a run that goes on, which Lightning's CSV logger would delete; metrics.1.csv is the oldest."""
-    logged = folder / "metrics.csv"
-    if getattr(rank_zero_only, "rank", 0) == 0 and logged.is_file():
-        logged.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
+    """Set aside the metrics.csv of another run, or of an earlier version; metrics.1.csv is the oldest."""
+    logged = folder / LOGGED
+    if logged.is_file():
+        os.replace(logged, folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
+
+
+def settings_in(folder: Path) -> DictConfig | None:
+    """The settings of the job that was begun in `folder`; None if there was none, or the file is torn."""
+    try:
+        found = OmegaConf.load(folder / CONFIG)
+    except (FileNotFoundError, ValueError, YAMLError, OmegaConfBaseException):  # the second for bytes that are no text
+        return None
+    return found if isinstance(found, DictConfig) and "trainer" in found else None
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
@@ -151,7 +165,8 @@ def run_folder(fresh: str, cfg: DictConfig) -> str:
 def _newest_checkpoint(cfg: DictConfig) -> Path | None:
     """The last whole checkpoint of the newest run of these settings that has one."""
     found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints")
-    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    # Those that are not finished come first: clocks of machines differ, and a finished run has nothing left to train.
+    newest_first = sorted(found, key=lambda path: (finished(path.parent) is None, path.stat().st_mtime), reverse=True)
     return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from vat import files
 from vat.data.files import tables
 from vat.data.files.image_files import MODES, SUFFIXES, ImageFiles
 from vat.data.loader import Inputs, as_input
@@ -56,8 +58,8 @@ def predict(
             raise ValueError(f"{key}={value}: must be true or false")
     if output.resolve() in (data.resolve(), checkpoint.resolve()):
         raise ValueError(f"output={output} is a file to be read: name another")
-    if output.is_dir():
-        raise ValueError(f"output={output} is a folder: name another")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
     if output.exists() and not overwrite:
         raise ValueError(f"output={output} exists: name another, or add overwrite=true")
     if not (type(batch_size) is int and batch_size >= 1):
@@ -71,10 +73,9 @@ def predict(
     copied = None if copied is None else [cell(value) for value in copied]
     classes = [cell(name) for name in record["class_names"]]
     starts = range(0, len(names), batch_size)
-    part = output.with_name(f".part-{output.name}")
-    with folders.writable(output.parent, "output"):
-        part.touch()
-    try:
+    with ExitStack() as stack:
+        with folders.writable(output.parent, "output"):
+            part = stack.enter_context(files.replacing(output))
         # A file's name that is not UTF-8 is written as its own bytes.
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
             writer = csv.writer(file)
@@ -91,9 +92,6 @@ def predict(
                     ahead = [names[row]] if copied is None else [names[row], copied[row]]
                     behind = [f"{share:.6f}" for share in shares] if chances else []
                     writer.writerow([*ahead, classes[chosen], f"{shares[chosen]:.6f}", *behind])
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
     return len(names)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import sys
@@ -18,8 +19,10 @@ from rich.segment import Segment
 from rich.table import Table
 from torch import Tensor
 
+from vat import files
 from vat.evaluation.few_examples import counted
 from vat.lightning.figures import CAPTIONS
+from vat.lightning.history import HISTORY
 from vat.runs import page
 from vat.runs.checkpoints import BEST
 from vat.runs.text import cell, visible
@@ -32,6 +35,11 @@ FILES = {
     "metrics": "metrics.json",
     "confusion matrix": CONFUSION,
 }
+
+
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
 
 
 class VisibleConsole(Console):
@@ -77,9 +85,10 @@ class Progress(RichProgressBar):
 
 @rank_zero_only
 def clear(folder: Path) -> None:
-    """Take away the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
+    """Remove the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
     figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
-    for path in (folder / PAGE, folder / FILES["metrics"], folder / CONFUSION, folder / "checkpoints" / BEST, *figures):
+    results = (folder / FILES["metrics"], folder / PAGE, folder / CONFUSION)  # the first one first: it says that the job is done
+    for path in (*results, folder / HISTORY, folder / "checkpoints" / BEST, *figures):
         path.unlink(missing_ok=True)
 
 
@@ -104,11 +113,12 @@ def note(text: str) -> None:
 
 def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
     """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [cell(name) for name in class_names]
-        writer.writerow(["class", *names])
-        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [cell(name) for name in class_names]
+    writer.writerow(["class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    files.write(path, text.getvalue())
 
 
 def closing(
@@ -160,7 +170,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         "input shape": str(tuple(record["input_shape"])),
     }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
-    files = [(name, page.link(file, file)) for name, file in FILES.items() if (folder / file).is_file()]
+    present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # they are written last
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
         *([page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []),
@@ -171,12 +181,12 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         page.heading("Where it came from"),
         page.table((), list(environment.items())),
         page.heading("Files"),
-        page.table((), files),
+        page.table((), [(name, page.link(file, file)) for name, file in present]),
         page.Raw(2 * EVALUATIONS),
         page.heading("Configuration"),
-        page.preformatted((folder / "config.yaml").read_text()),
+        page.preformatted((folder / "config.yaml").read_text(encoding="utf-8")),
     ]
-    (folder / PAGE).write_text(page.page(f"Run {folder.name}", environment["command"], sections), encoding="utf-8")
+    files.write(folder / PAGE, page.page(f"Run {folder.name}", environment["command"], sections))
 
 
 def link_evaluations(run: Path) -> None:
@@ -185,10 +195,10 @@ def link_evaluations(run: Path) -> None:
     parts = path.read_text(encoding="utf-8").split(EVALUATIONS) if path.is_file() else []
     if len(parts) != 3:  # no page, or one of an earlier version
         return
-    files = sorted(file for kind in ("*.png", "*.json") for file in (run / "evaluation").rglob(kind))
-    links = [page.link(name := str(file.relative_to(run)), name) for file in files]
+    found = sorted(file for kind in ("*.png", "*.json") for file in (run / "evaluation").rglob(kind))
+    links = [page.link(name := str(file.relative_to(run)), name) for file in found]
     section = [page.heading("Evaluations"), page.table((), [[link] for link in links])] if links else []
-    path.write_text(EVALUATIONS.join([parts[0], "\n".join(section), parts[2]]), encoding="utf-8")
+    files.write(path, EVALUATIONS.join([parts[0], "\n".join(section), parts[2]]))
 
 
 def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Which runs may resume: a checkpoint and a folder are checked against the settings of the job."""
 
 import json
+import shutil
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -8,11 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from vat import files
+from vat.lightning.csv_logger import LOGGED
+from vat.lightning.history import rewind
+from vat.runs import report
+from vat.runs.checkpoints import LAST, PREVIOUS
 from vat.runs.data_node import make_data
-from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, settings_digest
+from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, keep_logged, settings_digest, settings_in
 from vat.runs.records import _describing_its_weights, _network_state, data_digest
 from vat.runs.text import brief
 
@@ -23,15 +30,15 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
     Raises:
         ValueError: says what differs and what to do.
     """
-    written = folder / CONFIG
-    if not written.is_file():
+    begun = settings_in(folder)
+    if begun is None:
         return
-    environment = json.loads((folder / ENVIRONMENT).read_text()) if (folder / ENVIRONMENT).is_file() else {}
+    written, environment = (folder / CONFIG).read_text(encoding="utf-8"), files.read_json(folder / ENVIRONMENT) or {}
+    same = OmegaConf.to_yaml(cfg, resolve=True).startswith(written)  # or torn, by an earlier version
     # As it was composed: radii that are computed from the data are numbers in what was written.
-    settings = environment.get("settings") or settings_digest(DictConfig(OmegaConf.load(written)))
-    if settings != settings_digest(cfg):
+    if not same and (environment.get("settings") or settings_digest(begun)) != settings_digest(cfg):
         raise ValueError(
-            f"{folder} holds a job of other settings, see {written}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
+            f"{folder} holds a job of other settings, see {folder / CONFIG}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
         )
     own = not cfg.data._target_.startswith("vat.data.sets.")  # published data are checked when they are read
@@ -41,6 +48,32 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         now = data_digest(data)
         if environment.get("data", now) != now:
             raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
+
+
+@rank_zero_only
+def prepare(cfg: DictConfig, folder: Path, start: Path | None, saved: dict[str, Any]) -> None:
+    """Leave in the job's folder what belongs to the checkpoint that it resumes from, and nothing of later steps or of another run.
+
+    Args:
+        cfg: the job's settings.
+        folder: of the job.
+        start: the checkpoint; None for a job that begins.
+        saved: what it holds.
+    """
+    last = folder / "checkpoints" / LAST
+    if start is not None and start.resolve().parent == last.parent.resolve():
+        if not rewind(folder, saved):
+            keep_logged(folder)
+        return
+    begun = settings_in(folder)
+    if begun is None or finished(folder) is not None or settings_digest(begun) != settings_digest(cfg):
+        keep_logged(folder)
+    (folder / LOGGED).unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
+    report.clear(folder)
+    if start is not None:  # its run continues here, and must not find another one's checkpoints
+        last.with_name(PREVIOUS).unlink(missing_ok=True)
+        with files.replacing(last) as part:
+            shutil.copyfile(start, part)
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch import nn
 
-from vat import plots
+from vat import files, plots
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
 from vat.evaluation.corruptions import SEVERITIES
 from vat.functional import NORMS, by_name
-from vat.lightning.loggers import finish_wandb
+from vat.lightning.loggers import finishing_wandb
 from vat.runs import checkpoints, folders, records, report
 from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
 
@@ -85,15 +85,14 @@ def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figur
     A figure that cannot be drawn costs no number: a warning says why it is missing.
     """
     path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    if path.exists() and path.read_text() == text and (folder / "curves.png").exists():
+    if path.exists() and path.read_bytes() == text.encode(errors="surrogateescape") and (folder / "curves.png").exists():
         path.touch()
         return
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    files.write(path, text)
     try:
         for name, figure in draw().items():
-            figure.savefig(folder / f"{name}.png", dpi=130)
+            with files.replacing(folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=130)
     except Exception as error:
         warnings.warn(f"figures of the evaluation are missing: {type(error).__name__}: {error}", stacklevel=2)
 
@@ -169,9 +168,8 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
     """To the run's logger, where one is chosen; figures where it takes them."""
     if not cfg.logger._target_:
         return
-    folders.keep_logged(of.run)
-    logger = instantiate(cfg.logger, save_dir=str(of.run))
-    try:
+    with finishing_wandb():
+        logger = instantiate(cfg.logger, save_dir=str(of.run))
         values = {f"evaluation/{name}": value for name, value in found["clean"].items() if value is not None}
         for norm, robust in found["robust"].items():
             for name, accuracies in robust["accuracy"].items():
@@ -185,8 +183,6 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"evaluation/{path.stem}", imread(path), dataformats="HWC")
         logger.finalize("success")
-    finally:
-        finish_wandb()
 
 
 def show(found: dict[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import vat
 from vat import attacks, models
@@ -31,6 +31,7 @@ from vat.data.sets.norb import NORB
 from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
+from vat.lightning.csv_logger import ResumableCSVLogger
 from vat.regularizers import PublishedVAT
 from vat.runs import choices
 from vat.schedule import LinearDecay
@@ -66,7 +67,7 @@ def register() -> None:
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in NETWORKS}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
-    nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
+    nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, ResumableCSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
     choices.register()
     nodes[Datasets] = schema(Datasets, without=DATASETS)

@@ -1,16 +1,18 @@
 """The summary of a sweep: its jobs as they are now, in a table, a page and a figure."""
 
 import csv
-import json
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from rich.table import Table
 
+from vat import files
 from vat.plots import sweep_figure
 from vat.runs import evidence, folders, page, report
 from vat.runs.text import cell
@@ -44,7 +46,8 @@ class Setting:
 
 def enlisted(folder: Path) -> list[Job]:
     """The jobs of the sweep that is summed up in `folder`, as they stand now."""
-    return [_read(path) for path in sorted((folder / "jobs").glob("*.json"))]
+    noted = {path: files.read_json(path) for path in sorted((folder / "jobs").glob("[!.]*.json"))}
+    return [_read(path, found) for path, found in noted.items() if found is not None]  # a torn one is of a job that did not begin
 
 
 def settings_of(jobs: Sequence[Job]) -> list[Setting]:
@@ -102,11 +105,12 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
     sections = [page.table(heads, rows), page.paragraph(ORDER), page.table(evidence.HEADS, evidence.rows(found))]
     if sum(bool(s.val) for s in settings) > 1:
         figure = sweep_figure([s.values for s in settings if s.val], [(s.val, s.test) for s in settings if s.val])
-        figure.savefig(folder / "summary.png", dpi=150)
+        with files.replacing(folder / "summary.png") as part:
+            figure.savefig(part, dpi=150)
         sections.insert(0, page.image(folder / "summary.png", "Error against what was swept"))
     sections += [page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []
     sections += [page.heading("Jobs"), page.table(*_job_rows(jobs, folder))]
-    (folder / "summary.html").write_text(page.page(f"Sweep {folder.name}", said, sections), encoding="utf-8")
+    files.write(folder / "summary.html", page.page(f"Sweep {folder.name}", said, sections))
     report.console.print(f"as a page: {folder / 'summary.html'}, as numbers: {folder / 'summary.csv'}")
 
 
@@ -144,14 +148,13 @@ def _rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
 def _write_csv(settings: Sequence[Setting], path: Path) -> None:
     keys = list({key: None for s in settings for key in s.values})
     names = ("val_error_percent", "test_error_percent", "test_lds", "seconds")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*map(cell, keys), "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
-        for s in settings:
-            numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
-            writer.writerow(
-                [*(cell(s.values.get(key, "")) for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)]
-            )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*map(cell, keys), "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
+    for s in settings:
+        numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
+        writer.writerow([*(cell(s.values.get(key, "")) for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)])
+    files.write(path, text.getvalue())
 
 
 def _job_rows(jobs: Sequence[Job], folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -177,21 +180,16 @@ def _notes(jobs: Sequence[Job]) -> list[str]:
     return notes
 
 
-def _read(listed: Path) -> Job:
+def _read(listed: Path, noted: dict[str, Any]) -> Job:
     """A job as it was enlisted and as it stands."""
-    noted = json.loads(listed.read_text())
     folder = report.shown((listed.parent / noted["folder"]).resolve())
-    metrics, problem, commit = None, "interrupted", None
-    try:
-        metrics = folders.finished(folder)
-        if metrics is not None and "val/accuracy" not in metrics:
-            metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
-    except ValueError:
-        problem = f"left out, {folders.METRICS} cannot be read: delete it to train the job anew"
-    if (folder / ERROR).is_file():
-        metrics, problem = None, "failed: " + (folder / ERROR).read_text().splitlines()[0]
+    metrics, problem = folders.finished(folder), "interrupted"
+    if metrics is not None and "val/accuracy" not in metrics:
+        metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
+    said = (folder / ERROR).read_text(encoding="utf-8", errors="replace") if (folder / ERROR).is_file() else ""
+    if said:
+        metrics, problem = None, "failed: " + said.splitlines()[0]
     elif metrics is not None:
         problem = None
-    if (folder / folders.ENVIRONMENT).is_file():
-        commit = json.loads((folder / folders.ENVIRONMENT).read_text()).get("git")
+    commit = (files.read_json(folder / folders.ENVIRONMENT) or {}).get("git")
     return Job(noted["settings"], folder, metrics, problem, commit)

@@ -25,7 +25,8 @@ from hydra.experimental.callback import Callback as HydraCallback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vat.runs import folders, resume, user_errors
+from vat import files
+from vat.runs import folders, processes, resume, user_errors
 from vat.runs.checkpoints import newest_whole
 from vat.runs.overrides import quoted
 from vat.runs.sweep_summary import ERROR, enlisted, summarise
@@ -38,6 +39,9 @@ NAME = "VAT_SWEEP"
 SOURCE = Path(__file__).parents[2]
 """Where the commands are."""
 
+
+UNLISTED: list[str] = []
+"""The failed jobs of this process that no file tells of, as the disk was full."""
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
@@ -57,9 +61,12 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
         The validation error, which a sampling sweeper minimises; NaN where the job failed.
     """
     overrides = list(HydraConfig.get().overrides.task)
-    _enlist(overrides, folder)
-    (folder / ERROR).unlink(missing_ok=True)
+    processes.end_with_parent()
+    listed = False
     try:
+        _enlist(overrides, folder)
+        listed = True
+        (folder / ERROR).unlink(missing_ok=True)
         if cfg.data.get("validation_share") == 0:
             raise ValueError("data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it")
         resume.refuse_other_job(cfg, folder)
@@ -72,7 +79,12 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
             raise ValueError(f"{folder / folders.METRICS} is of another version of this project: delete {folder} to train it anew")
     except Exception as error:
         said = user_errors.readable(error).splitlines()[0]
-        (folder / ERROR).write_text(f"{said}\n\n{traceback.format_exc()}")
+        try:
+            files.write(folder / ERROR, f"{said}\n\n{traceback.format_exc()}")
+        except OSError:  # the disk is full: the sweep goes on, and its end says which job failed
+            listed = False
+        if not listed:
+            UNLISTED.append(f"{folder}: failed: {said}")
         log.error("failed: %s (%s)", said, folder / ERROR)
         return math.nan
     return 1 - metrics["val/accuracy"]
@@ -139,6 +151,7 @@ class Sweep(HydraCallback):
         Raises:
             SystemExit: several grids of conf/sweep are asked for at once, of which a job would know nothing.
         """
+        UNLISTED.clear()
         for word in config.hydra.overrides.task:
             if word.startswith("sweep=") and re.search(r"[,(]", word):
                 raise SystemExit(f"error: {word}: one sweep at a time; run them one after the other")
@@ -157,14 +170,15 @@ class Sweep(HydraCallback):
         folder = Path(config.hydra.sweep.dir) / _name(config)
         try:
             jobs = enlisted(folder)
-            if not jobs:
+            if not jobs and not UNLISTED:
                 raise SystemExit(f"error: the sweep is empty: {' '.join(config.hydra.overrides.task) or 'nothing'} leads to no job")
             summarise(jobs, folder, said=_said(config))
         except Exception as error:  # Hydra would make a warning of it
             raise SystemExit(f"error: the sweep has no summary: {error!r}") from error
         missing = [j for j in jobs if j.metrics is None]
-        if missing:
-            raise SystemExit(f"error: {len(missing)} of {len(jobs)} jobs have no result; the same command tries them again")
+        if missing or UNLISTED:
+            said = "; ".join([f"{len(missing)} of {len(jobs)} jobs have no result", *UNLISTED])
+            raise SystemExit(f"error: {said}; the same command tries them again")
 
 
 def _enlist(overrides: Sequence[str], folder: Path) -> None:
@@ -176,7 +190,9 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
     listed.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(word.lstrip("+").split("=", 1) for word in deciding if "=" in word)
     settings = {key: value for key, value in settings.items() if key.split(".")[0] != "sweep"}
-    listed.write_text(json.dumps({"settings": settings, "folder": os.path.relpath(folder, listed.parent)}))
+    noted = {"settings": settings, "folder": os.path.relpath(folder, listed.parent)}
+    if files.read_json(listed) != noted:
+        files.write_json(listed, noted)
 
 
 def _name(config: DictConfig) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vat import files
 from vat.runs.overrides import quoted
 
 SOURCE = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     console.print(table)
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    files.write(folder / "table.md", "\n".join(lines) + "\n")
     console.print(f"as Markdown: {folder / 'table.md'}")
 
 

@@ -1,6 +1,5 @@
 """One job: compose, fit, test, report."""
 
-import json
 import logging
 import math
 import time
@@ -11,16 +10,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
+from vat import files
 from vat.data.datamodule import ResidentDataModule
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
-from vat.lightning.loggers import finish_wandb, upload_checkpoints
+from vat.lightning.loggers import finishing_wandb, upload_checkpoints
 from vat.runs import (
     allocator,
     checkpoints,
@@ -29,6 +30,7 @@ from vat.runs import (
     folders,
     honesty,
     pilots,
+    processes,
     provenance,
     records,
     report,
@@ -90,23 +92,19 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with folders.claimed(folder):
-        if start is None or saved is None:
-            report.clear(folder)
-        else:
+        resume.prepare(cfg, folder, start, saved or {})
+        if start is not None and saved is not None:
             bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
-        (folder / folders.CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        environment = {**record["environment"], "data": record["data"], "settings": settings}
-        (folder / folders.ENVIRONMENT).write_text(json.dumps(environment, indent=1) + "\n")
-        folders.keep_logged(folder)
-        logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
-        trainer = instantiate(
-            cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
-        )
-        report.settings(cfg)
-        report.note(data.summary)
-        default_eps.tell(computed, data.unit)
-        honesty.warn_of_few(data)
-        try:
+        write_origin(cfg, folder, record, settings)
+        with finishing_wandb():
+            logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
+            trainer = instantiate(
+                cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+            )
+            report.settings(cfg)
+            report.note(data.summary)
+            default_eps.tell(computed, data.unit)
+            honesty.warn_of_few(data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             with resume.restoring(start):
@@ -124,20 +122,26 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 metrics = {**metrics, **tested}
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
-        finally:
-            finish_wandb()
-        pool = honesty.of_the_pool(classifier, data)
-        notes = honesty.notes(classifier, data, pool)
-        metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
-        if trainer.is_global_zero:
-            (folder / folders.METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-            if classifier.confusion is not None:
-                report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+            pool = honesty.of_the_pool(classifier, data)
+            notes = honesty.notes(classifier, data, pool)
+            metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
             others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
+            if trainer.is_global_zero:
+                if classifier.confusion is not None:
+                    report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
+                report.write_page(metrics, folder, record, lds=lds, notes=notes)
+                files.write_json(folder / folders.METRICS, metrics)  # at last: the job is done
+        if trainer.is_global_zero:
             report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion, notes=notes)
-            report.write_page(metrics, folder, record, lds=lds, notes=notes)
     return metrics
+
+
+@rank_zero_only
+def write_origin(cfg: DictConfig, folder: Path, record: dict[str, Any], settings: str) -> None:
+    """Write a job's settings, where it was run, and the digest of the settings as they were composed."""
+    files.write(folder / folders.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    files.write_json(folder / folders.ENVIRONMENT, {**record["environment"], "data": record["data"], "settings": settings})
 
 
 def refuse_early_end(cfg: DictConfig, steps_per_epoch: int) -> None:
@@ -216,6 +220,7 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
+    processes.refuse_port_in_use(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
@@ -225,7 +230,10 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
         classifier.to(trainer.strategy.root_device)  # which the trainer has left already
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # under which loggers file what follows
+        # Under which loggers file what follows: the step, and the epoch, which was not over when the checkpoint was written.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        epochs.processed = epochs.completed = epochs.ready
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
@@ -260,7 +268,6 @@ def quiet() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*Total length of `list` across ranks is zero.*",  # of data without a validation part, which say what that means
         ".*log_every_n_steps.*",
-        ".*Experiment logs directory .* exists.*",  # what is in it is kept: see `folders.keep_logged`
         ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 import multiprocessing
@@ -32,17 +33,29 @@ class Mirror(BaseHTTPRequestHandler):
         if self.path == "/absent":
             return self.send_error(404)
         body = {"/wrong": b"something else", "/recompressed": gzip.compress(DATA, 1)}.get(self.path, PACKED)
+        if self.path == "/slow_header":
+            return self.trickle(b"HTTP/1.0 200 OK\r\nX: " + bytes(1000))
         self.send_response(200)
         if self.path != "/unsized":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.path in ("/broken", "/unsized", "/stalled"):
             body = body[: len(body) // 2]
+        if self.path == "/trickle":
+            return self.trickle(body)
         if self.path == "/slow":
             time.sleep(0.5)
         self.wfile.write(body)
         if self.path == "/stalled":
             time.sleep(5)
+
+    def trickle(self, body):
+        """Send a byte now and then, until nobody listens any more."""
+        with contextlib.suppress(OSError):
+            for number in range(len(body)):
+                self.wfile.write(body[number : number + 1])
+                self.wfile.flush()
+                time.sleep(0.05)
 
     def log_message(self, *_):
         pass
@@ -90,6 +103,18 @@ def test_mirrors_are_tried_in_turn_until_one_is_right(mirror, tmp_path):
     fetch(published(mirror, *paths), tmp_path)
     assert Mirror.requests == [f"/{path}" for path in paths[:-1]]
     assert (tmp_path / "data.gz").read_bytes() == PACKED
+
+
+@pytest.mark.parametrize("path", ["trickle", "slow_header"])
+def test_a_mirror_that_sends_a_byte_now_and_then_is_given_up_for_the_next(mirror, tmp_path, monkeypatch, path):
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    began = time.monotonic()
+    fetch(published(mirror, path, "right"), tmp_path)
+    assert time.monotonic() - began < 20
+    assert Mirror.requests == [f"/{path}", "/right"]
+    assert (tmp_path / "data.gz").read_bytes() == PACKED
+    with pytest.raises(DownloadError, match=r"too slow|no answer within"):
+        fetch(published(mirror, path), tmp_path / "other")
 
 
 def test_when_no_mirror_is_right_one_error_says_why_and_what_to_do(mirror, tmp_path):

@@ -1,23 +1,28 @@
 """Fetching the files of a published data set: checked, whole or not at all, by one process at a time."""
 
-import fcntl
 import http.client
 import os
+import queue
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from vat import files
 from vat.data.files.content import PIECE, new_hash, opened
 
 TIMEOUT = 30.0  # seconds of silence from a server, after which the next is tried
+LEAST_BYTES = 100_000  # in so many seconds: a slower server is given up, too; the smallest modem is not
 MOST_BYTES = 2 << 30  # the largest of our files, SVHN's extra set, has 1.33 GB; a server that never ends must not fill the disk
 
 
@@ -99,8 +104,8 @@ def _present(file: PublishedFile, folder: Path) -> Path | None:
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time in a folder. The system drops the lock of a process that dies; its file stays, to lock again."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".download.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.open_lock(folder / ".download.lock") as lock:
+        files.lock(lock, wait=True)
         yield
 
 
@@ -123,13 +128,19 @@ def _download(file: PublishedFile, path: Path) -> Path:
 
 
 def _transfer(url: str, partial: Path) -> None:
-    with _of_the_network(urllib.request.urlopen, url, timeout=TIMEOUT) as response, partial.open("wb") as out, _progress() as progress:
+    response = _of_the_network(_within_timeout, partial_call(urllib.request.urlopen, url, timeout=TIMEOUT))
+    with response, partial.open("wb") as out, _progress() as progress:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
         bar = progress.add_task(partial.name.removesuffix(".part"), total=total)
-        while piece := _of_the_network(response.read, PIECE):
+        since, before = time.monotonic(), 0
+        while piece := _of_the_network(response.read1, PIECE):  # what is there, without waiting for the rest of the piece
             out.write(piece)
             progress.advance(bar, len(piece))
+            if time.monotonic() - since > TIMEOUT:
+                if out.tell() - before < LEAST_BYTES:
+                    raise _MirrorFaultError(f"sends {out.tell() - before} bytes in {TIMEOUT:g} seconds, too slow to wait for")
+                since, before = time.monotonic(), out.tell()
             if out.tell() > MOST_BYTES:
                 raise _MirrorFaultError(f"sends more than {MOST_BYTES} bytes")
         # http.client ends a broken transfer quietly where it is read in pieces.
@@ -137,6 +148,30 @@ def _transfer(url: str, partial: Path) -> None:
             raise _MirrorFaultError(f"the transfer broke off after {out.tell()} of {total} bytes")
         out.flush()
         os.fsync(out.fileno())  # the new name must not reach the disk before the bytes do
+
+
+def _within_timeout(call: Callable[[], Any]) -> Any:
+    """What `call` returns, which a server may keep waiting by a byte of the header now and then.
+
+    Raises:
+        TimeoutError: If it takes longer than `TIMEOUT`.
+    """
+    found: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            found.put((call(), None))
+        except Exception as error:
+            found.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = found.get(timeout=2 * TIMEOUT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {2 * TIMEOUT:g} seconds") from None
+    if error is not None:
+        raise error
+    return result
 
 
 def _of_the_network(call: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -185,6 +185,8 @@ def _faults(path: Path) -> Iterator[None]:
 
 
 def _refuse_beyond_memory(size: int, name: str) -> None:
+    if not hasattr(os, "sysconf"):  # Windows, where an array beyond memory ends in Python's MemoryError
+        return
     if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise ValueError(f"{name} takes {size} bytes; this machine has {memory} in all")
 

@@ -1,0 +1,45 @@
+"""Jobs in forks of the test's process, which may be killed; what checkpoints hold, value by value."""
+
+import os
+import signal
+import traceback
+
+
+def forked(job):
+    """Run a job in a fork: its number, for `ended`."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    signal.alarm(600)
+    try:
+        job()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+        print(end.code)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(child):
+    """The exit status of a fork, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leaves(value, path=()):
+    """Every value in nested dictionaries and sequences, by its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list | tuple):
+        for key, inner in enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
