@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from sqlalchemy.exc import DatabaseError
 
 from vat import files
 from vat.lightning.history import HISTORY, read
-from vat.runs import folders, resume, schema, sweeps, user_errors
+from vat.runs import evidence, folders, resume, schema, sweeps, user_errors
 from vat.runs.checkpoints import newest_whole
 
 LOOK_EVERY = 0.5  # seconds
@@ -271,9 +271,19 @@ def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
         values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values())
         table.add_row(str(trial.number), *values, f"{100 * (trial.value or 0.0):.2f}")
     console.print(table)
+    for sentence in evidence.words(evidence.groups(_trials(done, shared, folder))):
+        console.print(sentence, style="yellow")
     wanted = [word for word in shared if word not in {f"{key}={value}" for key, value in QUIET.items()}]
     best = [f"{key}={value}" for key, value in done[0].params.items()]
     console.print("train and test the best:", " ".join(["python src/train.py", *wanted, *best]), soft_wrap=True)
+
+
+def _trials(done: Sequence[FrozenTrial], shared: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, str], dict[str, float] | None]]:
+    """Settings and metrics of the trials that are done."""
+    for trial in done:
+        words = [f"{key}={value}" for key, value in trial.params.items()]
+        settings = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in trial.params.items()}
+        yield settings | {"trial": str(trial.number)}, folders.finished(folder / sweeps.digest([*shared, *words]))
 
 
 def _first(override: Override) -> Any:

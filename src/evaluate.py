@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vat.functional import by_name
-from vat.runs import direction_report, robustness_report, schema, user_errors
+from vat.runs import direction_report, report, robustness_report, schema, user_errors
 from vat.runs.subject import Subject, subject
 
 REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {
@@ -33,7 +33,9 @@ def main(cfg: DictConfig) -> None:
     """Evaluate one checkpoint."""
     with user_errors.readable_errors():
         make = by_name("report", REPORTS, cfg.report)
-        make(cfg, subject(cfg))
+        of = subject(cfg)
+        make(cfg, of)
+        report.link_evaluations(of.run)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ def main(cfg: DictConfig) -> None:
     with user_errors.readable_errors():
         number = predict(
             *(folders.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
+            chances=cfg.probabilities,
+            name=cfg.id,
+            overwrite=cfg.overwrite,
             batch_size=cfg.batch_size,
             device=cfg.device,
             allow_targets=cfg.allow_targets,

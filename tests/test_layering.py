@@ -26,14 +26,16 @@ FLOORS = {
     "vat.batch_norm": 1,
     "vat.reference": 1,
     "vat.schedule": 1,
-    "vat.directions": 5,
-    "vat.regularizers": 6,
-    "vat": 7,  # its __init__ gathers the core
-    "vat.attacks": 8,
-    "vat.evaluation": 9,
-    "vat.plots": 9,
-    "vat.lightning": 10,
-    "vat.runs": 11,  # all that imports Hydra
+    "vat.checks": 5,
+    "vat.directions": 6,
+    "vat.regularizers": 7,
+    "vat": 8,  # its __init__ gathers the core
+    "vat.huggingface": 9,
+    "vat.attacks": 9,
+    "vat.evaluation": 10,
+    "vat.plots": 10,
+    "vat.lightning": 11,
+    "vat.runs": 12,  # all that imports Hydra
 }
 CORE = (
     "vat",
@@ -45,6 +47,7 @@ CORE = (
     "vat.reference",
     "vat.network",
     "vat.calls",
+    "vat.checks",
     "vat.counting",
     "vat.step",
     "vat.directions",

@@ -19,11 +19,11 @@ from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
-from vat.functional import Divergence
+from vat.functional import Divergence, wide
 from vat.network import is_divided
 from vat.norms import NORMS, Norm
-from vat.precision import coarse
-from vat.step import Step
+from vat.precision import coarse, hidden_half
+from vat.step import CleanPass, Step
 
 Direction = Callable[..., Tensor]
 
@@ -40,9 +40,14 @@ def takes(*options: str) -> Callable[[Direction], Direction]:
 
 def options_of(direction: Direction) -> tuple[str, ...]:
     """The options of `VAT` that a direction takes, also inside a `functools.partial`."""
+    return getattr(inside(direction), "takes", ())
+
+
+def inside(direction: Direction) -> Direction:
+    """The function in a `functools.partial`."""
     while isinstance(direction, partial):
         direction = direction.func
-    return getattr(direction, "takes", ())
+    return direction
 
 
 def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
@@ -103,6 +108,8 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
         )
     if is_divided(step.module):
         raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
+    if torch.compiler.is_compiling():
+        raise RuntimeError("direction 'exact' cannot be compiled: call the regularizer outside torch.compile, or take 'random_margin'")
     d = random(step, divergence, norm)
     with torch.enable_grad():
         for iteration in range(num_power_iterations):
@@ -114,17 +121,50 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
     return d
 
 
-def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool) -> Tensor:
+def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool, clean: CleanPass | None = None) -> Tensor:
     """J d with J = ∂logits/∂x. 2 F."""
     if not create_graph:
         jd = jacobian_vector_product(lambda x: step.network(x, constant=True), step.x, d)
         if jd is not None:
             return jd
     # As the derivative along d of Jᵀw, which is linear in w: slower, and there for every layer.
-    x, logits = step.clean.x, step.clean.logits
-    w = torch.zeros_like(logits, requires_grad=True)
-    (pulled_back,) = grad(logits, x, w, create_graph=True)
+    clean = clean or step.clean
+    w = torch.zeros_like(clean.logits, requires_grad=True)
+    (pulled_back,) = grad(clean.logits, clean.x, w, create_graph=True)
+    if not pulled_back.requires_grad:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
     return grad(pulled_back, w, d, retain_graph=True, create_graph=create_graph, materialize_grads=True)[0]
+
+
+NO_SECOND_DERIVATIVE = (
+    "the network's backward pass cannot be differentiated: a layer of its own kind (a torch.autograd.Function, a custom kernel) hides its "
+    "derivative. Take direction='random_margin' or 'margin', without gradient_through_r"
+)
+
+
+def refuse_wrong_derivative(step: Step, *, create_graph: bool) -> None:
+    """Compare ⟨w, J v⟩ with ⟨Jᵀ w, v⟩ at v = Jᵀ w: one number if the backward pass is differentiated as it should be.
+
+    Args:
+        step: of which the clean pass is taken.
+        create_graph: look at the second derivative that carries a graph.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    if not step.x.numel():
+        return
+    with torch.enable_grad():
+        x = step.x.detach().requires_grad_()
+        clean = CleanPass(x, step.network(x, constant=True))
+        w = torch.randn(clean.logits.shape, generator=torch.Generator().manual_seed(0)).to(clean.logits)
+        (pulled,) = grad(clean.logits, x, w, retain_graph=True)
+        v = pulled / pulled.abs().amax().clamp(min=torch.finfo(pulled.dtype).tiny)
+        back = (wide(pulled) * wide(v)).sum()
+        there = (wide(w) * wide(_pushed_forward(step, v, create_graph=create_graph, clean=clean).detach())).sum()
+    share = 0.3 if coarse(step.x, clean.logits, step.module) or hidden_half(clean.logits) else 0.05
+    if back.isfinite() and (there - back).abs() > share * back.abs():
+        raise RuntimeError(f"{NO_SECOND_DERIVATIVE} (⟨w, J v⟩ is {there:.3g}, and ⟨Jᵀ w, v⟩ is {back:.3g})")
 
 
 def _loses_third_derivative(layer: nn.Module) -> bool:

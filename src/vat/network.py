@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from operator import is_
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,24 @@ Held = dict[str, Any]
 Places = list[tuple[Held, str]]
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 OF_EVERY_MODULE = vars(nn.Module()).keys()
+EMBEDDINGS = (
+    "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
+    "mask=batch['attention_mask']), with the batch as the model takes it."
+)
+_RECOMPUTE: WeakSet[nn.Module] = WeakSet()
+"""Networks seen to be under `torch.utils.checkpoint`."""
 
 
 @contextmanager
-def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it the default generators start from `seed`: torch's (the CPU's and `device`'s), Python's and numpy's; as before after it."""
-    with _state_of_python_and_numpy(seed):
+def random_state(seed: int, device: torch.device, *, torch_alone: bool = False) -> Iterator[None]:
+    """Within it the default generators start from `seed`, and after it they are as before.
+
+    Args:
+        seed: of all of them.
+        device: of which torch's generator is meant, next to that of the CPU.
+        torch_alone: leave Python's and numpy's, which take 0.1 ms.
+    """
+    with nullcontext() if torch_alone else _state_of_python_and_numpy(seed):
         if device.type == "cpu":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
@@ -51,7 +64,7 @@ class Network:
     Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
     call changes in the plain attributes of a layer is undone after it: what it assigns, adds to a list, dict or set, or changes in place
     in a tensor. Two things are out of reach: what is inside a container or another object, and what a layer under
-    `torch.utils.checkpoint` computes again in the backward pass, where batch norm moves then.
+    `torch.utils.checkpoint` computes again. Its batch norm moves once in each backward pass through it, as in every checkpointed network.
 
     Args:
         forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
@@ -81,8 +94,10 @@ class Network:
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
         self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, _weights(self._layers)))
         self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
+        self._draws_from_torch = isinstance(forward, nn.Module) and not self._keepers
         self._kept_values = _kept_values(self._keepers)
         self._constants: list[tuple[Tensor, Places]] = []
         self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
@@ -108,7 +123,12 @@ class Network:
         if self.module is None and parameters is not None:
             raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
         x = x.clone()  # a first layer may normalise in place
-        output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        try:
+            output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
+        except (TypeError, ValueError) as error:
+            if self.forward is self.module and hasattr(self.module, "get_input_embeddings"):
+                error.add_note(EMBEDDINGS)
+            raise
         logits = self._logits(output)
         if not logits.dim() or (len(logits) != len(x) and not self._grouped):
             raise ValueError(
@@ -134,7 +154,8 @@ class Network:
     ) -> Any:
         """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
         trains = torch.is_grad_enabled() and not constant and parameters is None
-        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), random_state(seed, device), _one_path():
+        noise = random_state(seed, device, torch_alone=True) if self._draws_from_torch else random_state(seed, device)
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path():
             return function()
 
     def _logits(self, output: Any) -> Tensor:
@@ -152,6 +173,12 @@ class Network:
             raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
         return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
 
+    def keep_own_weights(self) -> None:
+        """Take no weights as constants from now on, in other steps neither: the module computes activations again."""
+        self._recomputes = True
+        if self.module is not None:
+            _RECOMPUTE.add(self._own[0])
+
     @contextmanager
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
         """Within it layers hold other tensors in place of their own, as `__call__` says.
@@ -161,7 +188,7 @@ class Network:
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
             others += self._by_name(parameters)
-        elif constant and not self._divided:
+        elif constant and not (self._divided or self._recomputes):
             if self._unbuilt or not self._constants:
                 self._constants = [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
             others += self._constants
@@ -342,8 +369,8 @@ def _size(layers: Iterable[nn.Module]) -> int:
 
 @lru_cache(maxsize=1024)
 def _is_torchs(kind: type) -> bool:
-    """Whether a layer is torch's own, which keeps nothing in plain attributes; torch makes some classes around a user's."""
-    return all(base.__module__.startswith(("torch.", "builtins", "typing")) for base in kind.__mro__)
+    """Whether a layer is torch's own or of `vat.models`, and keeps nothing in plain attributes; torch makes some classes around others'."""
+    return all(base.__module__.startswith(("torch.", "vat.models.", "builtins", "typing")) for base in kind.__mro__)
 
 
 def _has_no_hooks(layer: nn.Module) -> bool:

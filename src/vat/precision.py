@@ -39,3 +39,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
         flags = cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
     with torch.autocast(device.type, enabled=False), flags:
         yield
+
+
+def hidden_half(outputs: Tensor) -> bool:
+    """Whether something between the inputs and `outputs`, of which the graph is there, is in half precision."""
+    seen, waiting = set(), [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if any(made.dtype in (torch.float16, torch.bfloat16) for made in getattr(node, "_input_metadata", ())):
+            return True
+        waiting += [parent for parent, _ in node.next_functions]
+    return False

@@ -118,6 +118,7 @@ class Step:
         report: dict[str, Tensor] | None = None,
     ):
         self.key = Key.fresh() if key is None else key
+        self.class_dim = class_dim
         self._network = Network(forward, module, class_dim=class_dim, grouped=group is not None)
         self._call: Perturbed | None = None
         if at is None and isinstance(x, Tensor) and not x.is_floating_point() and isinstance(self._network.module, nn.Module):
@@ -255,6 +256,15 @@ class Step:
         if parameters is not None and x is self.x and self._call is not None and self._call.layers:  # of which they are other outputs
             x = self._network.called(self._call.inputs, device=x.device, seed=self.key.own(noise), parameters=parameters)
         return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant, track=track)
+
+    def keep_own_weights(self) -> None:
+        """From now on no pass takes the weights as constants: `torch.utils.checkpoint` computes with the module's own in a backward pass.
+
+        A clean pass without them is forgotten.
+        """
+        self._network.keep_own_weights()
+        if not self.live:
+            self.__dict__.pop("clean", None)
 
     @cached_property
     def clean(self) -> CleanPass:

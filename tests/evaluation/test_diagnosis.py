@@ -195,6 +195,30 @@ def test_a_direction_that_misses_most_is_named():
     assert interpretation({"lds": 0.01, "kl_random": 0.001, "kl_ascent": 0.05}) == []
 
 
+@pytest.mark.parametrize(
+    ("direction", "says"),
+    [
+        ("finite_difference", "half precision or with a tiny xi"),
+        (None, "half precision or with a tiny xi"),
+        ("random_margin", "eps is so large"),
+        ("exact", "eps is so large"),
+        ("random", "VAT's control"),
+    ],
+)
+def test_the_cause_depends_on_the_direction_in_use(direction, says):
+    (sentence,) = interpretation({"lds": 0.01, "kl_random": 0.009}, direction=direction)
+    assert says in sentence
+    assert ("finite differences" in sentence.lower()) == (direction in ("finite_difference", None))
+
+
+def test_a_radius_is_too_large_if_a_random_r_of_its_length_changes_predictions():
+    assert interpretation({"lds": 1.6, "kl_random": 0.05, "flip_rate": 0.8}) == []  # digits at twice the best radius but one
+    (sentence,) = interpretation({"lds": 1.6, "kl_random": 0.2, "flip_rate": 0.2})
+    assert sentence.startswith("a random r changes the predictions by 0.2 nats: eps reaches into other classes")
+    (sentence,) = interpretation({"flip_rate": 0.8})
+    assert sentence.startswith("r flips 80 % of the decisions: eps reaches into other classes")
+
+
 def test_nothing_is_said_of_what_was_not_measured():
     assert interpretation({}) == []
 

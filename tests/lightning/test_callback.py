@@ -591,3 +591,107 @@ def test_a_run_after_a_restored_one_starts_anew(tmp_path):
     assert teacher.num_updates == 3
     fit(Plain(), callback, max_steps=1)
     assert teacher.num_updates == 1
+
+
+# ---------------------------------------------------------------------------------------- what training_step gave the network
+
+
+class Normalising(Plain):
+    """Has a fold and a weight before the inputs in its batch, and normalises them before `forward`."""
+
+    def training_step(self, batch, batch_idx):
+        weight, x, y = batch
+        return (weight * F.cross_entropy(self((x - 0.5) / 2), y, reduction="none")).mean()
+
+
+def weighted_batches():
+    x, y = first_batch()
+    return DataLoader([(torch.linspace(0, 1, len(x), dtype=torch.float64), x, y)], batch_size=None)
+
+
+def test_the_callback_perturbs_what_training_step_gave_the_network():
+    module = Normalising()
+    plain = Normalising()
+    fit(plain, loader=weighted_batches())
+    fit(module, RegularizerCallback(VAT(eps=1.5)), loader=weighted_batches())
+    added = [b - a for a, b in zip(plain.gradients[0], module.gradients[0], strict=True)]
+    for found, expected in zip(added, gradient_by_hand(VAT(eps=1.5), x=(first_batch()[0] - 0.5) / 2), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+class Reader(Plain):
+    """Embeds ids in a part, with a mask; `training_step` calls the part."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"embeddings": nn.Embedding(9, 4), "head": nn.Linear(4, 3)}).double()
+        self.model.forward = self.classify
+
+    def classify(self, ids, attention_mask=None):
+        m = attention_mask[..., None].double()
+        return {"logits": self.model["head"]((self.model["embeddings"](ids).tanh() * m).sum(1) / m.sum(1))}
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.model(batch["ids"], attention_mask=batch["mask"])["logits"], batch["y"])
+
+    def on_before_optimizer_step(self, optimizer):
+        self.gradients.append([p.grad.clone() for p in self.model.parameters()])
+
+
+def test_the_callback_puts_r_on_the_output_of_a_layer_of_a_part():
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    batch = {"ids": ids, "mask": ids.clamp(max=1), "y": torch.tensor([0, 2])}
+    plain, module = Reader(), Reader()
+    fit(plain, loader=DataLoader([batch], batch_size=None))
+    callback = RegularizerCallback(VAT(0.7), network="model", at="model.embeddings", mask="attention_mask")
+    fit(module, callback, loader=DataLoader([batch], batch_size=None))
+    by_hand = Reader()
+    step = Step(by_hand.classify, (ids, batch["mask"]), at=by_hand.model["embeddings"], mask=batch["mask"], key=Key(5, 0, 0))
+    wanted = torch.autograd.grad(VAT(0.7).term(step), [*by_hand.model.parameters()])
+    for a, b, g in zip(plain.gradients[0], module.gradients[0], wanted, strict=True):
+        torch.testing.assert_close(b - a, g, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "body"}, "network='body' is no part of Reader, which has net, model"),
+        ({"network": "net"}, "training_step calls net 0 times, not once"),
+        ({"network": "model"}, "called with 0 tensors of a floating dtype, not one: name what is perturbed"),
+    ],
+)
+def test_a_network_whose_call_cannot_be_repeated_is_refused(options, message):
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    batch = {"ids": ids, "mask": ids.clamp(max=1), "y": torch.tensor([0, 2])}
+    with pytest.raises(ValueError, match=message):
+        fit(Reader(), RegularizerCallback(VAT(0.7), **options), loader=DataLoader([batch], batch_size=None))
+
+
+def test_a_call_whose_inputs_were_changed_in_place_is_not_repeated():
+    class InPlace(Plain):
+        def forward(self, x):
+            return self.net(x.sub_(0.5))
+
+    with pytest.raises(ValueError, match="changes its inputs in place"):
+        fit(InPlace(), RegularizerCallback(VAT(0.7)))
+
+
+def test_what_forward_logs_and_counts_is_that_of_training_step_alone(tmp_path):
+    class Counting(Plain):
+        calls = 0
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            self.log("calls", float(self.calls), on_step=True, on_epoch=True, reduce_fx="sum", batch_size=1)
+            return super().forward(x)
+
+    module = Counting()
+    trainer = fit(module, RegularizerCallback(VAT(0.7)), max_steps=3, max_epochs=1)
+    assert module.calls == 3
+    assert trainer.callback_metrics["calls_epoch"] == 1 + 2 + 3
+
+
+def test_a_weight_before_the_inputs_is_not_taken_for_them():
+    with pytest.raises(ValueError, match=r"has shape \(4,\), and others have more dimensions"):
+        first_tensors((torch.rand(4), torch.rand(4, 5), torch.zeros(4).long()))

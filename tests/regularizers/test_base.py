@@ -401,13 +401,50 @@ class Recomputing(nn.Module):
         return self.head(checkpoint(self.block, x, use_reentrant=False))
 
 
-def test_activations_that_are_computed_again_are_refused_in_a_sentence():
-    x = torch.randn(N, 5)
-    with pytest.raises(RuntimeError, match=r"vat asks for gradients .* a layer under torch\.utils\.checkpoint"):
-        VAT(0.5)(Recomputing(), x)
-    network = Recomputing()
-    RandomPerturbation(0.5)(network, x).backward()
-    assert network.block[0].weight.grad is not None
+class Plain(Recomputing):
+    def forward(self, x):
+        return self.head(self.block(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name.startswith("VAT")])
+def test_activations_that_are_computed_again_are_the_same(name, training):
+    x, found = torch.randn(N, 5, generator=torch.Generator().manual_seed(0)), []
+    for kind in (Plain, Recomputing):
+        torch.manual_seed(0)
+        network = kind().train(training)
+        torch.manual_seed(1)
+        for _ in range(2):  # the first time it is found out
+            penalty = MAKERS[name]()(network, x)
+            network.zero_grad()
+            penalty.backward()
+        found.append((penalty.detach(), [p.grad for p in network.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_batch_norm_that_is_computed_again_moves_once_in_each_backward_pass_through_it():
+    class Normalised(Recomputing):
+        def __init__(self):
+            super().__init__()
+            self.block.append(nn.BatchNorm1d(self.head.in_features))
+
+    network, x = Normalised(), torch.randn(N, 5)
+    assert network.block[-1].num_batches_tracked == 0
+    VAT(0.5)(network, x)  # finds it out
+    network.block[-1].num_batches_tracked.zero_()
+    term = VAT(0.5)(network, x)
+    assert network.block[-1].num_batches_tracked == 1  # the direction's
+    term.backward()
+    assert network.block[-1].num_batches_tracked == 2  # the penalty's
+
+
+def test_a_reentrant_checkpoint_is_refused_in_a_sentence():
+    class Reentrant(Recomputing):
+        def forward(self, x):
+            return self.head(checkpoint(self.block, x, use_reentrant=True))
+
+    with pytest.raises(RuntimeError, match=r"vat asks for gradients .* use_reentrant=True: say use_reentrant=False"):
+        VAT(0.5)(Reentrant(), torch.randn(N, 5))
 
 
 def test_a_term_whose_weight_is_0_may_stand_alone():

@@ -20,6 +20,7 @@ TERMS = {
     "adversarial": {"adversarial"},
     "class_balance": {"class_balance"},
     "entropy": {"entropy"},
+    "few_labels": {"vat", "class_balance", "random_perturbation"},
     "mean_teacher": {"mean_teacher"},
     "none": set(),
     "pi_model": {"pi_model"},

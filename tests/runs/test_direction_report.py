@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import networks
 import pytest
@@ -56,3 +57,19 @@ def test_what_is_abnormal_is_written_and_printed_in_words(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "eps is too small to matter" in " ".join(printed.split())
     assert "ε = 0.0001 (pixels)" in printed
+
+
+def test_a_class_that_is_never_predicted_is_named_whatever_the_direction():
+    from vat.runs.direction_report import _left_out
+
+    class Merged(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(x[:, 0].long().clamp(max=1), 3).float()
+
+    x = (torch.arange(120) % 3).float()[:, None]
+    of = SimpleNamespace(network=Merged(), record={"class_names": ["a", "b", "c"]}, device=torch.device("cpu"))
+    batches = list(zip(x.split(50), x[:, 0].long().split(50), strict=True))
+    sentences = _left_out(of, batches)
+    assert sentences[0].startswith("test examples: almost never predicted: c 0.0 % (labels 33.3 %)")
+    of.network = lambda x: torch.nn.functional.one_hot(x[:, 0].long(), 3).float()
+    assert _left_out(of, batches) == []

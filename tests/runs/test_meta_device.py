@@ -49,8 +49,8 @@ def _random_numbers(monkeypatch):
             return super().__new__(cls)
 
     monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(vat.network, "random_state", lambda seed, device: torch.random.fork_rng(devices=[]))
-    monkeypatch.setattr(vat.lightning.classifier, "random_state", lambda seed, device: torch.random.fork_rng(devices=[]))
+    monkeypatch.setattr(vat.network, "random_state", lambda seed, device, **_: torch.random.fork_rng(devices=[]))
+    monkeypatch.setattr(vat.lightning.classifier, "random_state", lambda seed, device, **_: torch.random.fork_rng(devices=[]))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
 
 

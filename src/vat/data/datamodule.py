@@ -108,6 +108,11 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         """See the class."""
         return len(self.split.unlabeled) == len(self.split.labeled)
 
+    @property
+    def holds_words(self) -> bool:
+        """After `setup`: inputs are numbers of words or tokens, which mean nothing as numbers."""
+        return not self.x.dtype.is_floating_point and self.x.dtype != torch.uint8
+
     def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor, extra: Tensor | None = None) -> Split:
         """Label some of the pool, as the settings say.
 

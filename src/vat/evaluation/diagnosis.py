@@ -18,6 +18,8 @@ from vat.step import Key, Step
 
 FLAT = 1e-5
 """Nats below which a penalty teaches nothing."""
+FAR = 0.1
+"""Nats by which a random r changes predictions if eps is too large: see docs/choosing_eps.md for where this fires."""
 
 
 def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
@@ -161,11 +163,12 @@ def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = was
 
 
-def interpretation(values: Mapping[str, float]) -> list[str]:
+def interpretation(values: Mapping[str, float], *, direction: str | None = None) -> list[str]:
     """A sentence for each value that is abnormal; none where VAT works.
 
     Args:
         values: means over examples, by the names of `diagnose` or of VAT's report; those that are absent are not judged.
+        direction: the name of how r was found, on which the cause depends; None if it is not known.
     """
     lds, at_zero, chance = (values.get(name, math.nan) for name in ("lds", "kl_at_zero", "kl_random"))
     most = values.get("kl_maximum", values.get("kl_ascent", math.nan))
@@ -183,13 +186,27 @@ def interpretation(values: Mapping[str, float]) -> list[str]:
         )
     elif lds < 1.5 * chance:
         found.append(
-            f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the direction is hardly better than noise. Finite differences in "
-            "half precision or with a tiny xi are so: take direction=random_margin, margin or exact"
+            f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the direction is hardly better than noise. {_noise(direction)}"
         )
     elif lds < 0.1 * most:
         found.append(
-            f"r reaches {lds:.2g} nats where a longer search reaches {most:.2g}: at this eps the direction misses most of what there is"
+            f"r reaches {lds:.2g} nats where a longer search reaches {most:.2g}: at this eps the direction misses most of what there is. "
+            "A direction is found close to x, so a smaller eps helps, or direction=ascent"
         )
-    if flips > 0.5:
-        found.append(f"r flips {100 * flips:.0f} % of the decisions: eps reaches into other classes; where it stays so, lower it")
+    if chance > FAR or (flips > 0.5 and math.isnan(chance)):
+        said = [f"a random r changes the predictions by {chance:.2g} nats"] if chance > FAR else []
+        said += [f"r flips {100 * flips:.0f} % of the decisions"] if flips > 0.5 else []
+        found.append(f"{', and '.join(said)}: eps reaches into other classes; if it stays so, lower it by half or more")
     return found
+
+
+def _noise(direction: str | None) -> str:
+    """Why a direction is as good as noise."""
+    if direction == "random":
+        return "direction=random asks for that: it is VAT's control"
+    half = "Finite differences in half precision or with a tiny xi are so: take direction=random_margin, margin or exact"
+    if direction in (None, "finite_difference", "ascent"):
+        return half
+    return (
+        f"direction={direction} does not depend on xi or precision: eps is so large that r leaves the region where it was found. Lower eps"
+    )

@@ -39,6 +39,7 @@ class Classifier(pl.LightningModule):
 
     Attributes:
         confusion: after a test, how many examples of each class (rows) were taken for each (columns): int64 (C, C).
+        val_counts: the same of the last validation.
 
     Raises:
         FloatingPointError: in training and validation, when a term of the loss is NaN or infinite.
@@ -65,12 +66,13 @@ class Classifier(pl.LightningModule):
         self.reestimate_batch_norm = reestimate_batch_norm
         self.record = record
         self.confusion: Tensor | None = None
+        self.val_counts: Tensor | None = None
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.val_metrics = _metrics("val", num_classes)
         self.test_metrics = _metrics("test", num_classes)
         self.test_lds = MeanMetric()
-        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+        self.val_confusion, self.test_confusion = (MulticlassConfusionMatrix(num_classes) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -186,11 +188,15 @@ class Classifier(pl.LightningModule):
                 "and evaluation take logits",
                 stacklevel=1,
             )
-        self.val_metrics.update(_log_probabilities(logits), y)
+        log_probabilities = _log_probabilities(logits)
+        self.val_metrics.update(log_probabilities, y)
+        self.val_confusion.update(log_probabilities, y)
 
     def on_validation_epoch_end(self) -> None:
         values = self.val_metrics.compute()
         self.val_metrics.reset()
+        self.val_counts = self.val_confusion.compute().cpu()
+        self.val_confusion.reset()
         if not self.trainer.sanity_checking:  # an untrained network may say what it likes
             refuse_not_finite(self.trainer, {"val/cross_entropy": values["val/cross_entropy"]})
         self.log_dict(values)

@@ -26,7 +26,8 @@ def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> Non
         if looks_for_r(regularizer) and trainer.is_global_zero:
             prefix = f"train/{name}/"
             values = {k.removeprefix(prefix): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-            for sentence in interpretation(values):
+            direction = getattr(regularizer.direction, "__name__", None)
+            for sentence in interpretation(values, direction=direction):
                 log.warning("%s: %s", name, sentence)
 
 

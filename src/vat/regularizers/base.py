@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Regularizer(nn.Module):
         self.weight = not_negative("weight", weight)
         self.ramp_up = int(not_negative("ramp_up", ramp_up))
         self.num_updates = 0
+        self._called = False
 
     def penalty(self, step: Step) -> Tensor:
         """Mean penalty of the step's examples: a scalar in float32 or wider, 0 for an empty batch."""
@@ -51,18 +52,30 @@ class Regularizer(nn.Module):
 
         Raises:
             ValueError: the step's clean pass carries no gradient to the parameters, and this regularizer needs one.
-            RuntimeError: the network computes activations again (torch.utils.checkpoint), and this regularizer goes back through them.
         """
         if not self.current_weight:
             return torch.zeros((), device=step.x.device, requires_grad=True).clone()  # backward() may be called on it alone
         if self.differentiates_clean_pass and not step.live:
             raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
+        return self.current_weight * self.through_checkpoints(self.penalty, step)
+
+    def through_checkpoints(self, function: Callable[[Step], Any], step: Step) -> Any:
+        """What `function` returns of a step, of a network under `torch.utils.checkpoint`, too.
+
+        Raises:
+            RuntimeError: If that is reentrant, and the function goes back through it.
+        """
         try:
-            return self.current_weight * self.penalty(step)
-        except CheckpointError as error:
+            return function(step)
+        except CheckpointError:  # it computes activations again, with the module's own weights
+            step.keep_own_weights()
+            return function(step)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
             raise RuntimeError(
-                f"{self.name} asks for gradients with respect to the inputs, and a layer under torch.utils.checkpoint computes its "
-                "activations again with other weights than these: leave it out for such a network, or take VAT(direction='random')"
+                f"{self.name} asks for gradients with respect to the inputs, which torch.utils.checkpoint cannot give with "
+                "use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
             ) from error
 
     def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
@@ -78,12 +91,21 @@ class Regularizer(nn.Module):
         Raises:
             TypeError: `y` are not integers, and are not needed: another input of the model, perhaps.
         """
-        if y is not None and y.is_floating_point() and not self.needs_labels:
+        if y is not None and not self.needs_labels and (y.dim() != 1 or y.is_floating_point() or y.dtype is torch.bool):
             raise TypeError(
-                f"{self.name} takes labels as its third argument, and has no use for them: a second input goes into a function, as "
-                "vat(lambda x: model(x, z), x, module=model)"
+                f"{self.name} takes labels (N,) as its third argument, and has no use for them; this is {y.dtype} of shape "
+                f"{tuple(y.shape)}. A mask goes as mask=…, a second input goes into a function, as vat(lambda x: model(x, z), x, "
+                "module=model), or into the call, as vat(model, (x, z))"
             )
-        return self.term(Step(forward, x, y, module=module, live=self.differentiates_clean_pass, **of_step))
+        step = Step(forward, x, y, module=module, live=self.differentiates_clean_pass, **of_step)
+        term = self.term(step)
+        if self.current_weight and (step.module is not None or not self._called):
+            self._called = True
+            self.through_checkpoints(self.first_call, step)
+        return term
+
+    def first_call(self, step: Step) -> None:
+        """Called after the term of a batch in a loop of one's own: to look, once for a network, for what makes a wrong number."""
 
     @property
     def current_weight(self) -> float:

@@ -6,7 +6,20 @@ import torch
 from torch import Tensor
 
 from vat.calls import Perturbed
-from vat.directions import ACROSS_A_BOUNDARY, DIRECTIONS, Direction, gradient, hessian_product, options_of, random
+from vat.checks import first_time, warn_of_classes_last, warn_of_hidden_half, warn_of_passes_that_differ, warn_of_rounding
+from vat.directions import (
+    ACROSS_A_BOUNDARY,
+    DIRECTIONS,
+    Direction,
+    exact,
+    finite_difference,
+    gradient,
+    hessian_product,
+    inside,
+    options_of,
+    random,
+    refuse_wrong_derivative,
+)
 from vat.functional import DIVERGENCES, Divergence, by_name, flat
 from vat.network import Forward, Modules
 from vat.norms import L2, NORMS, Norm
@@ -130,12 +143,30 @@ class VAT(Regularizer):
     def penalty(self, step: Step) -> Tensor:
         """Mean divergence of the perturbed from the clean prediction."""
         r = self.virtual_adversarial_perturbation(step)
+        warn_of_rounding(step, r)
         clean = step.clean.logits if self.gradient_through_target else step.target
         perturbed = step.network(step.inputs + r)
         value = step.divergence(self.divergence)(clean, perturbed)
         if step.report is not None:
             step.report |= self._diagnose(step, clean.detach(), perturbed.detach(), value.detach(), r.detach())
         return step.mean(value)
+
+    def first_call(self, step: Step) -> None:
+        """Look for what makes a wrong number: passes that differ without r, classes that lie elsewhere, a derivative or bits that lack.
+
+        Raises:
+            RuntimeError: If the direction needs a derivative that the network's backward pass does not have.
+        """
+        if first_time(step, "passes"):
+            warn_of_passes_that_differ(step)
+        if self.divergence.decides and first_time(step, "classes"):
+            warn_of_classes_last(step)
+        direction = inside(self.direction)
+        through_r = self.gradient_through_r and direction is not random
+        if (through_r or direction is exact) and first_time(step, f"derivative, {through_r}"):
+            refuse_wrong_derivative(step, create_graph=through_r)
+        if direction is finite_difference and not coarse(step.x, step.target, step.module) and first_time(step, "precision"):
+            warn_of_hidden_half(step)
 
     def _better_sign(self, step: Step, d: Tensor) -> Tensor:
         divergence, eps = step.divergence(self.divergence), step.radius(self.current_eps)
@@ -234,6 +265,7 @@ def local_distributional_smoothness(
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
         step = Step(forward, x, module=module, key=key, **of_step)
+        measure.first_call(step)
         r = measure.virtual_adversarial_perturbation(step)
         with torch.no_grad():
             return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))

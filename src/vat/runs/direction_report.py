@@ -13,6 +13,8 @@ from vat import VAT, files
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
+from vat.evaluation.few_examples import left_out
+from vat.functional import as_classes
 from vat.runs import records, report
 from vat.runs.subject import Subject
 from vat.runs.targets import RefusedError
@@ -64,7 +66,12 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: V
     values = {name: torch.cat(parts) for name, parts in found.items()}
     means = {name: value.mean().item() for name, value in values.items()}
     errors = {name: (value.std() / len(value) ** 0.5).item() if len(value) > 1 else None for name, value in values.items()}
-    return {"examples": len(values["lds"]), "mean": means, "standard_error": errors, "interpretation": interpretation(means)}
+    return {
+        "examples": len(values["lds"]),
+        "mean": means,
+        "standard_error": errors,
+        "interpretation": interpretation(means, direction=getattr(vat.direction, "__name__", None)),
+    }
 
 
 def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
@@ -86,6 +93,17 @@ def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
     report.console.print(f"file: {report.shown(path.absolute())}")
 
 
+@torch.no_grad()
+def _left_out(of: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
+    """A sentence for each class that the network leaves out: a direction may work while two classes have merged."""
+    names, counts = of.record["class_names"], []
+    for x, y in batches:
+        chosen = as_classes(of.network(x.to(of.device))).argmax(1).cpu()
+        counts.append(torch.stack([torch.bincount(rows.cpu(), minlength=len(names)) for rows in (chosen, y)]))
+    predicted, labels = torch.stack(counts).sum(0)
+    return left_out(predicted, labels, names, where="test examples")
+
+
 def on_direction(cfg: DictConfig, of: Subject) -> None:
     """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
     rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
@@ -101,4 +119,5 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
         report.console.print(f"{why}: the default direction is judged, at the radius where LDS is monitored", style="yellow")
         vat = VAT(of.data.lds_eps)
     found = measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
+    found["interpretation"] += _left_out(of, batches)
     show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")

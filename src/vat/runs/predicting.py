@@ -23,7 +23,16 @@ from vat.runs.text import cell
 
 
 def predict(
-    checkpoint: Path, data: Path, output: Path, *, batch_size: int = 500, device: str = "auto", allow_targets: Sequence[str] = ()
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    chances: bool = False,
+    name: str | None = None,
+    overwrite: bool = False,
+    batch_size: int = 500,
+    device: str = "auto",
+    allow_targets: Sequence[str] = (),
 ) -> int:
     """Write a line for each example: the file or the number of the row, the class, and its probability.
 
@@ -31,6 +40,9 @@ def predict(
         checkpoint: of a trained network.
         data: an image, a folder of images, or a .npz, CSV or Parquet file; a .npz holds the inputs as `x`.
         output: the CSV file.
+        chances: add a column with the probability of each class.
+        name: a column of a CSV or Parquet file to copy, which says what a row is.
+        overwrite: replace `output` if it exists.
         batch_size: examples at a time.
         device: "auto" for a GPU where there is one, or a name that torch knows.
         allow_targets: packages of your own whose networks may be made.
@@ -43,18 +55,24 @@ def predict(
         ValueError: one of them cannot be read, or the examples are not what the network was trained on.
     """
     folders.existing(checkpoint)
+    for key, value in {"probabilities": chances, "overwrite": overwrite}.items():
+        if type(value) is not bool:
+            raise ValueError(f"{key}={value}: must be true or false")
     if output.resolve() in (data.resolve(), checkpoint.resolve()):
         raise ValueError(f"output={output} is a file to be read: name another")
     if output.exists() and not output.is_file():
         raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
+    if output.exists() and not overwrite:
+        raise ValueError(f"output={output} exists: name another, or add overwrite=true")
     if not (type(batch_size) is int and batch_size >= 1):
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = checkpoints.read_checkpoint(checkpoint)
     record = saved["record"]
     on = records.device_named(device)
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(on)
-    names, inputs = read_inputs(data, record)
-    names = [cell(name) if isinstance(name, str) else name for name in names]
+    names, inputs, copied = read_inputs(data, record, name)
+    names = [cell(example) if isinstance(example, str) else example for example in names]
+    copied = None if copied is None else [cell(value) for value in copied]
     classes = [cell(name) for name in record["class_names"]]
     starts = range(0, len(names), batch_size)
     with ExitStack() as stack:
@@ -63,36 +81,46 @@ def predict(
         # A file's name that is not UTF-8 is written as its own bytes.
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file, torch.no_grad():
             writer = csv.writer(file)
-            writer.writerow(["example", "prediction", "confidence"])
+            of_classes = [cell(f"p({c})") for c in record["class_names"]] if chances else []
+            writer.writerow(["example", *([] if name is None else [cell(name)]), "prediction", "confidence", *of_classes])
             for start in track(starts, description="predicting", console=report.console, transient=True):
                 rows = torch.arange(start, min(start + batch_size, len(names)))
                 x = prepared(inputs[rows], record, data)
-                confidence, chosen = probabilities(network(x.to(on))).max(1)
-                if not confidence.isfinite().all():
-                    name = names[start + int(confidence.isfinite().logical_not().nonzero()[0])]
-                    raise ValueError(f"input={data}: the network's output for {name} is not finite, so there is no prediction")
-                lines = zip(names[start : start + batch_size], chosen.tolist(), confidence.tolist(), strict=True)
-                writer.writerows([name, classes[c], f"{p:.6f}"] for name, c, p in lines)
+                p = probabilities(network(x.to(on))).cpu()
+                if not p.isfinite().all():
+                    example = names[start + int(p.isfinite().all(1).logical_not().nonzero()[0])]
+                    raise ValueError(f"input={data}: the network's output for {example} is not finite, so there is no prediction")
+                for row, shares, chosen in zip(rows.tolist(), p.tolist(), p.argmax(1).tolist(), strict=True):
+                    ahead = [names[row]] if copied is None else [names[row], copied[row]]
+                    behind = [f"{share:.6f}" for share in shares] if chances else []
+                    writer.writerow([*ahead, classes[chosen], f"{shares[chosen]:.6f}", *behind])
     return len(names)
 
 
-def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int], Inputs]:
-    """The examples at `data`: their names, and the values as they are in the files; images are read when their turn comes."""
+def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> tuple[Sequence[str | int], Inputs, list[str] | None]:
+    """The examples at `data`: their names, the values as they are in the files, and the column `name`; images are read in their turn."""
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
     preparation = record.get("preparation") or {}
     if "text" in preparation:
-        table = read_texts(data, text=preparation["text"])
-        return range(len(table.texts)), encode(table.texts, preparation)
+        if name is not None and data.name.lower().endswith(".txt"):
+            raise ValueError(f"id={name}: a .txt file has no columns")
+        table = read_texts(data, text=preparation["text"], group=name)
+        return range(len(table.texts)), encode(table.texts, preparation), table.groups
     suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
     if suffix in (".csv", ".parquet") and len(shape) == 3:
         raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
     if data.is_file() and suffix not in known:
         raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
     if data.is_file() and suffix in tables.SUFFIXES:
-        table = tables.read_table(data, label=None, group=None, features=preparation.get("columns"))
-        return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data)
+        columns = preparation.get("columns")
+        if name is not None and (suffix == ".npz" or columns is None):
+            raise ValueError(f"id={name}: a column is copied from a CSV or Parquet file, by a network that was trained on one")
+        table = tables.read_table(data, label=None, group=name, features=columns)
+        return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data), table.groups
+    if name is not None:
+        raise ValueError(f"id={name}: images have no columns; each is named by its file")
     modes = {channels: mode for mode, channels in MODES.items()}
     if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2]:
         raise ValueError(
@@ -101,7 +129,7 @@ def read_inputs(data: Path, record: dict[str, Any]) -> tuple[Sequence[str | int]
     paths = [data] if data.is_file() else [data / within for within in images_within(data)[0]]
     if not paths:
         raise ValueError(f"input={data} holds no image ({', '.join(SUFFIXES)})")
-    return [str(path) for path in paths], ImageFiles(paths, size=shape[1], mode=modes[shape[0]], workers=2)
+    return [str(path) for path in paths], ImageFiles(paths, size=shape[1], mode=modes[shape[0]], workers=2), None
 
 
 def _arranged(x: Tensor, shape: tuple[int, ...], data: Path) -> Tensor:

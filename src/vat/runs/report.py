@@ -3,9 +3,10 @@
 import csv
 import dataclasses
 import io
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vat import files
+from vat.evaluation.few_examples import counted
 from vat.lightning.figures import CAPTIONS
 from vat.lightning.history import HISTORY
 from vat.runs import page
@@ -53,15 +55,32 @@ class VisibleConsole(Console):
 console = VisibleConsole(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
+EVALUATIONS = "<!-- evaluations -->"
+"""Around what evaluations add to a run's page."""
+LOSS_EVERY = 10  # batches: to read it makes a GPU wait
+
+
 class Progress(RichProgressBar):
     """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps, in one line of a narrow terminal."""
 
+    loss: float | None = None
+
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch + 1:<{len(self.validation_description)}}"
+        """`Epoch 2/10`, of as many as `max_steps` makes."""
+        batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        epochs = f"/{math.ceil(batches / self.trainer.num_training_batches)}" if batches > 0 else ""
+        return f"Epoch {f'{current_epoch + 1}{epochs}':<{len(self.validation_description)}}"
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % LOSS_EVERY == 0:
+            self.loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """All but the logger's version, a digest as long as the bar."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        """The error of the last validation, first for it fits into 80 columns, and the loss; not the logger's version, a long digest."""
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        found = {} if accuracy is None else {"val error": f"{100 * (1 - float(accuracy)):.1f} %"}
+        return found if self.loss is None else found | {"loss": f"{self.loss:.3g}"}
 
 
 @rank_zero_only
@@ -102,8 +121,10 @@ def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
     files.write(path, text.getvalue())
 
 
-def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None) -> None:
-    """Print the closing table of a run.
+def closing(
+    metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None, notes: Sequence[str] = ()
+) -> None:
+    """Print the closing table of a run, and below it the notes and where its files are.
 
     Args:
         metrics: of validation and test, and the seconds.
@@ -111,29 +132,27 @@ def closing(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, ld
         record: the run's settings, its data and its environment.
         lds: at which radius, in which unit, the LDS was measured.
         counts: the confusion matrix of the test, where there was one.
+        notes: sentences on what is odd.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
-    table.add_column()
-    table.add_column(overflow="fold")  # in a narrow terminal a path goes on in the next line
     for row in _results(metrics, lds):
         table.add_row(*row)
     if counts is not None:
         table.add_row("most often mistaken", _mistakes(counts, record["class_names"]))
     table.add_row("examples", _examples(record))
     table.add_row("wall time", f"{metrics['seconds']:.0f} s")
-    for name, file in {"page": PAGE, **FILES}.items():
-        if name == "confusion matrix" and counts is None:
-            continue
-        table.add_row(name, str(folder / file))
-    runs = sorted(folder.glob("wandb/*run-*"))
-    if runs:
-        table.add_row("W&B run", str(runs[-1]))
-        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
-        table.add_row("look at it by", f"{shown(command)} leet {runs[-1]}")
     console.print("", table)
+    for note in notes:
+        console.print(note, style="yellow")
+    lines = {name: str(folder / file) for name, file in {"page": PAGE, **FILES}.items() if name != "confusion matrix" or counts is not None}
+    if runs := sorted(folder.glob("wandb/*run-*")):
+        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
+        lines |= {"W&B run": str(runs[-1]), "look at it by": f"{shown(command)} leet {runs[-1]}"}
+    for name, line in lines.items():  # not in the table, which would break a path in a narrow terminal
+        console.print(f"{name}: {line}", soft_wrap=True)
 
 
-def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str) -> None:
+def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, notes: Sequence[str] = ()) -> None:
     """Write `index.html` of a run, which holds its results, figures, settings and origin, and needs nothing beside itself.
 
     Args:
@@ -141,6 +160,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         folder: of the run, with its figures and files.
         record: the run's settings, its data and its environment.
         lds: at which radius, in which unit, the LDS was measured.
+        notes: sentences on what is odd.
     """
     environment = {key: str(value) for key, value in record["environment"].items()}
     data = {
@@ -153,6 +173,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
     present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # they are written last
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
+        *([page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []),
         page.heading("Figures"),
         *(figures or [page.paragraph("None: figures=null.")]),
         page.heading("Data"),
@@ -161,10 +182,23 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         page.table((), list(environment.items())),
         page.heading("Files"),
         page.table((), [(name, page.link(file, file)) for name, file in present]),
+        page.Raw(2 * EVALUATIONS),
         page.heading("Configuration"),
         page.preformatted((folder / "config.yaml").read_text(encoding="utf-8")),
     ]
     files.write(folder / PAGE, page.page(f"Run {folder.name}", environment["command"], sections))
+
+
+def link_evaluations(run: Path) -> None:
+    """Link the figures and tables of all evaluations of a run from its page, if it has one."""
+    path = run / PAGE
+    parts = path.read_text(encoding="utf-8").split(EVALUATIONS) if path.is_file() else []
+    if len(parts) != 3:  # no page, or one of an earlier version
+        return
+    found = sorted(file for kind in ("*.png", "*.json") for file in (run / "evaluation").rglob(kind))
+    links = [page.link(name := str(file.relative_to(run)), name) for file in found]
+    section = [page.heading("Evaluations"), page.table((), [[link] for link in links])] if links else []
+    files.write(path, EVALUATIONS.join([parts[0], "\n".join(section), parts[2]]))
 
 
 def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
@@ -172,11 +206,18 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
     for stage in ("val", "test"):
         if f"{stage}/accuracy" in metrics:
             accuracy = metrics[f"{stage}/accuracy"]
-            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)"))
+            few = counted(accuracy, metrics.get(f"{stage}/examples"))
+            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)" + (few and f"; {few}")))
     if "test/lds" in metrics:
         rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
         rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))
     return rows
+
+
+def other_radii(lds_eps: float, regularizers: Mapping[str, Any]) -> str:
+    """Which radii of the training differ from the one of LDS, in words; nothing if none does."""
+    others = [f"{name}.eps={r.eps:g}" for name, r in regularizers.items() if hasattr(r, "eps") and r.eps != lds_eps]
+    return f"; lds_eps sets this radius, training used {', '.join(others)}" if others else ""
 
 
 def _examples(record: dict[str, Any]) -> str:

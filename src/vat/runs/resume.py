@@ -31,10 +31,12 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         ValueError: says what differs and what to do.
     """
     begun = settings_in(folder)
-    written = (folder / CONFIG).read_text(encoding="utf-8") if begun is not None else ""
-    if begun is None or OmegaConf.to_yaml(cfg, resolve=True).startswith(written):  # torn, by an earlier version, or the same
+    if begun is None:
         return
-    if settings_digest(begun) != settings_digest(cfg):
+    written, environment = (folder / CONFIG).read_text(encoding="utf-8"), files.read_json(folder / ENVIRONMENT) or {}
+    same = OmegaConf.to_yaml(cfg, resolve=True).startswith(written)  # or torn, by an earlier version
+    # As it was composed: radii that are computed from the data are numbers in what was written.
+    if not same and (environment.get("settings") or settings_digest(begun)) != settings_digest(cfg):
         raise ValueError(
             f"{folder} holds a job of other settings, see {folder / CONFIG}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
             "or delete the folder"
@@ -44,7 +46,7 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         data = make_data(cfg.data)
         data.setup()
         now = data_digest(data)
-        if (files.read_json(folder / ENVIRONMENT) or {}).get("data", now) != now:
+        if environment.get("data", now) != now:
             raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
 
 

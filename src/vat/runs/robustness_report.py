@@ -41,7 +41,7 @@ PICTURES = 8
 
 def robustness_report(cfg: DictConfig, of: Subject) -> None:
     """Run the attacks, and write and show what stands: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
-    if not of.data.x.dtype.is_floating_point and of.data.x.dtype != torch.uint8:
+    if of.data.holds_words:
         refuse_attacks_on_words()
         cfg = OmegaConf.merge(cfg, {"norms": [], "attacks": []})  # pyright: ignore[reportAssignmentType]
     for norm in cfg.norms:

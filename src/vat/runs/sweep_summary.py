@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vat import files
 from vat.plots import sweep_figure
-from vat.runs import folders, page, report
+from vat.runs import evidence, folders, page, report
 from vat.runs.text import cell
 
 ERROR = "error.txt"
@@ -94,10 +94,15 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
     for row in rows:
         table.add_row(*row)
     report.console.print("", table)
-    notes = _notes(jobs)
+    found = evidence.groups((job.settings, job.metrics) for job in jobs)
+    trust = Table(*evidence.HEADS, title="How far validation can be trusted; differences paired by seed", title_justify="left")
+    for row in evidence.rows(found):
+        trust.add_row(*row)
+    report.console.print(trust)
+    notes = [*evidence.words(found), *_notes(jobs)]
     for note in notes:
         report.console.print(note, style="yellow", markup=False)
-    sections = [page.table(heads, rows), page.paragraph(ORDER)]
+    sections = [page.table(heads, rows), page.paragraph(ORDER), page.table(evidence.HEADS, evidence.rows(found))]
     if sum(bool(s.val) for s in settings) > 1:
         figure = sweep_figure([s.values for s in settings if s.val], [(s.val, s.test) for s in settings if s.val])
         with files.replacing(folder / "summary.png") as part:

@@ -26,7 +26,10 @@ from vat.runs import (
     allocator,
     checkpoints,
     compilation,
+    default_eps,
     folders,
+    honesty,
+    pilots,
     processes,
     provenance,
     records,
@@ -66,6 +69,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     validates = len(data.split.validation) > 0
     if cfg.test == "best" and not validates:
         raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
+    settings = folders.settings_digest(cfg)
+    cfg, computed = default_eps.filled_in(cfg, data)
+    if cfg.choose_eps:
+        default_eps.tell(computed, data.unit)
+        cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
+        pl.seed_everything(cfg.seed, verbose=False)  # as if no pilot run had drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
     network = records.make_network(cfg.model, record)
     if not cfg.channels_last:
@@ -86,7 +95,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         resume.prepare(cfg, folder, start, saved or {})
         if start is not None and saved is not None:
             bring_best(start, saved, folder / "checkpoints", needed=cfg.test == "best")
-        write_origin(cfg, folder, record)
+        write_origin(cfg, folder, record, settings)
         with finishing_wandb():
             logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
             trainer = instantiate(
@@ -94,6 +103,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             )
             report.settings(cfg)
             report.note(data.summary)
+            default_eps.tell(computed, data.unit)
+            honesty.warn_of_few(data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             with resume.restoring(start):
@@ -111,23 +122,26 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 metrics = {**metrics, **tested}
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
-            metrics = {**metrics, "seconds": time.perf_counter() - began}
-            lds = f"at ε = {classifier.lds_eps:g} ({data.unit})"
+            pool = honesty.of_the_pool(classifier, data)
+            notes = honesty.notes(classifier, data, pool)
+            metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
+            others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
+            lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
             if trainer.is_global_zero:
                 if classifier.confusion is not None:
                     report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
-                report.write_page(metrics, folder, record, lds=lds)
+                report.write_page(metrics, folder, record, lds=lds, notes=notes)
                 files.write_json(folder / folders.METRICS, metrics)  # at last: the job is done
         if trainer.is_global_zero:
-            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion)
+            report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion, notes=notes)
     return metrics
 
 
 @rank_zero_only
-def write_origin(cfg: DictConfig, folder: Path, record: dict[str, Any]) -> None:
-    """Write a job's settings, and where it was run."""
+def write_origin(cfg: DictConfig, folder: Path, record: dict[str, Any], settings: str) -> None:
+    """Write a job's settings, where it was run, and the digest of the settings as they were composed."""
     files.write(folder / folders.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
-    files.write_json(folder / folders.ENVIRONMENT, {**record["environment"], "data": record["data"]})
+    files.write_json(folder / folders.ENVIRONMENT, {**record["environment"], "data": record["data"], "settings": settings})
 
 
 def refuse_early_end(cfg: DictConfig, steps_per_epoch: int) -> None:
@@ -178,7 +192,8 @@ def check(cfg: DictConfig) -> None:
         "lds_eps": (lambda v: v is None or (type(v) in (int, float) and 0 <= v < math.inf), "a finite number >= 0, or null"),
         "figures": (lambda v: v is None or (type(v) is int and v >= 0), "an integer >= 0, or null"),
         **dict.fromkeys(
-            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile"), (lambda v: type(v) is bool, "true or false")
+            ("reestimate_batch_norm", "keep_freed_memory", "channels_last", "compile", "choose_eps"),
+            (lambda v: type(v) is bool, "true or false"),
         ),
         "trainer.accumulate_grad_batches": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
         "trainer.gradient_clip_val": (lambda v: v is None or (type(v) in (int, float) and v >= 0), "a number >= 0, or null"),

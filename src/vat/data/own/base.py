@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from vat.data.datamodule import ResidentDataModule
 from vat.data.files.names import lookalikes
 from vat.data.loader import Inputs, as_input
+from vat.data.neighbours import neighbours
 from vat.data.own.copies import find_copies
 from vat.data.splits import Split, grouped_parts, stratified_parts, with_every_class
 from vat.seeds import stable_seed
@@ -43,8 +45,6 @@ class OwnData(ResidentDataModule):
         ValueError: If a share is out of range; in `setup`, if the data cannot be read, split or trained on.
     """
 
-    lds_eps = 1.0
-
     def __init__(
         self,
         *,
@@ -74,6 +74,12 @@ class OwnData(ResidentDataModule):
             )
         self.validation_share, self.test_share = validation_share, test_share
         self.split_seed = self.seed if split_seed is None else split_seed
+
+    @cached_property
+    def lds_eps(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]  # a number that takes a look at the data
+        """The default radius for these data (`vat.data.neighbours`); 1 if all inputs are equal."""
+        found = neighbours(self.x, self.y, labeled=self.split.labeled, pool=self.split.unlabeled)
+        return 1.0 if math.isnan(found.nearest) else found.default_eps
 
     @property
     def files(self) -> Sequence[Path]:

@@ -1,0 +1,182 @@
+"""Choose a radius without validation labels, by what networks say of unlabelled inputs.
+
+A radius that is too large reaches into other classes. Then even a random r of its length changes the predictions, far as it is from the
+worst r. So the rule takes the largest radius at which a random r changes them by less than 0.003 nats. It looks at no label.
+docs/choosing_eps.md compares it with other rules on nine data sets.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vat.functional import DIVERGENCES, L2, as_classes
+from vat.step import Forward
+
+MOST_KL = 0.003
+"""Nats by which a random r may change the predictions."""
+LEFT_OUT = 0.5
+"""A radius is excluded if the rarest class is predicted less than this many times as often as without VAT: two classes have merged."""
+RESAMPLED = 200
+"""Bootstrap samples of the unlabelled examples, which tell how sure a choice is."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What networks trained with one radius say of some unlabelled examples. They differ in their initial weights.
+
+    Args:
+        eps: The radius; 0 for training without VAT.
+        predictions: The class that each predicts, int64 (networks, N).
+        kl_random: Mean over the networks of the KL at a random r of length `eps`, in nats, (N,).
+        num_classes: Classes that there are.
+        prior: Expected share of each class, (C,); all alike if None.
+    """
+
+    eps: float
+    predictions: Tensor
+    kl_random: Tensor
+    num_classes: int
+    prior: Tensor | None = None
+
+    @property
+    def disagreement(self) -> Tensor:
+        """Share of the pairs of networks that disagree, for each example: (N,)."""
+        pairs = torch.combinations(torch.arange(len(self.predictions)))
+        first, second = self.predictions[pairs].unbind(1)
+        return (first != second).double().mean(0)
+
+    @property
+    def smallest_share(self) -> float:
+        """How often the rarest class is predicted, as a share of what is expected."""
+        found = torch.bincount(self.predictions.flatten(), minlength=self.num_classes).double() / self.predictions.numel()
+        expected = torch.full_like(found, 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
+        return float((found[expected > 0] / expected[expected > 0]).min())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A radius, and what it was chosen by.
+
+    Args:
+        eps: The radius; 0 if every candidate is excluded.
+        pilots: Of every candidate, by radius.
+        sure: Share of resampled sets of examples by which the same radius is chosen, or one next to it among the candidates.
+    """
+
+    eps: float
+    pilots: tuple[Pilot, ...]
+    sure: float
+
+    def rows(self) -> list[dict[str, float]]:
+        """The table: a row for each candidate, in plain numbers."""
+        merged = _merged(self.pilots)
+        return [
+            {
+                "eps": pilot.eps,
+                "kl_random": float(pilot.kl_random.mean()),
+                "disagreement": float(pilot.disagreement.mean()),
+                "standard_error": float(pilot.disagreement.std() / math.sqrt(len(pilot.disagreement))),
+                "smallest_share": pilot.smallest_share,
+                "allowed": float(float(pilot.kl_random.mean()) <= MOST_KL and pilot.eps not in merged),
+            }
+            for pilot in self.pilots
+        ]
+
+
+@torch.no_grad()
+def pilot(networks: Sequence[Forward], x: Tensor, *, eps: float, prior: Tensor | None = None, batch_size: int = 500) -> Pilot:
+    """Look at networks that were trained with one radius.
+
+    Args:
+        networks: x -> logits (N, C), in evaluation mode; they differ in their initial weights.
+        x: Unlabelled inputs (N, …).
+        eps: The radius.
+        prior: Expected share of each class, (C,); all alike if None.
+        batch_size: Examples at a time.
+
+    Raises:
+        ValueError: If there is no network or no input.
+    """
+    if not networks or not len(x):
+        raise ValueError(f"{len(networks)} networks and {len(x)} inputs: there must be one of each at least")
+    generator, divergence = torch.Generator().manual_seed(0), DIVERGENCES["categorical"]
+    predictions, kl, num_classes = [], [], 0
+    for rows in x.split(batch_size):
+        clean = [as_classes(network(rows)) for network in networks]
+        if rows.is_floating_point():
+            r = eps * L2().sample(torch.randn(rows.shape, generator=generator)).to(rows)
+            shifted = [as_classes(network(rows + r)) for network in networks]
+        else:
+            steps = [Step(network, rows, key=Key(len(predictions))) for network in networks]  # of words, the embeddings move
+            shifted = [as_classes(s.network(s.x + eps * L2().sample(s.normal("pilot")), constant=True)) for s in steps]
+        kl.append(torch.stack([divergence(a, b) for a, b in zip(clean, shifted, strict=True)]).mean(0).cpu())
+        predictions.append(torch.stack([logits.argmax(1) for logits in clean]).cpu())
+        num_classes = clean[0].shape[1]
+    return Pilot(eps, torch.cat(predictions, 1), torch.cat(kl).double(), num_classes, prior)
+
+
+def choose(pilots: Iterable[Pilot]) -> Choice:
+    """Choose among radii.
+
+    Args:
+        pilots: One for each radius, of the same examples. One at radius 0 tells which classes are found without VAT.
+
+    Raises:
+        ValueError: If there are none, or they are of different numbers of examples.
+    """
+    ordered = tuple(sorted(pilots, key=lambda pilot: pilot.eps))
+    if len({pilot.predictions.shape[1] for pilot in ordered}) != 1:
+        raise ValueError("choose needs pilots of the same examples: one for each radius")
+    merged, number = _merged(ordered), ordered[0].predictions.shape[1]
+    eps = _largest(ordered, merged)
+    radii = [pilot.eps for pilot in ordered]
+    generator = torch.Generator().manual_seed(0)
+    found = [_largest(ordered, merged, torch.randint(number, (number,), generator=generator)) for _ in range(RESAMPLED)]
+    near = sum(abs(radii.index(other) - radii.index(eps)) <= 1 for other in found if other or not eps) if eps in radii else found.count(eps)
+    return Choice(eps, ordered, near / RESAMPLED)
+
+
+def choose_eps(
+    train: Callable[[float, int], Forward],
+    x: Tensor,
+    *,
+    candidates: Sequence[float],
+    seeds: Sequence[int] = (0, 1),
+    prior: Tensor | None = None,
+) -> Choice:
+    """Train with each radius from each seed, and choose the radius by unlabelled inputs alone.
+
+        choice = choose_eps(train, unlabeled, candidates=[0.5, 1, 2, 4])
+        model = train(choice.eps, 0)
+
+    Args:
+        train: (eps, seed) -> a trained network in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means
+            training without VAT. A quarter of the final run's steps is enough.
+        x: Some hundred unlabelled inputs (N, …).
+        candidates: Radii > 0, each about twice the last one. 0 is always trained too.
+        seeds: One or more; with two, the table tells how often their networks disagree.
+        prior: Expected share of each class, (C,); all alike if None.
+
+    Raises:
+        ValueError: If there is no candidate or no seed, or a candidate is not positive.
+    """
+    if not candidates or min(candidates) <= 0:
+        raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: 0 is trained anyway")
+    if not seeds:
+        raise ValueError("seeds must hold one seed at least, got none")
+    return choose(pilot([train(eps, seed) for seed in seeds], x, eps=eps, prior=prior) for eps in (0.0, *sorted(set(candidates))))
+
+
+def _merged(pilots: Sequence[Pilot]) -> set[float]:
+    """The radii at which a class that is found without VAT is left out."""
+    without = next((pilot.smallest_share for pilot in pilots if not pilot.eps), 1.0)
+    return {pilot.eps for pilot in pilots if pilot.eps and pilot.smallest_share < LEFT_OUT * without}
+
+
+def _largest(pilots: Sequence[Pilot], merged: set[float], rows: Tensor | None = None) -> float:
+    """The largest radius that is not excluded, by all examples or by some rows; 0 if all are."""
+    means = {p.eps: float((p.kl_random if rows is None else p.kl_random[rows]).mean()) for p in pilots if p.eps not in merged}
+    return max((eps for eps, kl in means.items() if eps and kl <= MOST_KL), default=0.0)

@@ -1,0 +1,73 @@
+"""What a run says of numbers that mean little, of classes that it leaves out, and of unlabelled examples."""
+
+import math
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
+
+from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import as_input
+from vat.data.splits import evenly
+from vat.evaluation.choosing import Pilot, pilot
+from vat.evaluation.diagnosis import looks_for_r
+from vat.evaluation.few_examples import left_out, warning_of_few
+from vat.lightning.classifier import Classifier
+from vat.runs import report
+from vat.step import is_divided
+
+MOST_OF_THE_POOL = 1000
+"""Examples of the pool that are looked at: a class of 10 % is then known to ± 2 points."""
+MOST_NUMBERS = 2**25
+"""Numbers in them, 128 MiB, of which there are fewer if inputs are large."""
+
+
+@rank_zero_only
+def warn_of_few(data: ResidentDataModule) -> None:
+    """Say before training what a small validation part means."""
+    if said := warning_of_few(len(data.split.validation)):
+        report.console.print(said, style="yellow")
+
+
+def unlabeled_inputs(data: ResidentDataModule, most: int = MOST_OF_THE_POOL) -> Tensor:
+    """Some inputs of the pool without label, the same each time."""
+    rows = data.split.unlabeled[~torch.isin(data.split.unlabeled, data.split.labeled)]
+    rows = evenly(rows, min(most, max(50, MOST_NUMBERS // math.prod(data.input_shape))))
+    return as_input(data.x[rows.to(data.y.device)]).to(data.y.device)
+
+
+def labels(data: ResidentDataModule) -> Tensor:
+    """How many labelled examples each class has, (C,)."""
+    return torch.bincount(data.y[data.split.labeled.to(data.y.device)].cpu(), minlength=data.num_classes)
+
+
+@torch.no_grad()
+def of_the_pool(classifier: Classifier, data: ResidentDataModule) -> Pilot | None:
+    """What a trained network says of unlabelled examples; None if there are none, or if the network is divided among processes."""
+    if data.supervised or is_divided(classifier.network):
+        return None
+    network = classifier.network.to(data.y.device).eval()  # a trainer leaves it on the CPU
+    eps = next((r.current_eps for r in classifier.regularizers.values() if looks_for_r(r)), 0.0)
+    return pilot([network], unlabeled_inputs(data), eps=eps, prior=labels(data))
+
+
+def counts(classifier: Classifier, pool: Pilot | None) -> dict[str, float]:
+    """How many examples the accuracies of a run are of, and what unlabelled examples say, by the names of metrics."""
+    parts = {"val": classifier.val_counts, "test": classifier.confusion}
+    found: dict[str, float] = {f"{stage}/examples": int(of.sum()) for stage, of in parts.items() if of is not None}
+    if pool is not None:
+        found |= {"pool/kl_random": float(pool.kl_random.mean()), "pool/smallest_share": pool.smallest_share}
+    return found
+
+
+def notes(classifier: Classifier, data: ResidentDataModule, pool: Pilot | None) -> list[str]:
+    """A sentence for each class that a trained network leaves out, in validation or else in the unlabelled pool."""
+    found = []
+    if classifier.val_counts is not None:
+        found = left_out(classifier.val_counts.sum(0), classifier.val_counts.sum(1), data.class_names, where="validation")
+    # Labels of some classes, or of a chosen imbalance, are not meant to be as frequent as in the pool.
+    as_labels = data.labeled_classes is None and data.unlabeled_classes is None and data.imbalance == 1
+    if found or pool is None or not as_labels:
+        return found
+    predicted = torch.bincount(pool.predictions.flatten(), minlength=data.num_classes)
+    return left_out(predicted, labels(data), data.class_names, where="unlabelled examples")

@@ -1,0 +1,191 @@
+"""A first call finds what would be a silent wrong number."""
+
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from vat import VAT, Entropy, RandomPerturbation, local_distributional_smoothness
+from vat.directions import exact
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.randn(shape or (6, 5), generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Noisy(nn.Module):
+    """Draws from a generator of its own, which no step can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.draw = nn.Linear(5, 3), np.random.default_rng(0).standard_normal
+
+    def forward(self, x):
+        return self.layer(x) + torch.from_numpy(self.draw(3)).to(x)
+
+
+def test_passes_that_differ_without_any_r_are_told_once_for_a_network():
+    model, vat = Noisy(), VAT(1.0)
+    with pytest.warns(UserWarning, match=r"differ by up to .* without any r.*generator of the network's own.*module=\[model, other\]"):
+        vat(model, rows())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vat(model, rows())
+        VAT(2.0)(network(), rows())
+        VAT(2.0)(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)), rows())
+        Entropy()(Noisy(), rows())  # compares nothing
+
+
+def test_a_module_that_is_not_named_is_told_of():
+    hidden, calls = nn.BatchNorm1d(5, momentum=0.5).eval(), []
+
+    def head(x):
+        calls.append(1)
+        return hidden(x)[:, :3] * len(calls)
+
+    with pytest.warns(UserWarning, match="differ by up to"):
+        RandomPerturbation(1.0)(head, rows(), module=())
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "told"), [((2, 12, 5), {}, True), ((2, 12, 5), {"class_dim": 1}, False), ((2, 3, 7), {}, False)]
+)
+def test_classes_that_seem_to_be_last_are_pointed_out(shape, options, told):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        VAT(1.0)(nn.Identity(), rows(*shape), **options)
+    assert any("say class_dim=-1 if the classes are last" in str(w.message) for w in seen) == told
+
+
+def test_class_dim_is_where_the_classes_lie():
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 4), rows(2, 7, 5)
+    torch.manual_seed(1)
+    last = VAT(1.0)(model, x, class_dim=-1)
+    torch.manual_seed(1)
+    first = VAT(1.0)(lambda x: model(x).movedim(-1, 1), x, module=model)
+    assert torch.equal(last, first)
+
+
+# ----------------------------------------------------------------------------------------------------------------- derivatives
+
+
+class Hidden(Function):
+    """A tanh with a backward pass of its own, which torch does not see into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return g.detach() * (1 - x.tanh().square())
+
+
+class OnceDifferentiable(Hidden):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+class Visible(Hidden):
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+class Custom(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.function = nn.Linear(5, 8), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        return self.second(self.function.apply(self.first(x)))
+
+
+WITH_TWO_DERIVATIVES = {
+    "exact": {"direction": "exact"},
+    "partial": {"direction": partial(exact, num_power_iterations=2)},
+    "finite differences, through r": {"direction": "finite_difference", "gradient_through_r": True},
+    "margin, through r": {"direction": "margin", "gradient_through_r": True},
+}
+
+
+@pytest.mark.parametrize("options", WITH_TWO_DERIVATIVES.values(), ids=WITH_TWO_DERIVATIVES)
+@pytest.mark.parametrize("function", [Hidden, OnceDifferentiable])
+def test_a_backward_pass_that_cannot_be_differentiated_is_refused(function, options):
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated|marked with @once_differentiable"):
+        VAT(0.5, **options)(Custom(function), rows())
+    if "gradient_through_r" not in options:
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated|once_differentiable"):
+            local_distributional_smoothness(Custom(function), rows(), eps=0.5, direction="exact")
+
+
+@pytest.mark.parametrize("options", WITH_TWO_DERIVATIVES.values(), ids=WITH_TWO_DERIVATIVES)
+def test_one_that_can_be_is_taken(options):
+    torch.manual_seed(1)
+    wanted = VAT(0.5, **options)(nn.Sequential(Custom(Visible).first, nn.Tanh(), Custom(Visible).second), rows())
+    torch.manual_seed(1)
+    torch.testing.assert_close(VAT(0.5, **options)(Custom(Visible), rows()), wanted)
+    VAT(0.5, direction="margin")(Custom(Hidden), rows()).backward()  # one derivative is all that it needs
+
+
+# -------------------------------------------------------------------------------------------------------------------- precision
+
+
+class HalfInside(nn.Module):
+    def __init__(self, dtype=torch.bfloat16):
+        super().__init__()
+        self.inner, self.dtype = network(), dtype
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not torch.float32):
+            return self.inner(x).float()
+
+
+def test_half_precision_behind_an_output_in_float32_is_told():
+    with pytest.warns(UserWarning, match="half precision behind an output in float32"):
+        VAT(1.0, divergence="gaussian")(HalfInside(), rows())
+    with pytest.warns(UserWarning, match="half precision behind an output in float32"):
+        local_distributional_smoothness(HalfInside(), rows(), eps=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VAT(1.0, divergence="gaussian")(HalfInside(torch.float32), rows())
+        VAT(1.0)(HalfInside(), rows())  # the default is safe
+
+
+@pytest.mark.parametrize(("eps", "told"), [(0.5, True), (100.0, False)])
+def test_an_r_that_x_in_half_precision_rounds_away_is_told(eps, told):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64).to(torch.bfloat16)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4)).to(torch.bfloat16)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        VAT(eps)(model, x)
+    assert any("rounds" in str(w.message) for w in seen) == told
+
+
+# -------------------------------------------------------------------------------------------------------------- the third argument
+
+
+@pytest.mark.parametrize("third", [torch.ones(6, 5).long(), torch.ones(6, dtype=torch.bool), torch.ones(6), torch.ones(6, 5, 2).int()])
+def test_a_third_argument_that_is_no_labels_is_refused(third):
+    with pytest.raises(TypeError, match=r"vat takes labels \(N,\) as its third argument.*A mask goes as mask="):
+        VAT(1.0)(network(), rows(), third)

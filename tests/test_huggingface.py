@@ -1,0 +1,136 @@
+"""Regularizers in Hugging Face's Trainer, on models made from small configurations."""
+
+import pytest
+import torch
+
+from vat import VAT
+from vat.huggingface import add_regularizers
+from vat.step import Key, Step
+
+transformers = pytest.importorskip("transformers")
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
+QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def bert(**options):
+    torch.manual_seed(0)
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**TINY, num_labels=3, **(QUIET | options)))
+
+
+def texts(n=8):
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for i in range(n):
+        length = 3 + i % 4
+        ids = torch.zeros(8, dtype=torch.long)
+        ids[:length] = torch.randint(1, 30, (length,), generator=generator)
+        rows.append({"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor(i % 3)})
+    return rows
+
+
+def trained(model, folder, *regularizers, at=None, data=None, **options):
+    settings = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0}
+    settings |= {"lr_scheduler_type": "constant", "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    args = transformers.TrainingArguments(output_dir=str(folder), logging_steps=1, seed=5, **(settings | options))
+    trainer = transformers.Trainer(model, args, train_dataset=data or texts())
+    batches, plain = [], trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, *a, **k: batches.append(inputs) or plain(model, inputs, *a, **k)
+    if regularizers:
+        add_regularizers(trainer, *regularizers, at=at)
+    trainer.train()
+    return trainer, batches
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_gets_exactly_the_term_on_the_embeddings_of_what_is_no_padding(tmp_path, accumulate):
+    options = {"gradient_accumulation_steps": accumulate}
+    plain, regularized = bert(), bert()
+    trained(plain, tmp_path, **options)
+    trainer, batches = trained(regularized, tmp_path, VAT(eps=0.7), **options)
+    model = bert().train()
+    for number, batch in enumerate(batches):
+        call = {name: value for name, value in batch.items() if name != "labels"}
+        step = Step(model, call, at=model.get_input_embeddings(), mask=call["attention_mask"], key=Key(5, number))
+        (VAT(eps=0.7).term(step) / accumulate).backward()
+    assert len(batches) == accumulate
+    for a, b, p in zip(plain.parameters(), regularized.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a - b, p.grad, rtol=1e-3, atol=1e-5)
+    assert any("vat" in entry and entry["vat"] > 0 for entry in trainer.state.log_history)
+
+
+def test_evaluation_is_left_alone_and_schedules_follow_the_run(tmp_path):
+    model, vat = bert(), VAT(eps=0.7, ramp_up=10)
+    trainer, _ = trained(model, tmp_path, vat, max_steps=3, learning_rate=0.01, eval_strategy="no")
+    assert vat.num_updates == 3
+    reference = transformers.Trainer(model, trainer.args).evaluate(texts())["eval_loss"]
+    assert trainer.evaluate(texts())["eval_loss"] == reference
+
+
+def test_images_are_perturbed_themselves(tmp_path):
+    torch.manual_seed(0)
+    small = {name: value for name, value in TINY.items() if name != "vocab_size"}
+    config = transformers.ViTConfig(**small, image_size=8, patch_size=4, num_labels=3, **QUIET)
+    model = transformers.ViTForImageClassification(config)
+    data = [{"pixel_values": torch.randn(3, 8, 8), "labels": torch.tensor(i % 3)} for i in range(8)]
+    trainer, _ = trained(model, tmp_path, VAT(eps=1.0), data=data)
+    assert any("vat" in entry for entry in trainer.state.log_history)
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="adds nothing: name a regularizer"):
+        add_regularizers(transformers.Trainer(bert(), transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[])))
+    with pytest.raises(ValueError, match="at='body' is neither a layer of BertForSequenceClassification nor one of its inputs"):
+        trained(bert(), tmp_path, VAT(1.0), at="body")
+
+
+MODELS = {
+    "bert": lambda: bert(),
+    "distilbert": lambda: transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(dim=16, hidden_dim=16, n_layers=2, n_heads=2, vocab_size=30, num_labels=3)
+    ),
+    "gpt2": lambda: transformers.GPT2ForSequenceClassification(
+        transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30, num_labels=3, pad_token_id=0)
+    ),
+    "bart": lambda: transformers.BartForSequenceClassification(
+        transformers.BartConfig(
+            d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=30, num_labels=3, eos_token_id=2, pad_token_id=0,
+        )
+    ),
+    "roberta, checkpointed": lambda: checkpointed(),
+}  # fmt: skip
+
+
+def checkpointed():
+    config = transformers.RobertaConfig(**TINY, num_labels=3, pad_token_id=0)
+    model = transformers.RobertaForSequenceClassification(config)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_changes_no_models_penalty(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    values = []
+    for padded in (8, 20):
+        ids = torch.zeros(4, padded, dtype=torch.long)
+        ids[:, :8] = torch.stack([row["input_ids"] for row in texts(4)])
+        if name == "bart":
+            ids = torch.where((ids == 1) | (ids == 2), 3, ids)
+            ids[torch.arange(4), (ids > 0).sum(1) - 1] = 2  # the end of a sentence, once in each
+        batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+        at = model.model.encoder.embed_tokens if name == "bart" else model.get_input_embeddings()
+        step = Step(model, batch, at=at, mask=batch["attention_mask"], key=Key(3))
+        penalty = VAT(1.0).penalty(step)
+        penalty.backward()
+        values.append(penalty.item())
+    assert values[0] > 0
+    assert values[1] == pytest.approx(values[0], rel=1e-3)
+
+
+def test_embeddings_in_the_place_of_ids_are_told_how_they_are_perturbed():
+    with pytest.raises((TypeError, ValueError)) as raised:
+        VAT(1.0)(bert(), torch.randn(2, 4, 16))
+    assert "at=model.get_input_embeddings()" in "".join(raised.value.__notes__)
