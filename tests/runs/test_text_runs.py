@@ -98,8 +98,8 @@ def test_from_a_file_of_texts_to_predictions(job, overrides, command, tmp_path):
     texts.write_text("".join(f"{text}\n" for text, _ in rows(40, start=200)))
     written = {}
     for source in (tmp_path / "test.csv", texts):
-        command(predict, f"ckpt_path={run.checkpoint}", f"input={source}", "output=out.csv")
-        with open("out.csv") as file:
+        command(predict, f"ckpt_path={run.checkpoint}", f"input={source}", f"output=out{source.suffix}.csv")
+        with open(f"out{source.suffix}.csv") as file:
             written[source.suffix] = list(csv.DictReader(file))
     assert written[".csv"] == written[".txt"]
     right = [line["prediction"] == label for line, (_, label) in zip(written[".csv"], rows(40, start=200), strict=True)]

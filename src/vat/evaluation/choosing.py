@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vat.functional import DIVERGENCES, L2, as_classes
-from vat.step import Forward
+from vat.functional import DIVERGENCES, as_classes
+from vat.network import Forward
+from vat.norms import L2
+from vat.step import Key, Step
 
 MOST_KL = 0.003
 """Nats by which a random r may change the predictions."""

@@ -1,6 +1,7 @@
 """A user's own texts, and labels of some of them."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ class Texts(OwnData):
         ValueError: If a size is too small; in `setup`, if a file is not as described, the two do not fit each other, or as in `OwnData`.
     """
 
-    lds_eps = 5.0
     unit = "normalised embeddings of words"
 
     def __init__(
@@ -69,6 +69,11 @@ class Texts(OwnData):
         self.max_length, self.vocabulary_size = max_length, vocabulary_size
         self.tokenizer = None if tokenizer is None else Path(tokenizer).expanduser()
         self.given: dict[str, Any] | None = None
+
+    @cached_property
+    def lds_eps(self) -> float:
+        """See `ResidentDataModule`; the distance of two numbers of words is none of their texts."""
+        return 5.0
 
     @property
     def files(self) -> Sequence[Path]:
