@@ -34,7 +34,8 @@ from vat.data.sets.mnist import MNIST
 from vat.data.sets.shipped import read_digits
 from vat.data.sets.synthetic import circles, embedding, moons
 from vat.evaluation.diagnosis import FAR, FLAT
-from vat.functional import DIVERGENCES, L2
+from vat.functional import DIVERGENCES
+from vat.norms import L2
 from vat.step import Step
 
 STEPS = {"cifar10_4_classes": 240}  # all others 320

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vat.functional import DIVERGENCES, L2, as_classes
+from vat.functional import DIVERGENCES, as_classes
+from vat.norms import L2
 from vat.step import Forward
 
 MOST_KL = 0.003

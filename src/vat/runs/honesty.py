@@ -13,8 +13,8 @@ from vat.evaluation.choosing import Pilot, pilot
 from vat.evaluation.diagnosis import looks_for_r
 from vat.evaluation.few_examples import left_out, warning_of_few
 from vat.lightning.classifier import Classifier
+from vat.network import is_divided
 from vat.runs import report
-from vat.step import is_divided
 
 MOST_OF_THE_POOL = 1000
 """Examples of the pool that are looked at: a class of 10 % is then known to ± 2 points."""
