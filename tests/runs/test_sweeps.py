@@ -260,7 +260,7 @@ def test_the_same_settings_in_another_sweep_are_not_trained_again(main, tmp_path
     from vat.runs import training
 
     whole, trained = training.train, []
-    monkeypatch.setattr("train.train", lambda *arguments: trained.append(1) or whole(*arguments))
+    monkeypatch.setattr("vat.runs.training.train", lambda *arguments: trained.append(1) or whole(*arguments))
     main("-m", *SMALL, "vat.eps=0.5,1")
     main("-m", *SMALL, "vat.eps=1,2")
     assert len(trained) == 3

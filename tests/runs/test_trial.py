@@ -56,7 +56,7 @@ def build(num_classes, input_shape):
 
 @pytest.fixture
 def networks(tmp_path, monkeypatch):
-    (tmp_path / "theirs.py").write_text(NETWORKS)
+    (tmp_path / "trial_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -74,7 +74,7 @@ def networks(tmp_path, monkeypatch):
 )
 def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks, tmp_path, name, said):
     with pytest.raises(SystemExit) as end:
-        main("model=custom", f"model._target_=theirs.{name}")
+        main("model=custom", f"model._target_=trial_networks.{name}")
     expected = rf"error: model={name} must map inputs of shape \(2, 1, 8, 8\) to logits of shape \(2, 10\); {said}"
     assert re.match(expected, str(end.value.code))
     assert "\n" not in str(end.value.code)
@@ -83,7 +83,7 @@ def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks
 
 @pytest.mark.parametrize("name", ["Net", "build"])
 def test_a_class_and_a_function_that_makes_a_network_train_alike(main, networks, tmp_path, name):
-    main("model=custom", f"model._target_=theirs.{name}", "hydra.run.dir=" + name)
+    main("model=custom", f"model._target_=trial_networks.{name}", "hydra.run.dir=" + name)
     assert json.loads((tmp_path / name / "metrics.json").read_text())["val/accuracy"] >= 0
 
 

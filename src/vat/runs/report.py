@@ -24,7 +24,6 @@ from vat.evaluation.few_examples import counted
 from vat.lightning.figures import CAPTIONS
 from vat.lightning.history import HISTORY
 from vat.runs import page
-from vat.runs.checkpoints import BEST
 from vat.runs.text import cell, visible
 
 CONFUSION = "confusion.csv"
@@ -85,10 +84,13 @@ class Progress(RichProgressBar):
 
 @rank_zero_only
 def clear(folder: Path) -> None:
-    """Remove the results that an earlier job left in `folder`: they would pass for those of the one that begins."""
+    """Remove the results that an earlier job left in `folder`: they would pass for those of the one that begins.
+
+    `bring_best` decides about the best checkpoint of a job that resumes.
+    """
     figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
     results = (folder / FILES["metrics"], folder / PAGE, folder / CONFUSION)  # the first one first: it says that the job is done
-    for path in (*results, folder / HISTORY, folder / "checkpoints" / BEST, *figures):
+    for path in (*results, folder / HISTORY, *figures):
         path.unlink(missing_ok=True)
 
 

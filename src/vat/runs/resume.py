@@ -17,7 +17,7 @@ from vat import files
 from vat.lightning.csv_logger import LOGGED
 from vat.lightning.history import rewind
 from vat.runs import report
-from vat.runs.checkpoints import LAST, PREVIOUS
+from vat.runs.checkpoints import BEST, LAST, PREVIOUS
 from vat.runs.data_node import make_data
 from vat.runs.folders import BYSTANDERS, CONFIG, ENVIRONMENT, finished, keep_logged, settings_digest, settings_in
 from vat.runs.records import _describing_its_weights, _network_state, data_digest
@@ -70,7 +70,9 @@ def prepare(cfg: DictConfig, folder: Path, start: Path | None, saved: dict[str, 
         keep_logged(folder)
     (folder / LOGGED).unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
     report.clear(folder)
-    if start is not None:  # its run continues here, and must not find another one's checkpoints
+    if start is None:
+        last.with_name(BEST).unlink(missing_ok=True)
+    else:  # its run continues here, and must not find another one's checkpoints
         last.with_name(PREVIOUS).unlink(missing_ok=True)
         with files.replacing(last) as part:
             shutil.copyfile(start, part)
