@@ -28,7 +28,7 @@ from vat.data.norb import NORB
 from vat.data.svhn import SVHN
 from vat.data.synthetic import Circles, Moons
 from vat.regularizers import PublishedVAT
-from vat.schedule import LinearDecay
+from vat.schedule import LinearDecay, WarmedLinearDecay
 
 PRIMITIVES = (bool, int, float, str)
 
@@ -46,12 +46,14 @@ def register() -> None:
         vat.PiModel,
         vat.MeanTeacher,
     )
-    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet)
+    networks = (models.MLP, models.CNN, models.ConvSmall, models.ConvLarge, models.WideResNet, models.WhitenedCNN)
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
-    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
+    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay, WarmedLinearDecay)
     nodes: dict[Any, type] = {target: schema(target) for target in (*data, *regularizers, *searches)}
     nodes |= {target: schema(target, without=("input_shape", "num_classes")) for target in networks}
-    nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
+    nodes |= {
+        target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    }
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, CSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))
