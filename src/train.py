@@ -29,6 +29,7 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 
 import allocator
+import autoprecision
 import compilation
 import provenance
 import report
@@ -38,12 +39,16 @@ import sharding
 import sweeps
 from checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
 from vat.classifier import Classifier
+from vat.data.loader import as_input
+from vat.data.splits import evenly
 from vat.figures import Figures
 from vat.history import HISTORY, History
 from vat.loggers import finish_wandb, upload_checkpoints
+from vat.models import whiten, whitening_layers
 
 TESTS = ("last", "best", "none")
-PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed")  # all of them with weights in float32
+PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed", "auto")  # all of them with weights in float32
+IMAGES_TO_WHITEN = 2000  # from which a whitening first layer is set: a million patches and more
 
 schema.register()
 
@@ -92,8 +97,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             "falls: give its length by trainer.max_steps"
         )
     data.setup()
-    record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": provenance.environment()}
+    record = {"config": OmegaConf.to_container(cfg, resolve=True), **runs.describe(data), "environment": dict(provenance.environment())}
     network = runs.make_network(cfg.model, record)
+    if whitening_layers(network):  # of a resumed run the checkpoint brings the filters
+        whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     if cfg.compile:
@@ -117,6 +124,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     )
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
+    precision = "32-true" if cfg.trainer.precision in (None, 32) else cfg.trainer.precision
+    if precision == "auto":
+        precision, why = autoprecision.choose(cfg, classifier, data, saved)
+        report.console.print(f"precision {precision}: {why}")
+    record["environment"]["precision"] = precision
+
     with runs.claimed(folder):
         if start is None or saved is None:
             report.clear(folder)
@@ -128,7 +141,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         runs.keep_logged(folder)
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
         trainer = instantiate(
-            cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+            cfg.trainer,
+            precision=precision,
+            logger=logger,
+            callbacks=callbacks(cfg, folder),
+            plugins=WholeCheckpoints(),
+            default_root_dir=str(folder),
         )
         report.settings(cfg)
         try:
@@ -194,6 +212,8 @@ def check(cfg: DictConfig) -> None:
         compilation.refuse_second_derivatives(cfg)
     if cfg.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={cfg.trainer.precision}: must be one of {', '.join(map(str, PRECISIONS[2:]))}")
+    if cfg.trainer.precision == "auto":
+        autoprecision.refuse_several_processes(cfg)
     if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
             f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
