@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,3 +221,42 @@ def test_every_table_offers_each_method_as_many_candidates(reproduce):
 def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(reproduce, study, override, said):
     with pytest.raises(SystemExit, match=said):
         reproduce.refuse_impossible(reproduce.replace(study, overrides=(*study.overrides, override)))
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [("90s", 90), ("10m", 600), ("0.5h", 1800)])
+def test_a_budget_is_a_time(reproduce, budget, seconds):
+    assert reproduce.seconds(budget) == seconds
+
+
+@pytest.mark.parametrize("budget", ["10", "m", "0m", "-1m", "10 m", "1d", ""])
+def test_a_budget_that_is_no_time_is_refused(reproduce, budget):
+    with pytest.raises(reproduce.argparse.ArgumentTypeError, match="as 90s, 10m or 2h"):
+        reproduce.seconds(budget)
+
+
+def test_jobs_are_told_to_end_when_the_budget_is_used_up(reproduce, study, tmp_path, monkeypatch):
+    """A job that saves when it is told to, and one after it that does not begin."""
+    told = tmp_path / "told"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_):\n    pathlib.Path({str(told)!r}).write_text('saved'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"pathlib.Path({str(tmp_path / 'begun')!r}).open('a').write('x')\n"
+        "time.sleep(60)\n"
+    )
+    popen = reproduce.subprocess.Popen
+    monkeypatch.setattr(reproduce.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options))
+    blocks = [(method, study.seeds, (None,), ()) for method in study.methods]
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="--budget is used up, 6 jobs are not done: the same command resumes them"):
+        reproduce.run(study, blocks, tmp_path / "results", 1, began + 2)
+    assert time.monotonic() - began < 30
+    assert told.read_text() == "saved"
+    assert (tmp_path / "begun").read_text() == "x"
+
+
+def test_a_job_that_fails_within_the_budget_is_said_to_have_failed(reproduce, study, tmp_path, monkeypatch):
+    popen = reproduce.subprocess.Popen
+    monkeypatch.setattr(reproduce.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", "1 / 0"], **options))
+    with pytest.raises(SystemExit, match="3 jobs failed"):
+        reproduce.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, 1, time.monotonic() + 60)
