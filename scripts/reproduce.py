@@ -6,13 +6,15 @@ python scripts/reproduce.py cifar10_4000 trainer=gpu
 Where a method has candidates for its one hyper-parameter, it is chosen on validation, on seeds that the table does not use, from equally
 many values for every method; elsewhere it stands in conf/tuned.yaml. Then the table's seeds are trained and tested. Jobs are those of
 `python src/train.py -m …`; one that is done is not done again and one that was interrupted goes on, by the same command. Overrides
-after the table's name go to every job, and their results to a folder of their own.
+after the table's name go to every job, and their results to another folder. With --budget 10m the jobs are told to save and end after
+ten minutes: the same command resumes them.
 """
 
 import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +203,9 @@ STUDIES = {
         "mnist_100", 10, VAT_CLASS_BALANCE, ALL_THREE, WITH_LOGITS, BETTER, papers={BETTER.name: "1.36 ± 0.03"}
     ),
     "mnist_1000": of_experiment("mnist_1000", 3, *CONTROLS, VAT, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}),
+    "mnist_600": of_experiment("mnist_600", 3, *CONTROLS, VAT, papers={"VAT": "1.39"}),  # DSVAT
+    "mnist_3000": of_experiment("mnist_3000", 3, *CONTROLS, VAT, papers={"VAT": "1.25"}),
+    "cifar10_4000_cpu": of_experiment("cifar10_4000_cpu", 3, CONTROLS[0], VAT),
     "cifar10_4000": of_experiment(
         "cifar10_4000", 3, *CONTROLS, VAT, VAT_ENTROPY, papers={"VAT": "11.36 ± 0.34", "VAT + entropy": "10.55 ± 0.05"}
     ),
@@ -212,6 +217,14 @@ STUDIES = {
 }
 
 
+def seconds(budget: str) -> float:
+    """The seconds of a time as 90s, 10m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{budget}: must be a time > 0 as 90s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,7 +233,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where jobs and tables are kept")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
     parser.add_argument("--show", action="store_true", help="run nothing: print the table of what is done")
+    parser.add_argument(
+        "--budget", type=seconds, metavar="TIME", help="as 90s, 10m or 2h: end the jobs then; the same command resumes them"
+    )
     arguments = parser.parse_intermixed_args()
+    until = None if arguments.budget is None else time.monotonic() + arguments.budget
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: must be at least 1")
     study = STUDIES[arguments.table]
@@ -231,10 +248,10 @@ def main() -> None:
 
     if study.tuning_seeds and not arguments.show:
         pending = [(m, study.tuning_seeds, m.candidates, ("test=none", *study.tuning_overrides)) for m in study.methods if m.tuned]
-        run(study, pending, folder / "tuning", arguments.jobs)
+        run(study, pending, folder / "tuning", arguments.jobs, until)
     chosen = {m.name: choose(m, folder / "tuning", study.tuning_seeds) for m in study.methods}
     if not arguments.show:
-        run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.trained], folder / "test", arguments.jobs)
+        run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.trained], folder / "test", arguments.jobs, until)
     show(study, chosen, folder)
 
 

@@ -1,10 +1,10 @@
-"""TPAMI's decay, against its description; a second process's state, against an uninterrupted one."""
+"""TPAMI's decay and the one that rises first, against their descriptions; a second process's state, against an uninterrupted one."""
 
 import numpy as np
 import pytest
 import torch
 
-from vat.schedule import LinearDecay
+from vat.schedule import LinearDecay, WarmedLinearDecay
 
 
 def adam(lr=0.001, beta1=0.9):
@@ -89,3 +89,33 @@ def test_values_out_of_range_are_refused(options, message):
 def test_betas_that_are_not_there_are_not_moved():
     with pytest.raises(ValueError, match="SGD lacks"):
         LinearDecay(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))]), 10, final_beta1=0.5)
+
+
+def test_the_warmed_rate_rises_and_falls_in_straight_lines():
+    optimizer = adam(lr=1.0)
+    rates = [rate for rate, _ in run(optimizer, WarmedLinearDecay(optimizer, 20, warmup=0.2), 20)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, *((20 - step) / 16 for step in range(4, 20))])
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_without_warmup_it_is_the_decay_alone():
+    one, other = adam(), adam()
+    assert run(one, WarmedLinearDecay(one, 10, warmup=0), 10) == run(other, LinearDecay(other, 10), 10)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8])
+def test_the_warmed_rate_goes_on_where_it_was_saved(cut):
+    whole, first, second = adam(), adam(), adam()
+    expected = run(whole, WarmedLinearDecay(whole, 10, warmup=0.5), 10)
+    schedule = WarmedLinearDecay(first, 10, warmup=0.5)
+    run(first, schedule, cut)
+    resumed = WarmedLinearDecay(second, 10, warmup=0.5)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert run(second, resumed, 10 - cut) == expected[cut:]
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, float("nan")])
+def test_a_warmup_out_of_range_is_refused(warmup):
+    with pytest.raises(ValueError, match="warmup must be >= 0 and < 1"):
+        WarmedLinearDecay(adam(), 10, warmup=warmup)

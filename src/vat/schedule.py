@@ -1,4 +1,4 @@
-"""The papers' decay of Adam's learning rate and β₁."""
+"""The papers' decay of Adam's learning rate and β₁, and one that rises first."""
 
 from typing import Any
 
@@ -50,3 +50,26 @@ class LinearDecay(LRScheduler):
     def _left(self) -> float:
         """The share of the fall that is still to come: 1 before it, 0 at the end."""
         return min(1.0, max(0.0, (1 - self.last_epoch / self.total_steps) / (1 - self.hold)))
+
+
+class WarmedLinearDecay(LinearDecay):
+    """A learning rate that rises linearly from near 0, and then falls linearly to 0 over the rest of the run.
+
+    Args:
+        optimizer: whose `lr` is moved.
+        total_steps: steps of the run, at the end of which the rate is 0; it stays there.
+        warmup: share of the run over which the rate rises, from 0 to below 1.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1):
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup must be >= 0 and < 1, got {warmup}: it is a share of the run")
+        super().__init__(optimizer, total_steps, hold=warmup)
+
+    def get_lr(self) -> list[float]:
+        rising = self.hold * self.total_steps
+        risen = min(1.0, (self.last_epoch + 1) / rising) if rising else 1.0
+        return [risen * rate for rate in super().get_lr()]

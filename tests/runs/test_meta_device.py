@@ -12,7 +12,7 @@ from vat import VAT, Adversarial, ClassBalance, Entropy, MeanTeacher, PiModel, R
 from vat.data.loader import Chain, Flip, ResidentLoader, Translate
 from vat.directions import DIRECTIONS
 from vat.lightning.classifier import Classifier
-from vat.models import CNN, MLP, ConvSmall, WideResNet
+from vat.models import CNN, MLP, ConvSmall, WhitenedCNN, WideResNet
 from vat.regularizers import PublishedVAT
 from vat.step import Key
 
@@ -36,6 +36,7 @@ NETWORKS = {
     "MLP": lambda: MLP((3, 32, 32), 10, hidden=(8,), noise=0.1, dropout=0.1, batch_norm_logits=True),
     "CNN": lambda: CNN((3, 32, 32), 10),
     "ConvSmall": lambda: ConvSmall((3, 32, 32), 10),
+    "WhitenedCNN": lambda: WhitenedCNN((3, 32, 32), 10, widths=(8, 8, 8)),
     "WideResNet": lambda: WideResNet((3, 32, 32), 10),
 }
 

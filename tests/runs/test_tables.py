@@ -1,6 +1,7 @@
 """Tables: chosen on validation, resumed where they were interrupted, summarised as said."""
 
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,3 +187,31 @@ def test_a_value_that_was_not_chosen_is_the_one_the_job_found(study, tmp_path, m
 def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(study, override, said):
     with pytest.raises(SystemExit, match=said):
         tables.refuse_impossible(replace(study, overrides=(*study.overrides, override)))
+
+
+def test_jobs_are_told_to_end_when_the_budget_is_used_up(study, tmp_path, monkeypatch):
+    """A job that saves when it is told to, and one after it that does not begin."""
+    told = tmp_path / "told"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_):\n    pathlib.Path({str(told)!r}).write_text('saved'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"pathlib.Path({str(tmp_path / 'begun')!r}).open('a').write('x')\n"
+        "time.sleep(60)\n"
+    )
+    popen = tables.subprocess.Popen
+    monkeypatch.setattr(tables.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options))
+    blocks = [(method, study.seeds, (None,), ()) for method in study.methods]
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="--budget is used up, 6 jobs are not done: the same command resumes them"):
+        tables.run(study, blocks, tmp_path / "results", 1, began + 2)
+    assert time.monotonic() - began < 30
+    assert told.read_text() == "saved"
+    assert (tmp_path / "begun").read_text() == "x"
+
+
+def test_a_job_that_fails_within_the_budget_is_said_to_have_failed(study, tmp_path, monkeypatch):
+    popen = tables.subprocess.Popen
+    monkeypatch.setattr(tables.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", "1 / 0"], **options))
+    with pytest.raises(SystemExit, match="3 jobs failed"):
+        tables.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, 1, time.monotonic() + 60)

@@ -324,6 +324,7 @@ def kill():
 TEN = ["trainer.max_steps=10"]
 RESTARTS = {
     "vat": [],
+    "whitening": ["model=whitened_cnn", "model.widths=[8,8]", "optimizer=adamw_linear"],
     "in the middle of an epoch": ["trainer.val_check_interval=3"],
     "accumulation": ["trainer.accumulate_grad_batches=2", "trainer.max_steps=6"],
     "accumulation, even": ["trainer.accumulate_grad_batches=2", "data.steps_per_epoch=6", "trainer.max_steps=6"],

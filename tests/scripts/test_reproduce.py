@@ -39,3 +39,14 @@ def test_every_table_offers_each_method_as_many_candidates(reproduce):
         efforts = {len(m.candidates) for m in study.methods if m.tuned}
         assert len(efforts) == 1, name
         assert not set(study.tuning_seeds) & set(study.seeds)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [("90s", 90), ("10m", 600), ("0.5h", 1800)])
+def test_a_budget_is_a_time(reproduce, budget, seconds):
+    assert reproduce.seconds(budget) == seconds
+
+
+@pytest.mark.parametrize("budget", ["10", "m", "0m", "-1m", "10 m", "1d", ""])
+def test_a_budget_that_is_no_time_is_refused(reproduce, budget):
+    with pytest.raises(reproduce.argparse.ArgumentTypeError, match="as 90s, 10m or 2h"):
+        reproduce.seconds(budget)

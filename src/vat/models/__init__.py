@@ -1,4 +1,4 @@
-"""The papers' networks, a small one for small images, and those for texts; each maps a batch to logits."""
+"""The papers' networks, a small one for small images, one for colour images on a CPU, and those for texts; each maps a batch to logits."""
 
 from vat.models.cnn import CNN
 from vat.models.conv import ConvLarge, ConvSmall
@@ -7,6 +7,7 @@ from vat.models.mlp import MLP, GaussianNoise
 from vat.models.normalize import Normalize
 from vat.models.resnet import WideResNet
 from vat.models.text import NormalizedEmbedding, TextCNN, TextMean, TextNetwork
+from vat.models.whitened_cnn import WhitenedCNN, whiten, whitening_layers
 
 __all__ = [
     "CNN",
@@ -20,5 +21,8 @@ __all__ = [
     "TextCNN",
     "TextMean",
     "TextNetwork",
+    "WhitenedCNN",
     "WideResNet",
+    "whiten",
+    "whitening_layers",
 ]

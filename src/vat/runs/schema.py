@@ -35,7 +35,7 @@ from vat.lightning import loggers
 from vat.lightning.csv_logger import ResumableCSVLogger
 from vat.regularizers import PublishedVAT
 from vat.runs import choices
-from vat.schedule import LinearDecay
+from vat.schedule import LinearDecay, WarmedLinearDecay
 
 TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
 
@@ -54,6 +54,7 @@ NETWORKS = (
     models.CNN,
     models.ConvSmall,
     models.ConvLarge,
+    models.WhitenedCNN,
     models.WideResNet,
     models.TextCNN,
     models.TextMean,
@@ -74,11 +75,12 @@ REGULARIZERS = (
 def register() -> None:
     """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
-    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay)
+    schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay, WarmedLinearDecay)
+    optimizers = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
     nodes: dict[Any, type] = {target: schema(target) for target in (*DATA, *REGULARIZERS)}
     nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # a name that evaluations are known by
     nodes |= {target: schema(target, without=TOLD) for target in NETWORKS}
-    nodes |= {target: schema(target, without=("params",), partial=True) for target in (torch.optim.Adam, torch.optim.SGD)}
+    nodes |= {target: schema(target, without=("params",), partial=True) for target in optimizers}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
     nodes |= {target: schema(target, without=("save_dir",)) for target in (loggers.wandb_logger, ResumableCSVLogger, TensorBoardLogger)}
     nodes[pl.Trainer] = schema(pl.Trainer, without=("logger", "callbacks", "plugins", "default_root_dir"))

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,13 +83,28 @@ def refuse_impossible(study: Study) -> None:
                 raise SystemExit(f"{method.name}: {str(error).splitlines()[0]}") from None
 
 
+def call(command: Sequence[str], until: float | None, **options: Any) -> None:
+    """Run a command, and ask it to end (SIGTERM, at which jobs save) when the clock of `time.monotonic` says `until`."""
+    if until is None:
+        subprocess.run(command, check=False, **options)  # what is missing shows below
+        return
+    if time.monotonic() >= until:
+        return
+    with subprocess.Popen(command, **options) as process:
+        try:
+            process.wait(until - time.monotonic())
+        except subprocess.TimeoutExpired:
+            process.terminate()
+
+
 def run(
     study: Study,
     blocks: Sequence[tuple[Method, range, tuple[float | None, ...], tuple[str, ...]]],
     folder: Path,
     jobs: int,
+    until: float | None = None,
 ) -> None:
-    """Train every (method, value, seed), a process for each method and value."""
+    """Train every (method, value, seed), a process for each method and value, until the time is over."""
     sweeps = [(m, seeds, value, extra) for m, seeds, values, extra in blocks for value in values]
 
     def sweep(block: tuple[Method, range, float | None, tuple[str, ...]]) -> None:
@@ -111,7 +127,7 @@ def run(
         where.mkdir(parents=True, exist_ok=True)
         with (where / "log.txt").open("a") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)  # what is missing shows below
+            call(command, until, stdout=log, stderr=log, env=environment)
 
     try:
         with ThreadPoolExecutor(jobs) as pool:
@@ -120,6 +136,8 @@ def run(
     except KeyboardInterrupt:  # which the jobs, too, have had
         raise SystemExit("interrupted: the same command goes on with what is missing") from None
     missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _record(folder, m, value, s)).exists()]
+    if missing and until is not None and time.monotonic() >= until:
+        raise SystemExit(f"--budget is used up, {len(missing)} jobs are not done: the same command resumes them")
     if missing:
         raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")
 

@@ -18,12 +18,16 @@ from torch import nn
 
 from vat import files
 from vat.data.datamodule import ResidentDataModule
+from vat.data.loader import as_input
+from vat.data.splits import evenly
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
 from vat.lightning.loggers import finishing_wandb, upload_checkpoints
+from vat.models import whiten, whitening_layers
 from vat.runs import (
     allocator,
+    autoprecision,
     checkpoints,
     compilation,
     default_eps,
@@ -42,7 +46,11 @@ from vat.runs.data_node import make_data
 
 TESTS = ("last", "best", "none")
 
-PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed")  # all of them with weights in float32
+PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed", "auto")  # all of them with weights in float32
+
+
+IMAGES_TO_WHITEN = 2000
+"""From which a whitening first layer is set: a million patches and more."""
 
 
 # Longer than other functions: the course of a job, from top to bottom.
@@ -75,8 +83,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
         pl.seed_everything(cfg.seed, verbose=False)  # as if no pilot run had drawn numbers
-    record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": provenance.environment()}
+    record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": dict(provenance.environment())}
     network = records.make_network(cfg.model, record)
+    if whitening_layers(network):  # of a resumed run the checkpoint brings the filters
+        whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     trial.refuse_unusable(network, data)
@@ -89,6 +99,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
             start = None
     classifier = make_classifier(cfg, network, data, record)
+    precision = chosen_precision(cfg, classifier, data, saved)
+    record["environment"]["precision"] = precision
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
 
     with folders.claimed(folder):
@@ -99,7 +111,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         with finishing_wandb():
             logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger._target_ else False
             trainer = instantiate(
-                cfg.trainer, logger=logger, callbacks=callbacks(cfg, folder), plugins=WholeCheckpoints(), default_root_dir=str(folder)
+                cfg.trainer,
+                precision=precision,
+                logger=logger,
+                callbacks=callbacks(cfg, folder),
+                plugins=WholeCheckpoints(),
+                default_root_dir=str(folder),
             )
             report.settings(cfg)
             report.note(data.summary)
@@ -135,6 +152,15 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if trainer.is_global_zero:
             report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion, notes=notes)
     return metrics
+
+
+def chosen_precision(cfg: DictConfig, classifier: Classifier, data: ResidentDataModule, saved: dict[str, Any] | None) -> str:
+    """The precision of a job, as Lightning names it; `auto` is measured, and said."""
+    if cfg.trainer.precision != "auto":
+        return "32-true" if cfg.trainer.precision in (None, 32) else cfg.trainer.precision
+    precision, why = autoprecision.choose(cfg, classifier, data, saved)
+    report.console.print(f"precision {precision}: {why}")
+    return precision
 
 
 @rank_zero_only
@@ -213,6 +239,8 @@ def check(cfg: DictConfig) -> None:
         compilation.refuse_second_derivatives(cfg)
     if cfg.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={cfg.trainer.precision}: must be one of {', '.join(map(str, PRECISIONS[2:]))}")
+    if cfg.trainer.precision == "auto":
+        autoprecision.refuse_several_processes(cfg)
     if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
             f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
