@@ -29,7 +29,7 @@ def measured(monkeypatch):
 @pytest.fixture
 def printed(monkeypatch):
     lines = []
-    monkeypatch.setattr(report.console, "print", lambda *parts: lines.extend(map(str, parts)))
+    monkeypatch.setattr(report.console, "print", lambda *parts, **_: lines.extend(map(str, parts)))
     return lines
 
 
@@ -146,6 +146,6 @@ def test_clipping_for_a_fused_optimizer_stays_in_float32(measured, job):
 
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer.strategy=ddp", "trainer.num_nodes=2"])
 def test_several_processes_are_refused(override, main, monkeypatch):
-    monkeypatch.setattr("vat.data.digits.Digits.setup", lambda *_: pytest.fail("reached the data"))
+    monkeypatch.setattr("vat.data.sets.digits.Digits.setup", lambda *_: pytest.fail("reached the data"))
     with pytest.raises(SystemExit, match=r"trainer\.precision=auto measures in one process: take trainer\.devices=1"):
         main(AUTO, override)
