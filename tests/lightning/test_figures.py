@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -233,6 +234,7 @@ def test_the_environment_is_in_the_folder_and_the_checkpoint(job):
     ran = job()
     written = json.loads((ran.folder / "environment.json").read_text())
     record = torch.load(ran.checkpoint, weights_only=True)["record"]
+    assert re.fullmatch(r"[0-9a-f]{8}", written.pop("settings"))
     assert written == {**record["environment"], "data": record["data"]}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True

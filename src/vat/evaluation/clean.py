@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vat import local_distributional_smoothness
 from vat.attacks import cross_entropy as cross_entropies
@@ -46,11 +46,12 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
     chance, chosen = probabilities(logits).max(1)
     in_bin = (chance * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=x.device)
+    module = None if isinstance(network, nn.Module) else ()  # a bare function is taken as it is, see `robustness.evaluate`
     bins.index_add_(0, in_bin, torch.stack([torch.ones_like(chance), chance, (chosen == y).to(chance)], 1).double())
     return {
         "correct": to_bits(correct),
         "cross_entropy": float(cross_entropies(logits.double(), y).sum()),
-        "lds": float(local_distributional_smoothness(network, x, eps=lds_eps, key=key).double().sum()),
+        "lds": float(local_distributional_smoothness(network, x, eps=lds_eps, key=key, module=module).double().sum()),
         "confidence": bins.tolist(),
         "measured": int(measured.sum()),
         "margin": float(margin[measured].double().sum()),
