@@ -35,7 +35,7 @@ from torch.nn.functional import cosine_similarity
 from vat import VAT, Step
 from vat.data.loader import as_input
 from vat.data.sets.mnist import MNIST
-from vat.directions import gradient, margin, options_of
+from vat.directions import gradient, margin, options_of, takes
 from vat.evaluation.diagnosis import maximum, root_of_hessian, top_eigenpair
 from vat.functional import Categorical
 from vat.norms import L2
@@ -69,6 +69,7 @@ class Fixed(Step):
         return torch.randn((1 if one_row else len(self.x), *self.x.shape[1:]), generator=generator).to(self.x)
 
 
+@takes("eps")
 def margin_and_ascent(step: Step, divergence: Any, norm: Any, *, eps: float, create_graph: bool = False) -> Tensor:
     """The margin direction, then one first-order step as long as ε."""
     d = margin(step, divergence, norm)

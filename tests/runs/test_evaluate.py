@@ -659,7 +659,7 @@ def test_rows_of_a_table_are_standardised_as_in_training(main, tmp_path, monkeyp
     got = [line["prediction"] for line in lines(tmp_path / "predictions.csv")]
     assert np.mean(np.array(got) == frame["y"].to_numpy()) > 0.95
     frame[["a"]].to_csv(tmp_path / "less.csv", index=False)
-    assert "no column 'b'" in refused(main, predict, f"ckpt_path={checkpoint}", f"input={tmp_path / 'less.csv'}")
+    assert "no column 'b'" in refused(main, predict, f"ckpt_path={checkpoint}", f"input={tmp_path / 'less.csv'}", "overwrite=true")
 
 
 def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path):

@@ -62,7 +62,7 @@ def test_class_balance_is_that_of_the_package():
     log_p = logits.log_softmax(2).logsumexp(1) - torch.tensor(8.0).log()
     found = (log_p.exp() * (log_p - prior.log())).sum(1)
     for k in range(2):
-        expected = ClassBalance(prior=prior.tolist())(lambda x, k=k: logits[k] + 0 * x.sum(), torch.zeros(8, 1))
+        expected = ClassBalance(prior=prior.tolist())(lambda x, k=k: logits[k] + 0 * x.sum(), torch.zeros(8, 1), module=())
         torch.testing.assert_close(found[k], expected)
 
 

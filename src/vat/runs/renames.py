@@ -13,11 +13,12 @@ MOVED = {
 def renamed(node: Any) -> Any:
     """A configuration in plain dictionaries and lists, of which each `_target_` names its class by today's module.
 
-    One power iteration, which version 0.1 wrote for every direction, was the mark of none chosen: it is None today.
+    One power iteration, which version 0.1 wrote for every direction of `VAT`, was the mark of none chosen: it is None today.
     """
     if isinstance(node, dict):
         found = {key: _moved(value) if key == "_target_" and isinstance(value, str) else renamed(value) for key, value in node.items()}
-        return found | {"num_power_iterations": None} if found.get("num_power_iterations") == 1 else found
+        unset = found.get("_target_") in ("vat.VAT", "vat.regularizers.vat.VAT") and found.get("num_power_iterations") == 1
+        return found | {"num_power_iterations": None} if unset else found
     return [renamed(value) for value in node] if isinstance(node, list) else node
 
 
