@@ -66,7 +66,7 @@ def measure(page: str) -> dict[str, float]:
     text = plain(page)
     lengths = [len(words) for words in sentences(text)] or [0]
     total = max(1, sum(lengths))
-    prose = [line for line in re.sub(r"^```.*?^```", "", page, flags=re.M | re.S).splitlines() if not line.startswith("|")]
+    prose = [line for line in re.sub(r"^```.*?^```|\$\$.*?\$\$", "", page, flags=re.M | re.S).splitlines() if not line.startswith("|")]
     return {
         "sentences": len(lengths),
         "words": mean(lengths),
