@@ -40,8 +40,8 @@ def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None)
         Tensors (N,) by name, divergences in nats where they are KL:
 
         - `lds`: the divergence at r;
-        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise (batch norm as in evaluation mode for a
-          single example, of which it has no statistics);
+        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise; a single example has batch norm's running
+        statistics;
         - `kl_random`, `kl_maximum`: at a random r, and at the worst r that a long search finds;
         - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x; in L2 only;
         - `cosine`: |⟨d, the top eigenvector⟩|; in L2 only;
