@@ -5,13 +5,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vat.runs import overrides
@@ -29,7 +31,28 @@ def run(main: Callable[[], Any]) -> None:
     """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy."""
     with readable_errors():
         overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
-    main()
+    try:
+        main()
+    except SystemExit as end:  # Hydra's own, after lines about its search path
+        if said := unknown_name(end.__context__):
+            print(f"error: {said}", file=sys.stderr)
+        raise
+
+
+def unknown_name(error: BaseException | None) -> str | None:
+    """Which choice or setting Hydra does not know, and the valid name that is closest; None for another error."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        closest = get_close_matches(name, error.options, 1)
+        return f"{group}={name} is no choice" + (f": did you mean {group}={closest[0]}?" if closest else f" of {', '.join(error.options)}")
+    cause = getattr(error, "__cause__", None)
+    if not isinstance(cause, ConfigAttributeError | ConfigKeyError) or not isinstance(cause.parent_node, DictConfig):
+        return None
+    path = str(cause.full_key)
+    above = path.rpartition(".")[0]
+    names = [f"{above}.{key}".lstrip(".") for key in cause.parent_node]
+    closest = get_close_matches(path, names, 1)
+    return f"there is no setting {path}" + (f": did you mean {closest[0]}?" if closest else "")
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""What Hydra refuses is said once more, with the valid name that is closest."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from vat.runs import user_errors
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["vat.esp=2"], "there is no setting vat.esp: did you mean vat.eps?"),
+        (["trainer.max_step=3"], "there is no setting trainer.max_step: did you mean trainer.max_steps?"),
+        (["modle=cnn"], "there is no setting modle: did you mean model?"),
+        (["regularizer=none", "vat.eps=1"], "there is no setting vat"),
+        (["model=resnt"], "model=resnt is no choice: did you mean model=resnet?"),
+        (["optimizer=zzz"], "optimizer=zzz is no choice of adam, adam_linear, adamw_linear, sgd"),
+        (["-m", "vat.esp=1,2"], "there is no setting vat.esp: did you mean vat.eps?"),
+    ],
+)
+def test_the_last_line_names_what_is_unknown(typed, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config-path", str(CONF), *typed, "hydra/job_logging=disabled"])
+    with pytest.raises(SystemExit) as end:
+        user_errors.run(train.main)
+    assert end.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"
+
+
+def test_other_errors_are_left_alone():
+    assert user_errors.unknown_name(None) is None
+    assert user_errors.unknown_name(ValueError("eps")) is None
