@@ -73,7 +73,7 @@ def test_every_class_of_the_schema_is_made_by_its_full_name(key):
     for kind in KINDS[key].classes:
         if kind.__name__ == "HuggingFace":  # reads a folder: tests/models/test_huggingface.py
             continue
-        shape = (3, 32, 32) if "Conv" in kind.__name__ or kind.__name__ in ("CNN", "WideResNet") else (3,)
+        shape = (3, 32, 32) if "Conv" in kind.__name__ or kind.__name__ in ("CNN", "WhitenedCNN", "WideResNet") else (3,)
         values = {name: value for name, value in needed.items() if name in schema.arguments(kind)}
         node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values}
         assert type(make(node, key, facts={"input_shape": shape, "num_classes": 2, "counts": [0, 1]})) is kind

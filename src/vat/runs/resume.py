@@ -127,7 +127,7 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
                     f"{path} was trained with {part}.{key}={theirs.get(key)}, here it is {ours.get(key)}: a run that goes on keeps its "
                     "rate and schedule, and with it its length; keep them, or start anew"
                 )
-    if trained.get("preparation", record["preparation"]) != record["preparation"]:
+    if "preparation" in trained and trained["preparation"] != record.get("preparation"):
         raise ValueError(f"{path} was trained on data prepared otherwise (features, their scale, or words): have the files changed since?")
     if split != record["split"]:
         raise ValueError(
