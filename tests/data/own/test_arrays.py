@@ -1,4 +1,5 @@
 import io
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -656,3 +657,17 @@ def test_a_parquet_file_whose_columns_are_numbers_is_read_with_and_without_label
     assert known.columns == ["0", "1", "2"]
     new = read_table(tmp_path / "new.parquet", label=None, group=None, features=known.columns)
     assert np.array_equal(new.x, known.x)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "text"])
+def test_a_device_or_a_pipe_is_no_data_file(kind, tmp_path):
+    from vat.data.files.texts import read_texts
+
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    for path in (Path("/dev/zero"), pipe):
+        with pytest.raises(ValueError, match=f"{path} is a device or a pipe: name a regular file"):
+            if kind == "arrays":
+                read_table(path, label="y", group=None)
+            else:
+                read_texts(path, text="text", label="label", group=None)

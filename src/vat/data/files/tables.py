@@ -119,6 +119,8 @@ def read_table(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
+    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
+        raise ValueError(f"{path} is a device or a pipe: name a regular file")
     if path.is_dir() and not parquet_files(path):
         raise ValueError(f"{path} is a folder without Parquet files: name a file; data=images data.dir={path} reads a folder of images")
     if path.is_file() and path.suffix.lower() not in SUFFIXES:

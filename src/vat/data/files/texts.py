@@ -52,6 +52,8 @@ def read_texts(path: Path, *, text: str, label: str | None = None, group: str | 
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
+    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
+        raise ValueError(f"{path} is a device or a pipe: name a regular file")
     wanted = list(dict.fromkeys(composed(name) for name in (text, label, group) if name is not None))
     name = path.name.lower()
     plain = label is None and group is None and name.endswith(".txt")
