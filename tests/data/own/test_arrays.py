@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vat.data.files.tables import read_table
+from vat.data.files.texts import read_texts
 from vat.data.own.arrays import Arrays
 
 pytestmark = [
@@ -659,15 +660,10 @@ def test_a_parquet_file_whose_columns_are_numbers_is_read_with_and_without_label
     assert np.array_equal(new.x, known.x)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "text"])
-def test_a_device_or_a_pipe_is_no_data_file(kind, tmp_path):
-    from vat.data.files.texts import read_texts
-
+@pytest.mark.parametrize(("read", "columns"), [(read_table, {"label": "y", "group": None}), (read_texts, {"text": "text"})])
+def test_a_device_or_a_pipe_is_no_data_file(read, columns, tmp_path):
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     for path in (Path("/dev/zero"), pipe):
         with pytest.raises(ValueError, match=f"{path} is a device or a pipe: name a regular file"):
-            if kind == "arrays":
-                read_table(path, label="y", group=None)
-            else:
-                read_texts(path, text="text", label="label", group=None)
+            read(path, **columns)
