@@ -234,7 +234,8 @@ class SaveBest(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore numbers alone. Lightning would restore paths too, and delete what lies there once there is a better checkpoint."""
-        place = str(self.path) if state_dict.get("best_model_path") and self.path.is_file() else ""
+        known = state_dict.get("best_model_path")
+        place = str(self.path) if isinstance(known, str) and known and self.path.is_file() else ""
         scores = {name: state_dict.get(name) for name in ("best_model_score", "kth_value")} if place else {}
         if state_dict.get("current_score") is not None:
             scores["current_score"] = state_dict["current_score"]
