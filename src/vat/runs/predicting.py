@@ -161,6 +161,8 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
         raise ValueError(f"input={data} holds bytes; the network was trained on numbers in {record['unit']}: give them as floats")
     x = as_input(x)
     preparation = record.get("preparation") or {}
+    if ("mean" in preparation) != ("std" in preparation):
+        raise ValueError("the checkpoint's preparation of inputs is damaged: it needs mean and std")
     if "mean" in preparation:
         mean, std = (torch.tensor(preparation[key], dtype=torch.float64) for key in ("mean", "std"))
         x = (x.double() - mean) / std
