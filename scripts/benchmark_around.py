@@ -42,7 +42,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A step of Lightning's trainer, with logging and progress bar, beside the same step in a bare loop, one after the other in turn."""
+    """A step of Lightning's trainer, with logging and progress bar, and the same step in a bare loop, in turn."""
     training.quiet()
     rows = []
     for name in arguments.networks:

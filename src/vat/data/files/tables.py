@@ -90,6 +90,19 @@ class Columns(NamedTuple):
         return [name for name in present if name not in (self.label, self.group, *self.ignore)]
 
 
+def refuse_unreadable(path: Path) -> None:
+    """Refuse what is neither a file nor a folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a device or a pipe.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
+        raise ValueError(f"{path} is a device or a pipe: name a regular file")
+
+
 def read_table(
     path: Path,
     *,
@@ -117,10 +130,7 @@ def read_table(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, lacks something or holds something else, or pyarrow is needed and not installed.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
-        raise ValueError(f"{path} is a device or a pipe: name a regular file")
+    refuse_unreadable(path)
     if path.is_dir() and not parquet_files(path):
         raise ValueError(f"{path} is a folder without Parquet files: name a file; data=images data.dir={path} reads a folder of images")
     if path.is_file() and path.suffix.lower() not in SUFFIXES:

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from vat.data.files.names import UNKNOWN, composed, names_of
 from vat.data.files.rows import opened_csv
-from vat.data.files.tables import parquet_files
+from vat.data.files.tables import parquet_files, refuse_unreadable
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 LONGEST_LINE = 2**24  # characters; a compressed file may claim any length
@@ -50,10 +50,7 @@ def read_texts(path: Path, *, text: str, label: str | None = None, group: str | 
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, lacks a column, holds a blank text, or pyarrow is needed and not installed.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
-        raise ValueError(f"{path} is a device or a pipe: name a regular file")
+    refuse_unreadable(path)
     wanted = list(dict.fromkeys(composed(name) for name in (text, label, group) if name is not None))
     name = path.name.lower()
     plain = label is None and group is None and name.endswith(".txt")
