@@ -166,6 +166,19 @@ def share_of_positions(mask: Tensor) -> Tensor:
     return torch.where(counted > 0, math.prod(mask.shape[2:]) / counted.clamp(min=1), 0)
 
 
+def share_of_flips(flips: Tensor, mask: Tensor | None) -> Tensor:
+    """The share (N,) of each example's decisions that flip, among those that count.
+
+    Args:
+        flips: of decisions (N,), of classes (N, …), or of each output (N, C, …).
+        mask: of an output, as `mask_of_outputs` gives it.
+    """
+    if flips.dim() == 1 or mask is None:
+        return flips.double().flatten(1).mean(1) if flips.dim() > 1 else flips.double()
+    counted = (mask if flips.dim() == mask.dim() else mask[:, 0]).expand_as(flips)
+    return (flips & counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1).double()
+
+
 def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
     """A mask shaped like x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
 

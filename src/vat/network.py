@@ -70,7 +70,7 @@ class Network:
         forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
         module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
             if there is none. None if `forward` shows it.
-        class_dim: dimension of the outputs in which the classes lie, which becomes dimension 1.
+        class_dim: dimension of the outputs with the classes, which becomes dimension 1; see `Step`.
         grouped: outputs may be fewer than inputs.
 
     Raises:
@@ -87,6 +87,7 @@ class Network:
         self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
         self.forward = forward
         self._class_dim = class_dim
+        self._undecided: torch.Size | None = None
         self._grouped = grouped
         self._own = _layers(modules)
         self._layers = _layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
@@ -167,11 +168,28 @@ class Network:
                 "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
             )
         class_dim = self._class_dim
-        if class_dim is None and logits is not output and logits.dim() == 3:
-            class_dim = -1  # of tokens (N, T, C), as all models of Hugging Face give them
+        if class_dim is None and logits.dim() == 3:
+            if _is_huggingfaces(type(output)):
+                class_dim = -1  # of tokens (N, T, C)
+            else:
+                self._undecided = logits.shape
         if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
             raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
         return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
+
+    def refuse_undecided(self) -> None:
+        """Refuse an output (N, T, C) or (N, C, L) of which it is not said where the classes are: both are common.
+
+        The number of dimensions decides, not their sizes: a batch of as many tokens as classes would otherwise stop a run in the middle.
+
+        Raises:
+            ValueError: If there was one.
+        """
+        if self._undecided is not None:
+            raise ValueError(
+                f"the network's output of shape {tuple(self._undecided)} has its classes in dimension 1 or in the last one: say class_dim=-1 "
+                "if they are last, as of tokens (N, T, C), or class_dim=1 if not, as of a convolution (N, C, L)"
+            )
 
     def keep_own_weights(self) -> None:
         """Take no weights as constants from now on, in other steps neither: the module computes activations again."""
@@ -375,6 +393,11 @@ def _is_torchs(kind: type) -> bool:
 
 def _has_no_hooks(layer: nn.Module) -> bool:
     return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1024)
+def _is_huggingfaces(kind: type) -> bool:
+    return any(base.__name__ == "ModelOutput" for base in kind.__mro__)  # by name, for its import takes seconds
 
 
 @lru_cache(maxsize=1024)

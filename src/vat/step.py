@@ -76,7 +76,8 @@ class Step:
         mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
             those positions are left out.
         output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
-        class_dim: dimension of the outputs in which the classes lie; 1 if None, but the last of (N, T, C) in an output with `logits`.
+        class_dim: dimension of the outputs with the classes. If None, it is 1 in (N, C) and (N, C, H, W), and the last in (N, T, C) of
+            Hugging Face's models. Any other output of three dimensions needs it.
         group: the group (N,) of each example, numbered from 0, as the graph of each node. Norms are per group, outputs may be.
         scale: factor of the radius: a number, or (N,), or more of x's dimensions; of several inputs a list, one for each.
         key: of the step's randomness; a fresh one from torch's default generator if None.
@@ -187,14 +188,21 @@ class Step:
 
     def divergence(self, divergence: Divergence) -> Divergence:
         """A divergence of the outputs that count in this step."""
-        return divergence if self._positions is None else DivergenceOfStep(divergence, self.mask_of)
+        if self._positions is None and (self.class_dim is not None or not divergence.averages_positions):
+            return divergence  # a sum over all entries, wherever the classes are
+        return DivergenceOfStep(divergence, self.mask_of)
 
     def radius(self, eps: float) -> float | Tensor:
         """ε in this step: `eps`, or a tensor that broadcasts to x if it is not everywhere the same."""
         return eps if self._scale is None else eps * self._scale
 
     def mask_of(self, logits: Tensor) -> Tensor | None:
-        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do."""
+        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do.
+
+        Raises:
+            ValueError: If it is not known which dimension has the classes.
+        """
+        self._network.refuse_undecided()
         return None if self._positions is None else mask_of_outputs(self._positions, logits, named=self._names_outputs)
 
     def mean(self, value: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class RegularizerCallback(pl.Callback):
         network: name of the part that `training_step` calls once; the module itself if None.
         at: what is perturbed: the name of a layer, of which the output is, or of an argument of the call, or its number; see `Step`.
         mask: name or number of the call's argument that is 1 where inputs count, or batch -> mask; see `Step`.
-        class_dim: dimension of the outputs in which the classes lie; see `Step`.
+        class_dim: dimension of the outputs with the classes; see `Step`.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ class Adversarial(Regularizer):
         if step.y is None:
             raise ValueError("adversarial training needs labels: call it as regularizer(model, x, y)")
         clean = step.clean
+        step.mask_of(clean.logits)  # refuses classes that may be in either dimension
         with torch.enable_grad():
             logits = wide(clean.logits.detach()).requires_grad_()
             (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)

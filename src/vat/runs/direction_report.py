@@ -61,7 +61,7 @@ def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: V
     """
     found: dict[str, list[Tensor]] = {}
     for number, (x, _) in enumerate(batches):
-        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number)).items():
+        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number), class_dim=1).items():
             found.setdefault(name, []).append(value.double().cpu())
     values = {name: torch.cat(parts) for name, parts in found.items()}
     means = {name: value.mean().item() for name, value in values.items()}
