@@ -150,7 +150,7 @@ class DivergenceOfStep(Divergence):
     def _scaled(self, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not self.divergence.averages_positions:
             return value
-        return value * share_of_positions(mask).to(value.dtype).view(-1, *[1] * (value.dim() - 1))
+        return value * share_of_positions(mask, value.dtype).view(-1, *[1] * (value.dim() - 1))
 
 
 def kept(value: Tensor, mask: Tensor | None) -> Tensor:
@@ -158,11 +158,11 @@ def kept(value: Tensor, mask: Tensor | None) -> Tensor:
     return value if mask is None else torch.where(mask, value, 0)
 
 
-def share_of_positions(mask: Tensor) -> Tensor:
+def share_of_positions(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Number of all positions over that of those that count (N,), from an output's mask (N, C, …); 0 if none does."""
     if mask.dim() < 3:
-        return torch.ones(len(mask), device=mask.device)
-    counted = mask.any(1).flatten(1).sum(1)
+        return torch.ones(len(mask), device=mask.device, dtype=dtype)
+    counted = mask.any(1).flatten(1).sum(1, dtype=dtype)
     return torch.where(counted > 0, math.prod(mask.shape[2:]) / counted.clamp(min=1), 0)
 
 

@@ -187,8 +187,8 @@ class Network:
         """
         if self._undecided is not None:
             raise ValueError(
-                f"the network's output of shape {tuple(self._undecided)} has its classes in dimension 1 or in the last one: say class_dim=-1 "
-                "if they are last, as of tokens (N, T, C), or class_dim=1 if not, as of a convolution (N, C, L)"
+                f"the network's output of shape {tuple(self._undecided)} has its classes in dimension 1 or in the last one: say "
+                "class_dim=-1 if they are last, as of tokens (N, T, C), or class_dim=1 if not, as of a convolution (N, C, L)"
             )
 
     def keep_own_weights(self) -> None:

@@ -228,7 +228,7 @@ class Step:
         mask = self.mask_of(value[:, None])
         if mask is None:
             return value.flatten(1).mean(1)
-        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask)
+        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask, value.dtype)
 
     def for_rows(self, value: Tensor) -> Tensor:
         """A value for each output (N,) or group, as one for each example, which broadcasts to x."""
