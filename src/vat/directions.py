@@ -108,8 +108,6 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
         )
     if is_divided(step.module):
         raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
-    if torch.compiler.is_compiling():
-        raise RuntimeError("direction 'exact' cannot be compiled: call the regularizer outside torch.compile, or take 'random_margin'")
     d = random(step, divergence, norm)
     with torch.enable_grad():
         for iteration in range(num_power_iterations):

@@ -35,6 +35,8 @@ def jacobian_vector_product(function: Callable[[Tensor], Tensor], x: Tensor, d: 
 
 def _as_written() -> AbstractContextManager[Any]:
     """Within it what torch.compile has compiled runs uncompiled: compiled code drops derivatives, or keeps those of what it wrote over."""
+    if torch.compiler.is_compiling():  # a caller of this, which then is not compiled either
+        raise RuntimeError("derivatives by dual numbers are not compiled")
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()  # whose import takes a second
 
 

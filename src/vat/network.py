@@ -8,7 +8,7 @@ of them starts from the same key.
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from operator import is_
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 Forward = Callable[[Tensor], Tensor]
 Modules = nn.Module | Sequence[nn.Module]
@@ -30,6 +31,14 @@ OF_EVERY_MODULE = vars(nn.Module()).keys()
 EMBEDDINGS = (
     "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
     "mask=batch['attention_mask']), with the batch as the model takes it."
+)
+NO_GRADIENT = (
+    "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an argmax or a "
+    "quantized operation in between?"
+)
+QUANTIZED = (
+    "the network has quantized layers, through which no gradient leads to its input: regularize the network in floats, and quantize it "
+    "after the training. The control works without: direction='random'"
 )
 _RECOMPUTE: WeakSet[nn.Module] = WeakSet()
 """Networks seen to be under `torch.utils.checkpoint`."""
@@ -94,7 +103,9 @@ class Network:
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
-        self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        kinds = set(map(type, self._own))
+        self._divided = any(map(_divides, kinds))
+        self._quantized = any(map(_is_quantized, kinds))
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, _weights(self._layers)))
         self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
@@ -136,11 +147,10 @@ class Network:
                 f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
                 "of both counts the examples; hand in a function that puts it there"
             )
+        if x.requires_grad and self._quantized:
+            raise RuntimeError(QUANTIZED)
         if x.requires_grad and not logits.requires_grad:
-            raise RuntimeError(
-                "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an "
-                "argmax or a quantized layer in between?"
-            )
+            raise RuntimeError(NO_GRADIENT)
         return logits
 
     def called(
@@ -156,8 +166,16 @@ class Network:
         """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
         trains = torch.is_grad_enabled() and not constant and parameters is None
         noise = random_state(seed, device, torch_alone=True) if self._draws_from_torch else random_state(seed, device)
-        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path():
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path(), self._whole(constant):
             return function()
+
+    def _whole(self, constant: bool) -> AbstractContextManager[Any]:
+        """Within it `torch.utils.checkpoint` computes all of a block again, and not only until it has as many tensors as it had.
+
+        A pass with constant weights saves fewer than the block with its own. That is an error then. Otherwise one tensor would be taken for
+        another of its shape, a weight for an activation perhaps.
+        """
+        return nullcontext() if not constant or self._recomputes else set_checkpoint_early_stop(False)
 
     def _logits(self, output: Any) -> Tensor:
         """The logits in an output, with the classes in dimension 1."""
@@ -393,6 +411,12 @@ def _is_torchs(kind: type) -> bool:
 
 def _has_no_hooks(layer: nn.Module) -> bool:
     return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1024)
+def _is_quantized(kind: type) -> bool:
+    """Whether it is one of torch's layers with weights of integers, through some of which a gradient passes as if they were not there."""
+    return kind.__module__.startswith(("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized."))
 
 
 @lru_cache(maxsize=1024)

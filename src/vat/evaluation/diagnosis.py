@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -74,25 +75,31 @@ def diagnose(
         found = {"kl_at_zero": divergence(step.target, step.network(step.x, constant=True))}
     with _mode(network, training=False):
         step = Step(forward, x, module=module, key=step.key, live=True, **of_step)
-        eps, divergence, norm = step.radius(vat.current_eps), step.divergence(vat.divergence), step.norm(vat.norm, vat.per)
-        r = vat.virtual_adversarial_perturbation(step).detach()
-        d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
-        chance = eps * norm.sample(step.normal("diagnosis")).to(r.dtype)
-        with torch.no_grad():
-            perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))
-        found |= {"lds": divergence(step.target, perturbed), "kl_random": divergence(step.target, at_chance)}
-        starts = [d]
-        if isinstance(vat.norm, L2) and vat.per == "example" and step.group is None and step.target[:1].numel() <= MOST_OUTPUTS:
-            root = root_of_hessian(step, divergence)
-            found["eigenvalue"], eigenvector = top_eigenpair(root)
-            found["curvature"] = (root @ flat(d.double())[..., None]).square().sum((1, 2))
-            found["cosine"] = (flat(d.double()) * eigenvector).sum(1).abs()
-            starts += [eigenvector.view_as(r).to(r.dtype), -eigenvector.view_as(r).to(r.dtype)]
-        found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=[*starts, *usual_starts(step, divergence, norm)])
-        before, after = divergence.decision(step.target), divergence.decision(perturbed)
-        if before is not None and after is not None:
-            found["flip_rate"] = share_of_flips(before != after, step.mask_of(step.target))
-            found["margin"] = divergence.margin(step.target)
+        found |= vat.through_checkpoints(partial(_around, vat=vat), step)
+    return found
+
+
+def _around(step: Step, vat: VAT) -> dict[str, Tensor]:
+    """What `diagnose` finds in evaluation mode."""
+    eps, divergence, norm = step.radius(vat.current_eps), step.divergence(vat.divergence), step.norm(vat.norm, vat.per)
+    r = vat.virtual_adversarial_perturbation(step).detach()
+    d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
+    chance = eps * norm.sample(step.normal("diagnosis")).to(r.dtype)
+    with torch.no_grad():
+        perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))
+    found = {"lds": divergence(step.target, perturbed), "kl_random": divergence(step.target, at_chance)}
+    starts = [d]
+    if isinstance(vat.norm, L2) and vat.per == "example" and step.group is None and step.target[:1].numel() <= MOST_OUTPUTS:
+        root = root_of_hessian(step, divergence)
+        found["eigenvalue"], eigenvector = top_eigenpair(root)
+        found["curvature"] = (root @ flat(d.double())[..., None]).square().sum((1, 2))
+        found["cosine"] = (flat(d.double()) * eigenvector).sum(1).abs()
+        starts += [eigenvector.view_as(r).to(r.dtype), -eigenvector.view_as(r).to(r.dtype)]
+    found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=[*starts, *usual_starts(step, divergence, norm)])
+    before, after = divergence.decision(step.target), divergence.decision(perturbed)
+    if before is not None and after is not None:
+        found["flip_rate"] = share_of_flips(before != after, step.mask_of(step.target))
+        found["margin"] = divergence.margin(step.target)
     return found
 
 

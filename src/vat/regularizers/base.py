@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from vat.network import Forward, Modules
+from vat.network import NO_GRADIENT, Forward, Modules
 from vat.step import Step
+
+REASONS = {
+    "use_reentrant": (
+        "torch.utils.checkpoint cannot give them with use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
+    ),
+    "not currently support double backward": (
+        "What torch.compile has compiled cannot be differentiated twice, as direction 'exact' and gradient_through_r do: call the "
+        "regularizer outside of torch.compile, or take direction='random_margin'"
+    ),
+    "not have been used in the graph": NO_GRADIENT[0].upper() + NO_GRADIENT[1:],
+}
+"""What to do about errors of torch, by words in them."""
 
 
 class Regularizer(nn.Module):
@@ -63,7 +75,7 @@ class Regularizer(nn.Module):
         """What `function` returns of a step, of a network under `torch.utils.checkpoint`, too.
 
         Raises:
-            RuntimeError: If that is reentrant, and the function goes back through it.
+            RuntimeError: If the function needs a gradient that torch cannot give, as under a reentrant checkpoint.
         """
         try:
             return function(step)
@@ -71,12 +83,10 @@ class Regularizer(nn.Module):
             step.keep_own_weights()
             return function(step)
         except RuntimeError as error:
-            if "use_reentrant" not in str(error):
+            reason = next((reason for words, reason in REASONS.items() if words in str(error)), None)
+            if reason is None:
                 raise
-            raise RuntimeError(
-                f"{self.name} asks for gradients with respect to the inputs, which torch.utils.checkpoint cannot give with "
-                "use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
-            ) from error
+            raise RuntimeError(f"{self.name} asks for gradients with respect to the inputs. {reason}") from error
 
     def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
         """The term of one batch: a scalar to add to the loss.

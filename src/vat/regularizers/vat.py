@@ -265,7 +265,7 @@ def local_distributional_smoothness(
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
         step = Step(forward, x, module=module, key=key, **of_step)
-        measure.first_call(step)
-        r = measure.virtual_adversarial_perturbation(step)
+        measure.through_checkpoints(measure.first_call, step)
+        r = measure.through_checkpoints(measure.virtual_adversarial_perturbation, step)
         with torch.no_grad():
             return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))
