@@ -207,7 +207,7 @@ class Words(Square):
 def test_a_layer_whose_output_would_be_computed_again_is_refused():
     ids = torch.randint(20, (8, 5))
     inside, outside = Words(inside=True), Words(inside=False)
-    with pytest.raises(ValueError, match="at=Embedding is inside of torch.utils.checkpoint.*name a layer outside of it"):
+    with pytest.raises(ValueError, match=r"at=Embedding is inside of torch.utils.checkpoint.*name a layer outside of it"):
         VAT(0.5)(inside, ids, at=inside.embedding)
     assert not inside.embedding._forward_hooks
     assert VAT(0.5)(outside, ids, at=outside.embedding) > 0

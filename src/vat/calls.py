@@ -127,8 +127,8 @@ class Perturbed:
             def hook(layer: nn.Module, *_: Any) -> Tensor:
                 if _in_checkpoint():
                     raise ValueError(
-                        f"at={type(layer).__name__} is inside of torch.utils.checkpoint, which would compute its output again without r: name "
-                        "a layer outside of it, or an argument of the call"
+                        f"at={type(layer).__name__} is inside of torch.utils.checkpoint, which would compute its output again without r: "
+                        "name a layer outside of it, or an argument of the call"
                     )
                 calls[number] += 1
                 return tensors[number]

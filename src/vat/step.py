@@ -134,7 +134,8 @@ class Step:
         self.x = x.detach()
         self.inputs = x
         self.y = y
-        self.mask = None if mask is None else mask_of_inputs(mask, x)
+        self._mask = None if mask is None else mask_of_inputs(mask, x)
+        self.mask = None if self._mask is None else self._mask.expand(x.shape)
         self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
         self._names_outputs = output_mask is not None
         self.group = group
@@ -184,7 +185,7 @@ class Step:
         if self.mask is None and self.group is None and per == "example":
             return norm
         rows = per_token(self.x.shape) if per == "token" else None if self.group is None else per_group(self.group)
-        return NormOfStep(norm, self.x.shape, self.mask, rows)
+        return NormOfStep(norm, self.x.shape, self._mask, rows)
 
     def divergence(self, divergence: Divergence) -> Divergence:
         """A divergence of the outputs that count in this step."""
@@ -215,7 +216,7 @@ class Step:
             raise ValueError(
                 "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
             )
-        mask = self._positions if self._names_outputs else self.mask
+        mask = self._positions if self._names_outputs else self._mask
         if mask is None or len(mask) != len(value):
             return value.sum() / max(1, len(value))
         counted = mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
@@ -321,11 +322,12 @@ class Step:
     def _normal_where_counted(self, purpose: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """The same for a masked x: each row has a stream for what counts in it, so that they do not depend on the padding."""
         assert self.mask is not None
+        seed, rows = self.key.shared(purpose), []
+        for number, count in enumerate(self.mask.flatten(1).sum(1).tolist()):
+            generator.manual_seed(stable_seed(seed, self.start + number))
+            rows.append(torch.randn(count, generator=generator, dtype=dtype, device=self.x.device))
         noise = torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)
-        for number, (row, mask) in enumerate(zip(noise, self.mask, strict=True)):
-            generator.manual_seed(stable_seed(self.key.shared(purpose), self.start + number))
-            row[mask] = torch.randn(int(mask.sum()), generator=generator, dtype=dtype, device=self.x.device)
-        return noise
+        return noise.masked_scatter_(self.mask, torch.cat(rows)) if rows else noise
 
 
 PER = ("example", "token", "input")
