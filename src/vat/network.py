@@ -258,14 +258,14 @@ class Network:
         A pass that builds layers or weights (lazy ones) is not undone: an attribute says that they are there.
         """
         before = [(held, held.copy()) for layer in self._keepers for held in (vars(layer), layer._buffers)]
-        size = _size(self._layers) if before else 0
+        size = _size(self._keepers)
         copies = [(_copy(value), value, places) for value, places in self._kept_values]
         copies = [(copy, value, held, name) for copy, value, places in copies for held, name in places if held.get(name) is value]
         _hold((held, name, copy) for copy, _, held, name in copies)
         try:
             yield
         finally:
-            if self._unbuilt or (before and _size(self._layers) != size):
+            if self._unbuilt or _size(self._keepers) != size:
                 self._unbuilt = any(map(is_lazy, _weights(self._layers)))
                 _hold((held, name, value) for copy, value, held, name in copies if held.get(name) is copy)
             else:
