@@ -182,3 +182,49 @@ def test_dense_maps_have_their_classes_in_dimension_1_and_seeming_others_are_poi
     r = VAT(0.7).virtual_adversarial_perturbation(Step(model, x, **options))
     wanted = by_hand(model, x, r, dim, "categorical", torch.mean)
     torch.testing.assert_close(VAT(0.7).penalty(Step(model, x, **options)), wanted, rtol=1e-9, atol=0)
+
+
+# ----------------------------------------------------------------------------------------------------- masks of outputs
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_mask_of_output_entries_is_shaped_as_the_network_gives_them(length):
+    model, x = tagger(), rows(2, length, WIDTH)
+    entries = torch.rand(2, length, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.6
+    vat = VAT(0.7, divergence="bernoulli")
+    options = {"output_mask": entries, "class_dim": -1, "key": KEY}
+    r = vat.virtual_adversarial_perturbation(Step(model, x, **options))
+    p, q = model(x).detach(), model(x + r)
+    kl = (kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q)) * entries).sum(-1)
+    wanted = (kl.sum(1) / entries.any(-1).sum(1)).mean()
+    torch.testing.assert_close(vat.penalty(Step(model, x, **options)), wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mask", "output_mask"])
+def test_a_mask_of_other_numbers_is_refused(name):
+    model, x = tagger(), rows(2, 6, WIDTH)
+    added = torch.zeros(2, 6).masked_fill(torch.arange(6) > 3, -torch.inf)
+    for mask in (added, torch.full((2, 6), 0.5)):
+        with pytest.raises(ValueError, match="a mask is 1 where something counts and 0 elsewhere, got other numbers: pass mask == 0"):
+            VAT(0.7)(model, x, class_dim=-1, **{name: mask})
+    values = [VAT(0.7).penalty(Step(model, x, class_dim=-1, key=KEY, **{name: mask})) for mask in (added == 0, (added == 0).double())]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("divergence", ["bernoulli", "gaussian"])
+def test_one_output_for_each_position_is_pointed_out_if_the_mask_does_not_reach_it(divergence):
+    torch.manual_seed(0)
+    layer = nn.Linear(WIDTH, 1).double()
+    model = Returns(layer, lambda z: z.squeeze(-1))
+    x, mask = rows(2, 6, WIDTH), torch.arange(6).expand(2, -1) < 4
+    vat = VAT(0.7, divergence=divergence, direction="finite_difference")
+    with pytest.warns(UserWarning, match=r"outputs of shape \(2, 6\) are read as 6 outputs of each example.*say output_mask, too"):
+        vat(model, x, mask=mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vat(Returns(layer, lambda z: z.squeeze(-1)), x, mask=mask, output_mask=mask)
+    step = Step(model, x, mask=mask, output_mask=mask, key=KEY)
+    r = vat.virtual_adversarial_perturbation(step)
+    p, q = model(x).detach(), model(x + r)
+    kl = kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q)) if divergence == "bernoulli" else (p - q).square() / 2
+    torch.testing.assert_close(vat.penalty(step), (kl * mask).sum(1).mean(), rtol=1e-9, atol=0)

@@ -184,6 +184,20 @@ def share_of_flips(flips: Tensor, mask: Tensor | None) -> Tensor:
     return (flips & counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1).double()
 
 
+def refuse_weights(*masks: Tensor | None) -> None:
+    """Refuse masks of floats other than 0 and 1: one that is added to attention scores is 0 where something counts.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    for mask in masks:
+        if mask is not None and mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                "a mask is 1 where something counts and 0 elsewhere, got other numbers: pass mask == 0 for one that is added to attention "
+                "scores, and mask > 0 for weights"
+            )
+
+
 def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
     """A mask of as many dimensions as x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
 

@@ -96,6 +96,7 @@ class Network:
         self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
         self.forward = forward
         self._class_dim = class_dim
+        self._classes_at = 1
         self._undecided: torch.Size | None = None
         self._grouped = grouped
         self._own = _layers(modules)
@@ -193,7 +194,12 @@ class Network:
                 self._undecided = logits.shape
         if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
             raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
-        return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
+        self._classes_at = 1 if class_dim is None else class_dim
+        return self.with_classes_first(logits)
+
+    def with_classes_first(self, outputs: Tensor) -> Tensor:
+        """What is shaped like the network's outputs, with their classes in dimension 1."""
+        return outputs if self._classes_at == 1 or outputs.dim() < 2 else outputs.movedim(self._classes_at, 1)
 
     def refuse_undecided(self) -> None:
         """Refuse an output (N, T, C) or (N, C, L) of which it is not said where the classes are: both are common.

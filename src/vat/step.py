@@ -18,6 +18,7 @@ from vat.counting import (
     mask_of_outputs,
     per_group,
     per_token,
+    refuse_weights,
     share_of_positions,
 )
 from vat.functional import Divergence
@@ -136,6 +137,7 @@ class Step:
         self.y = y
         self._mask = None if mask is None else mask_of_inputs(mask, x)
         self.mask = None if self._mask is None else self._mask.expand(x.shape)
+        refuse_weights(mask, output_mask)
         self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
         self._names_outputs = output_mask is not None
         self.group = group
@@ -204,7 +206,11 @@ class Step:
             ValueError: If it is not known which dimension has the classes.
         """
         self._network.refuse_undecided()
-        return None if self._positions is None else mask_of_outputs(self._positions, logits, named=self._names_outputs)
+        if self._positions is None:
+            return None
+        of_entries = self._names_outputs and self._positions.dim() == logits.dim()
+        mask = self._network.with_classes_first(self._positions) if of_entries else self._positions
+        return mask_of_outputs(mask, logits, named=self._names_outputs)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
@@ -346,8 +352,8 @@ def _refuse_unfit(x: Any) -> None:
         raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model")
     if not x.is_floating_point():
         raise TypeError(
-            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or for ids "
-            "vat(model, ids, at=model.get_input_embeddings())"
+            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, of complex numbers torch.view_as_real(x), or "
+            "for ids vat(model, ids, at=model.get_input_embeddings())"
         )
     if x.is_nested or x.layout is not torch.strided or not x.dim():
         raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vat.calls import Perturbed
-from vat.checks import first_time, warn_of_classes_last, warn_of_hidden_half, warn_of_passes_that_differ, warn_of_rounding
+from vat.checks import first_time, warn_of_hidden_half, warn_of_misread_outputs, warn_of_passes_that_differ, warn_of_rounding
 from vat.directions import (
     ACROSS_A_BOUNDARY,
     DIRECTIONS,
@@ -159,8 +159,8 @@ class VAT(Regularizer):
         """
         if first_time(step, "passes"):
             warn_of_passes_that_differ(step)
-        if self.divergence.decides and first_time(step, "classes"):
-            warn_of_classes_last(step)
+        if first_time(step, f"outputs, {self.divergence.decides}"):
+            warn_of_misread_outputs(step, classes=self.divergence.decides)
         direction = inside(self.direction)
         through_r = self.gradient_through_r and direction is not random
         if (through_r or direction is exact) and first_time(step, f"derivative, {through_r}"):
