@@ -15,7 +15,7 @@ from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
 from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
-from vat.network import random_state
+from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step
 
