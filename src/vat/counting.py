@@ -218,6 +218,14 @@ def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
     )
 
 
+def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
+    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
+    if mask.dim() < x.dim() or mask.dim() == 1:
+        return mask if mask.dim() > 1 else None
+    dims = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
+    return mask.reshape([mask.shape[n] for n in dims]) if 1 < len(dims) < x.dim() else None
+
+
 def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | None:
     """A mask (N, C, …) or (N, 1, …) for logits (N, C, …) from one of positions (N, …); None if they have no positions.
 

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, wide
-from vat.network import is_divided
+from vat.layers import is_divided
 from vat.norms import NORMS, Norm
 from vat.precision import coarse, hidden_half
 from vat.step import CleanPass, Step

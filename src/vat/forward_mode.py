@@ -91,6 +91,7 @@ def _lstm(*arguments: Any) -> Any:
         return torch.lstm(*arguments)
     (batch_first,) = layout
     value, tangent = forward_ad.unpack_dual(x)
+    assert tangent is not None
     both = torch.stack([value, tangent])
     both = both.permute(2, 0, 1, 3) if batch_first else both.transpose(0, 1)  # (T, 2, N, D)
     last = []

@@ -18,11 +18,13 @@ from vat.counting import (
     mask_of_outputs,
     per_group,
     per_token,
+    positions_of_inputs,
     refuse_weights,
     share_of_positions,
 )
 from vat.functional import Divergence
-from vat.network import Forward, Modules, Network, unwrapped
+from vat.layers import unwrapped
+from vat.network import Forward, Modules, Network
 from vat.norms import Norm
 from vat.seeds import stable_seed
 
@@ -138,7 +140,7 @@ class Step:
         self._mask = None if mask is None else mask_of_inputs(mask, x)
         self.mask = None if self._mask is None else self._mask.expand(x.shape)
         refuse_weights(mask, output_mask)
-        self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
+        self._positions = output_mask if output_mask is not None or mask is None else positions_of_inputs(mask, x)
         self._names_outputs = output_mask is not None
         self.group = group
         self._scale = None if scale is None else self._shaped(scale)
@@ -206,11 +208,10 @@ class Step:
             ValueError: If it is not known which dimension has the classes.
         """
         self._network.refuse_undecided()
-        if self._positions is None:
-            return None
-        of_entries = self._names_outputs and self._positions.dim() == logits.dim()
-        mask = self._network.with_classes_first(self._positions) if of_entries else self._positions
-        return mask_of_outputs(mask, logits, named=self._names_outputs)
+        mask = self._positions
+        if mask is not None and self._names_outputs and mask.dim() == logits.dim():
+            mask = self._network.with_classes_first(mask)
+        return None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
@@ -337,14 +338,6 @@ class Step:
 
 
 PER = ("example", "token", "input")
-
-
-def _positions(mask: Tensor, x: Tensor) -> Tensor | None:
-    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
-    if mask.dim() < x.dim() or mask.dim() == 1:
-        return mask if mask.dim() > 1 else None
-    kept = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
-    return mask.reshape([mask.shape[n] for n in kept]) if 1 < len(kept) < x.dim() else None
 
 
 def _refuse_unfit(x: Any) -> None:

@@ -19,7 +19,7 @@ from vat.data.loader import ResidentLoader
 from vat.data.splits import Split
 from vat.directions import DIRECTIONS
 from vat.lightning.classifier import Classifier, CrossEntropy
-from vat.network import random_state
+from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, local_distributional_smoothness
 from vat.step import Key
 

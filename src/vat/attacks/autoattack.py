@@ -9,8 +9,9 @@ from torch import Tensor
 from vat.attacks.base import Attack, each, predictions
 from vat.attacks.threat import Threat
 from vat.functional import as_classes
-from vat.network import Forward, random_state
+from vat.network import Forward
 from vat.norms import LInf
+from vat.random_state import random_state
 
 
 class AutoAttack(Attack):

@@ -22,8 +22,9 @@ from vat.evaluation.results import Result, from_bits, to_bits
 from vat.evaluation.sanity import sanity_probe
 from vat.evaluation.summary import Summary
 from vat.functional import by_name
-from vat.network import Forward, random_state
+from vat.network import Forward
 from vat.norms import NORMS
+from vat.random_state import random_state
 from vat.seeds import stable_seed
 from vat.step import Key
 

@@ -15,7 +15,7 @@ from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
 from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
-from vat.network import random_state
+from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step
 
@@ -211,8 +211,9 @@ class Classifier(pl.LightningModule):
         lengths = torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).flatten().tolist()
         key, start = Key(0, batch_idx, self.global_rank), sum(lengths[: self.global_rank])
         for part in x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH)):
-            rows = {"start": start, "total": sum(lengths)}
-            lds = local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key, class_dim=1, **rows)
+            lds = local_distributional_smoothness(
+                self.network, part, eps=self.lds_eps, key=key, class_dim=1, start=start, total=sum(lengths)
+            )
             self.test_lds.update(lds)
             start += len(part)
 

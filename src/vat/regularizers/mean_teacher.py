@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vat.functional import probabilities
-from vat.network import unwrapped
+from vat.layers import unwrapped
 from vat.regularizers.base import Regularizer, share
 from vat.step import Step
 
