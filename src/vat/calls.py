@@ -173,7 +173,8 @@ class Perturbed:
 
 def _in_checkpoint() -> bool:
     """Whether a forward pass is inside of a block that is computed again in the backward pass; torch has no public word for it."""
-    pack, _ = torch._C._autograd._top_saved_tensors_default_hooks(True) or (None, None)
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    pack, _ = hooks or (None, None)
     return "_checkpoint_hook" in getattr(pack, "__qualname__", "")
 
 

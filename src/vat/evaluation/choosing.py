@@ -134,7 +134,7 @@ def pilot(
             step = Step(network, _part(x, rows, number), module=module or (), at=place, key=Key(start), **options)
             divergence, r = step.divergence(kind), step.radius(eps) * step.norm(norm, per).sample(step.normal("pilot"))
             kl_random = divergence(step.target, step.network(step.x + r.to(step.x.dtype), constant=True))
-            decisions, mask = kind.decision(step.target), step.mask_of(step.target)
+            decisions, mask = as_classes(step.target).argmax(1), step.mask_of(step.target)
             found.append((kl_random, decisions.flatten() if mask is None else decisions[mask[:, 0]]))
             num_classes = as_classes(step.target).shape[1]
         kl.append(torch.stack([kl_random for kl_random, _ in found]).mean(0).cpu())
