@@ -1,0 +1,138 @@
+"""Every recipe of docs/plugging_in.md runs, and its penalty is what an independent computation gives for the same r."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
+
+from vat import VAT
+
+PAGE = (Path(__file__).parents[1] / "docs" / "plugging_in.md").read_text(encoding="utf-8")
+RECIPES = PAGE.split("## Recipes", 1)[1]
+FIRST, *PARTS = re.split(r"^### ", RECIPES, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a recipe: its names, and the r of its VAT as `r`."""
+    found = []
+    perturbation = VAT.virtual_adversarial_perturbation
+    monkeypatch.setattr(VAT, "virtual_adversarial_perturbation", lambda self, step: found.append(perturbation(self, step)) or found[-1])
+
+    def run(title):
+        (part,) = (part for part in PARTS if part.startswith(title))
+        torch.manual_seed(0)
+        names = {}
+        for block in (blocks(FIRST)[0], *blocks(part)):
+            exec(compile(block, title, "exec"), names)
+        (names["r"],) = found
+        names["found"] = found
+        return names
+
+    return run
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def lengths(r):
+    return r.flatten(1).norm(dim=1)
+
+
+def kl_of_classes(clean, perturbed):
+    """For each position, of logits whose classes are last."""
+    return kl_divergence(Categorical(logits=clean), Categorical(logits=perturbed))
+
+
+def is_term(names, expected):
+    """The penalty is what is expected, for an r of length eps, and is not 0."""
+    torch.testing.assert_close(lengths(names["r"]), torch.full((len(names["r"]),), names["vat"].eps))
+    torch.testing.assert_close(names["smoothness"], expected, rtol=1e-3, atol=1e-6)
+    assert names["smoothness"] > 1e-4
+
+
+def test_ctc(run):
+    names = run("CTC")
+    known, r = names["known"], names["r"]
+    assert (r[~known] == 0).all()
+    x = names["frames"].transpose(0, 1)
+    kl = kl_of_classes(names["acoustic"](x), names["acoustic"](x + r))  # a frame at a time: the order does not matter
+    is_term(names, torch.stack([row[mask].mean() for row, mask in zip(kl, known, strict=True)]).mean())
+
+
+def test_segmentation(run):
+    names = run("Segmentation")
+    r, known = names["r"], names["labels"] != 255
+    assert (r[:, 0][~known] == 0).all()
+    kl = kl_of_classes(*(names["model"](x).movedim(1, -1) for x in (names["images"], names["images"] + r)))
+    is_term(names, kl[known].mean())
+
+
+def test_ordinal_classes(run):
+    names = run("Ordinal")
+    clean, perturbed = (Bernoulli(logits=names["model"](x)) for x in (names["x"], names["x"] + names["r"]))
+    is_term(names, kl_divergence(clean, perturbed).sum(1).mean())
+
+
+def test_quantiles(run):
+    names = run("Quantiles")
+    clean, perturbed = (Normal(names["model"](x), 2.0) for x in (names["x"], names["x"] + names["r"]))
+    is_term(names, kl_divergence(clean, perturbed).sum(1).mean())
+
+
+def test_a_mean_and_a_variance(run):
+    names = run("A mean and a variance")
+    outputs = (names["model"](x) for x in (names["x"], names["x"] + names["r"]))
+    clean, perturbed = (Normal(output[:, 0], output[:, 1].exp().sqrt()) for output in outputs)
+    is_term(names, kl_divergence(clean, perturbed).mean())
+
+
+def test_adapters(run):
+    names = run("Adapters")
+    model, x = names["model"], names["x"]
+    is_term(names, kl_of_classes(model(x), model(x + names["r"])).mean())
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (".layer." in name), name
+
+
+def test_fabric(run):
+    names = run("Fabric")
+    model, x = names["model"].module, names["x"]
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    with names["fabric"].autocast():
+        clean, perturbed = model(x).float(), model(x + names["r"]).float()
+    is_term(names, kl_of_classes(clean, perturbed).mean())
+
+
+def test_accelerate(run):
+    pytest.importorskip("accelerate")
+    names = run("Accelerate")
+    model, x = names["model"], names["x"]
+    is_term(names, kl_of_classes(model(x), model(x + names["r"])).mean())
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_encoder_and_decoder(run):
+    pytest.importorskip("transformers")
+    names = run("Encoder and decoder")
+    r, model, batch = names["r"], names["model"].eval(), names["batch"]
+    assert (r[batch["attention_mask"] == 0] == 0).all()
+    term = names["vat"](
+        model, batch, at=model.encoder.embed_tokens, mask=batch["attention_mask"], output_mask=names["labels"] != -100, class_dim=-1
+    )  # without dropout
+    embeddings = model.shared(batch["input_ids"])
+    others = {name: value for name, value in batch.items() if name != "input_ids"}
+    clean, perturbed = (model(inputs_embeds=x, **others).logits for x in (embeddings, embeddings + names["found"][-1]))
+    kl = kl_of_classes(clean, perturbed)
+    counted = names["labels"] != -100
+    torch.testing.assert_close(term, torch.stack([row[mask].mean() for row, mask in zip(kl, counted, strict=True)]).mean())
+    assert term > 1e-5
+
+
+def test_every_recipe_has_a_test():
+    tested = re.findall(r'= run\("(.*?)"\)', Path(__file__).read_text(encoding="utf-8"))
+    assert all(sum(part.startswith(title) for title in tested) == 1 for part in PARTS)
+    assert len(tested) == len(PARTS) > 8
