@@ -260,7 +260,7 @@ def _normals(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if clean.dim() < 2 or clean.shape[1] % 2:
         raise ValueError(
-            f"output of shape {tuple(clean.shape)} must be (N, 2K, …) for GaussianWithVariance: K means, then K log-variances in dimension 1"
+            f"output of shape {tuple(clean.shape)} must be (N, 2K, …) for GaussianWithVariance: K means, then K log-variances"
         )
     (mean, log_variance), (other_mean, other_log_variance) = wide(clean).chunk(2, 1), wide(perturbed).chunk(2, 1)
     precision = (-other_log_variance).clamp(max=60).exp()  # infinite, it would turn two equal means into NaN
