@@ -31,7 +31,7 @@ model = nn.Sequential(
     nn.Conv2d(16, 3, 1),  # logits (N, 3, H, W)
 )
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-vat = VAT(eps=2.0)
+vat = VAT(eps=5.0)
 x, y = scenes(8)
 
 for step in range(101):

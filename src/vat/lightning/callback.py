@@ -48,13 +48,15 @@ def labels(batch: Any, rows: int | None) -> Tensor | None:
 class RegularizerCallback(pl.Callback):
     """Adds regularizers to the loss that a LightningModule's `training_step` returns, and logs them; the module is not edited.
 
-        Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0))])
+        >>> from vat import VAT
+        >>> callback = RegularizerCallback(VAT(eps=2.0))
+        >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
 
     Works with automatic optimization, under DDP, gradient accumulation and mixed precision; a micro-batch's term counts as its loss does.
     The network's call in `training_step` is repeated with what it was given there, so an augmentation or normalisation before it counts.
     A `training_step` that calls no `forward` of the module needs `network` or `inputs`, unless its batch holds one tensor of inputs.
 
-        Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0), network="model", at="model.embeddings", mask="attention_mask")])
+        >>> callback = RegularizerCallback(VAT(eps=2.0), network="model", at="model.embeddings", mask="attention_mask")
 
     Args:
         regularizers: one or several.

@@ -16,6 +16,10 @@ class Adversarial(Regularizer):
     r maximises the linearised loss within ‖r‖ ≤ ε: ε g / ‖g‖₂ in L2, ε sign(g) in L∞, g = ∇ₓ of the cross entropy; no gradient flows
     through r. 4 F and a clean pass.
 
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> bool(Adversarial(eps=1.0)(model, x, y) > F.cross_entropy(model(x), y))
+        True
+
     Args:
         eps: radius ε, in the units of the tensor that is handed in.
         norm: of r: "l2", "linf", or a `vat.norms.Norm`.

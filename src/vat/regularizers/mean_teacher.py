@@ -19,6 +19,12 @@ class MeanTeacher(Regularizer):
     one, the second view; no gradient flows through it. 1 F and a clean pass. A loop of your own calls `on_fit_start(model)` once and
     `on_optimizer_step_end(model)` after each step.
 
+        >>> model, term = nn.Linear(4, 3), MeanTeacher(decay=0.99)
+        >>> term.on_fit_start(model)
+        >>> term(model, torch.randn(8, 4)).item()  # the teacher starts as the model
+        0.0
+        >>> term.on_optimizer_step_end(model)
+
     Args:
         decay: of the moving average; the first steps use min(1 - 1 / (t + 1), decay), so that the start is forgotten.
         weight: factor of the penalty.
