@@ -1,4 +1,4 @@
-"""VAT in a loop of your own: two lines. Real digits, 50 of them with labels.
+"""VAT in your own loop: two lines. Real digits, 50 of them with labels.
 
 python examples/bare_loop.py
 """

@@ -1,4 +1,4 @@
-"""VAT in the Trainer of Hugging Face's transformers: one line. It perturbs the embeddings; padding gets no r and does not count.
+"""VAT in the Trainer of Hugging Face's transformers: one line. It perturbs the embeddings. Padding does not count.
 
 python examples/huggingface_trainer.py
 """

@@ -1,7 +1,7 @@
-"""VAT in regression: 30 noisy labels and 1000 inputs without. `divergence="gaussian"` compares two outputs as two normal distributions.
+"""VAT in regression: 30 noisy labels and 1000 inputs without labels. Two outputs are compared as two normal distributions.
 
-There are no classes, so there is no boundary and no margin. The direction is then "finite_difference", the papers' power iteration:
-it finds the r that moves the output most. "exact" does the same without a probe, for one pass more; take it in half precision.
+An output of regression decides nothing, so there is no boundary to go to. The default direction is then "finite_difference", the papers'
+power iteration: it finds the r that moves the output most. Take "exact" in half precision, where finite differences are noise.
 
 python examples/regression.py
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vat import VAT
 from vat.functional import Gaussian
 
-NOISE, REGIMES, INPUTS = 0.5, 4, 10  # NOISE: standard deviation of a label, the scale in which VAT measures a change of the output
+NOISE, REGIMES, INPUTS = 0.5, 4, 10  # NOISE: standard deviation of a label, the unit in which VAT measures a change
 torch.manual_seed(0)
 centers, levels = torch.randn(REGIMES, INPUTS), torch.randn(REGIMES)
 

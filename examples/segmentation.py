@@ -14,7 +14,7 @@ torch.manual_seed(0)
 
 
 def scenes(n: int) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 24, 24) and labels (n, 24, 24): 0 is ground, 1 a disc, 2 a square; what is right of column 20 is void."""
+    """Images (n, 1, 24, 24) and labels (n, 24, 24): 0 is ground, 1 a disc, 2 a square. Columns from 20 on are void."""
     rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
     centers = torch.randint(5, 17, (n, 2, 2)).float()
     disc = (rows - centers[:, 0, 0, None, None]) ** 2 + (columns - centers[:, 0, 1, None, None]) ** 2 < 16

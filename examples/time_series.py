@@ -1,4 +1,4 @@
-"""VAT on time series with an LSTM: 30 of 1000 series have labels. Three shapes of a wave, of any phase, in noise.
+"""VAT on time series with an LSTM: 30 series with labels, 1000 without. Three shapes of a wave, of any phase, in noise.
 
 python examples/time_series.py
 """

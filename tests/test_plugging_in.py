@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
+from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from vat import VAT
+from vat.calls import Call
+from vat.lightning import RegularizerCallback
 
 PAGE = (Path(__file__).parents[1] / "docs" / "plugging_in.md").read_text(encoding="utf-8")
 RECIPES = PAGE.split("## Recipes", 1)[1]
@@ -136,3 +140,52 @@ def test_every_recipe_has_a_test():
     tested = re.findall(r'= run\("(.*?)"\)', Path(__file__).read_text(encoding="utf-8"))
     assert all(sum(part.startswith(title) for title in tested) == 1 for part in PARTS)
     assert len(tested) == len(PARTS) > 8
+
+
+class Words(nn.Module):
+    """Logits (N, 3) of ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(self, input_ids, attention_mask):
+        return self.head((self.embeddings(input_ids).tanh() * attention_mask[..., None]).sum(1))
+
+
+class Two(nn.Module):
+    """Logits (N, 3) of an image and a table, or of nodes and edges."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.table = nn.Linear(6, 3), nn.Linear(2, 3)
+
+    def forward(self, image, table):
+        if not table.is_floating_point():  # edges
+            return self.image(image) + self.image(image).index_select(0, table[0]).mean(0)
+        return self.image(image) + self.table(table)
+
+
+TOKENS = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+IDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+SHORT = {  # by a part of its text: what a short block of the page is run with
+    "mask=known)": {"model": TOKENS, "x": torch.randn(2, 4, 6), "known": IDS > 0},
+    "mask=known[:, None])": {"model": nn.Conv2d(1, 3, 3, padding=1), "images": torch.randn(2, 1, 4, 4), "known": torch.ones(2, 4, 4)},
+    "get_input_embeddings()": {"model": Words(), "batch": {"input_ids": IDS, "attention_mask": (IDS > 0).long()}},
+    "vat(model, (image, table))": {"model": Two(), "image": torch.randn(2, 6), "table": torch.randn(2, 2)},
+    'per="input"': {"model": Two(), "image": torch.randn(2, 6), "table": torch.randn(2, 2)},
+    "Call(": {"model": Two(), "x": torch.randn(4, 6), "edge_index": torch.tensor([[0, 1]]), "graph": torch.tensor([0, 0, 1, 1])},
+    "callbacks=[RegularizerCallback(VAT(eps=2.0))]": {},
+    "callbacks=[RegularizerCallback(VAT(eps=1.0)": {},
+}
+LINES = [line for block in blocks(PAGE.split("## Recipes")[0]) if "import" not in block for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_short_line_runs(line):
+    (names,) = (names for part, names in SHORT.items() if part in line)
+    found = eval(line, {"vat": VAT(1.0), "VAT": VAT, "Call": Call, "Trainer": Trainer, "RegularizerCallback": RegularizerCallback, **names})
+    assert isinstance(found, Trainer) or found > 0
