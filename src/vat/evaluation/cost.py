@@ -31,7 +31,7 @@ def _wait() -> None:
 
 
 def in_turn(actions: Mapping[str, Action], *, reference: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each action, and the median and range of its ratios to the reference. Each ratio has its own timing of the reference."""
+    """Median seconds of each action, and the median and range of its ratios to the reference, which is timed again for each ratio."""
     for action in actions.values():  # warm-up: the first calls allocate buffers and choose kernels
         action()
         action()

@@ -4,7 +4,8 @@ The measures are accuracy, smoothness and margins on clean inputs, and accuracy 
 network from an attack that failed.
 
 `evaluate` takes the examples batch by batch and writes each result to a file immediately. If it is started again on the same file, it
-resumes with the next part. All randomness follows from (seed, batch, part), so a resumed evaluation gives the result of an uninterrupted one.
+resumes with the next part. All randomness follows from (seed, batch, part), so a resumed evaluation gives the same result as one without
+interruption.
 """
 
 import math
