@@ -693,5 +693,5 @@ def test_what_forward_logs_and_counts_is_that_of_training_step_alone(tmp_path):
 
 
 def test_a_weight_before_the_inputs_is_not_taken_for_them():
-    with pytest.raises(ValueError, match=r"has shape \(4,\), and others have more dimensions"):
+    with pytest.raises(ValueError, match=r"has shape \(4,\), but others have more dimensions"):
         first_tensors((torch.rand(4), torch.rand(4, 5), torch.zeros(4).long()))
