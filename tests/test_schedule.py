@@ -117,5 +117,5 @@ def test_the_warmed_rate_goes_on_where_it_was_saved(cut):
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, float("nan")])
 def test_a_warmup_out_of_range_is_refused(warmup):
-    with pytest.raises(ValueError, match="warmup must be >= 0 and < 1"):
+    with pytest.raises(ValueError, match="warmup is a share of the run and must be >= 0 and < 1"):
         WarmedLinearDecay(adam(), 10, warmup=warmup)

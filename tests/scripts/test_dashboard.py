@@ -62,5 +62,5 @@ def test_a_server_that_does_not_take_it_is_one_line(dashboard, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["dashboard.py", "--entity", "somebody"])
     monkeypatch.setattr(dashboard.wandb, "login", refused)
-    with pytest.raises(SystemExit, match=r"^error: W&B did not take the dashboard: no network$"):
+    with pytest.raises(SystemExit, match=r"^error: W&B could not save the dashboard: no network$"):
         dashboard.main()
