@@ -77,7 +77,7 @@ def finite_difference(
         create_graph: Whether d depends on the parameters.
     """
     if bits := coarse(step.x, step.target, step.module):
-        warnings.warn(f"finite differences are noise in {bits}: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
+        warnings.warn(f"finite differences are noise in {bits}: use direction='random_margin', 'margin' or 'exact'", stacklevel=2)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
         d = norm.dual(hessian_product(step, divergence, norm, d, xi=xi, create_graph=create_graph), otherwise=d)

@@ -658,7 +658,7 @@ def test_the_callback_puts_r_on_the_output_of_a_layer_of_a_part():
     [
         ({"network": "body"}, "network='body' is no submodule of Reader: choose one of net, model"),
         ({"network": "net"}, "training_step must call net once, got 0 calls"),
-        ({"network": "model"}, "call must have one tensor of a floating dtype, got 0\. Name the argument"),
+        ({"network": "model"}, r"call must have one tensor of a floating dtype, got 0\. Name the argument"),
     ],
 )
 def test_a_network_whose_call_cannot_be_repeated_is_refused(options, message):

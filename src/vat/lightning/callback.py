@@ -96,8 +96,8 @@ class RegularizerCallback(pl.Callback):
         """Wrap the module's `training_step`."""
         if not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} has automatic_optimization=False, so the callback cannot add to its loss: call the regularizer "
-                "in training_step"
+                f"{type(pl_module).__name__} has automatic_optimization=False, so the callback cannot add to its loss: call the "
+                "regularizer in training_step"
             )
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
