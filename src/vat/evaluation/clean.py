@@ -25,15 +25,15 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
     Returns:
         Plain values:
 
-        - `correct`: a 0 or 1 for each example
-        - `cross_entropy`: sum over the examples
-        - `lds`: sum of LDS with radius `lds_eps`
-        - `confidence`: for each calibration bin the number of examples, the sum of their confidences, and the number of correct ones
-        - `measured`: number of examples that are correct and have a gradient. The next three are sums over these
-        - `margin`: logit of the class minus the best other logit
-        - `distance`: first-order L2 distance to the nearest boundary, that is margin / gradient
-        - `lipschitz`: largest L2 gradient of the margin found in the ball of radius `lds_eps`. It is a lower bound of the local
-          Lipschitz constant of the margin
+            - `correct`: a 0 or 1 for each example
+            - `cross_entropy`: sum over the examples
+            - `lds`: sum of LDS with radius `lds_eps`
+            - `confidence`: for each calibration bin the number of examples, the sum of their confidences, and the number of correct ones
+            - `measured`: number of examples that are correct and have a gradient. The next three are sums over these
+            - `margin`: logit of the class minus the best other logit
+            - `distance`: first-order L2 distance to the nearest boundary, that is margin / gradient
+            - `lipschitz`: largest L2 gradient of the margin found in the ball of radius `lds_eps`. It is a lower bound of the local
+              Lipschitz constant of the margin
 
     Raises:
         ValueError: If the outputs are not finite, or are probabilities.

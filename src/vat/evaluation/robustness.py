@@ -80,11 +80,11 @@ def evaluate(
     Returns:
         Plain values:
 
-        - `examples`: number of examples
-        - `clean`: accuracy and the other measures without an attack
-        - `corruptions`: accuracy for each of `SEVERITIES`
-        - `robust`: for each norm `eps`, and the accuracy at each ε for each attack and for the `worst` case
-        - `warnings`: texts by the name of the check
+            - `examples`: number of examples
+            - `clean`: accuracy and the other measures without an attack
+            - `corruptions`: accuracy for each of `SEVERITIES`
+            - `robust`: for each norm `eps`, and the accuracy at each ε for each attack and for the `worst` case
+            - `warnings`: texts by the name of the check
 
     Raises:
         ValueError: If there is no example, an argument is out of range, inputs or outputs are invalid, or the file was started with
@@ -124,7 +124,7 @@ def evaluate(
 
 @contextmanager
 def evaluating(network: Forward) -> Iterator[None]:
-    """Put a module into evaluation mode and its parameters out of the graph, and restore both at the end. A function stays as it is."""
+    """Within the block, put a module into evaluation mode and set its parameters' `requires_grad` to False. A function does not change."""
     if not isinstance(network, nn.Module):
         yield
         return

@@ -100,7 +100,7 @@ class Summary:
                 if count > max(2, SURPRISE * self.examples):
                     found[f"black_box_{norm}"] = (
                         f"black-box beats white-box: at ε = {radius:g} in {norm}, {count} of {self.examples} examples are robust to all "
-                        "attacks with gradients, but not to attacks without. The gradients mislead these attacks: do not trust the "
+                        "attacks with gradients, but not to attacks without. The attacks with gradients have failed: do not trust the "
                         "accuracies under them"
                     )
                     break
