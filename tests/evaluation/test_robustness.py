@@ -258,7 +258,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
 
 
 def test_a_file_that_another_process_writes_is_refused(tmp_path):
-    with Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is at work"):
+    with Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is writing"):
         evaluate(Blobs(), batches(), attacks=(), eps={}, path=tmp_path / "results.jsonl")
 
 
@@ -331,7 +331,7 @@ class Cheat(Attack):
     [
         ({"eps": {"l3": (1.0,)}}, ValueError, "unknown norm 'l3': choose one of l2, linf"),
         ({"eps": {"l2": (-1.0,)}}, ValueError, "eps.l2 must hold finite numbers >= 0, got -1.0"),
-        ({"eps": {"l2": (math.nan,)}}, ValueError, "eps.l2 must be .*nan"),
+        ({"eps": {"l2": (math.nan,)}}, ValueError, "eps.l2 must hold finite numbers >= 0, got nan"),
         ({"attacks": (FGM(), FGM())}, ValueError, "distinct names, got fgm, fgm"),
         ({"attacks": (Cheat(),)}, RuntimeError, "attack cheat must stay in the ball of radius 0.2"),
         ({"bounds": (0.0, 1.0)}, ValueError, r"inputs must be in the declared range \[0, 1\], got values from -"),
@@ -354,7 +354,7 @@ def test_probabilities_in_place_of_logits_are_refused():
 
 
 def test_outputs_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="outputs on clean inputs are NaN or infinite"):
         measured(lambda x: Blobs()(x) / 0)
 
 
