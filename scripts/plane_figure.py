@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from vat.plots import plane_figure
-from vat.runs import records, training
+from vat.runs import records, schema, training
 
 EPS = {"moons": (1.8, 0.6), "circles": (2.8, 0.5)}  # of random perturbation and VAT
 
@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=EPS)
     parser.add_argument("figure", type=Path)
+    parser.add_argument("overrides", nargs="*", help="further options of src/train.py, as trainer.max_steps=20")
     arguments = parser.parse_args()
     random_perturbation, vat = EPS[arguments.data]
     methods = {
@@ -37,7 +38,9 @@ def main() -> None:
         ],
         f"VAT, ε = {vat:g}": [f"vat.eps={vat}"],
     }
-    shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none"]
+    schema.register()
+    quiet = ["logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none"]
+    shared = [f"experiment=synthetic_{arguments.data}", *quiet, *arguments.overrides]
     networks, data = {}, None
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(methods.items()):
