@@ -39,7 +39,7 @@ class GCN(nn.Module):
 
 model = GCN()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=5e-4)
-# A margin direction sharpens predictions before it smooths them. Here that joins two classes: an error of 34 % instead of 12 %.
+# A margin direction sharpens predictions before it smooths them. With 12 labels that often joins two classes.
 vat = VAT(eps=0.6, direction="finite_difference")  # a radius for each node; group=graph (N,) gives one to each graph of a batch
 
 for step in range(201):
