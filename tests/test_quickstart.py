@@ -14,7 +14,6 @@ def test_the_notebook_runs_and_vat_makes_its_error_smaller(tmp_path, monkeypatch
 
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # of the process that runs all tests
     names = {}
     for number, code in enumerate(CODE):
         exec(compile(code, f"cell {number}", "exec"), names)
