@@ -296,7 +296,7 @@ def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, messag
         (
             HALF,
             {"num_labeled": 22},
-            "num_labeled must be from 1 to 21, the number of examples, .* got 22: of 30 labelled ones, 3 are for validation and 6 for the test",
+            "num_labeled must be between 1 and the 21 examples, .* got 22: of 30 labelled ones, 3 are for validation and 6 for the test",
         ),
         (HALF, {"group": "two"}, "3 parts need at least as many groups, got 2"),
     ],
