@@ -148,7 +148,7 @@ def test_without_a_compiler_compilation_is_refused_in_a_line(job, monkeypatch):
     import torch._inductor.config
 
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ValueError, match=r"compile=true takes a C\+\+ compiler, and none is found: install g\+\+"):
+    with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler, but none is found\. Install g\+\+"):
         job("compile=true")
 
 
