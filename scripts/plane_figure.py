@@ -2,7 +2,7 @@
 
 python scripts/plane_figure.py moons docs/moons.png
 
-Trains each model on the draw of seed 0 as `python src/train.py experiment=synthetic_…` does, some seconds a model, with DSVAT's ε.
+It trains each model on the data of seed 0 as `python src/train.py experiment=synthetic_…` does, with DSVAT's ε. A model takes some seconds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ EPS = {"moons": (1.8, 0.6), "circles": (2.8, 0.5)}  # of random perturbation and
 
 
 def main() -> None:
-    """Train the three models and draw."""
+    """Train the three models and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=EPS)
     parser.add_argument("figure", type=Path)
@@ -47,7 +47,7 @@ def main() -> None:
             cfg = compose("train", overrides=shared + overrides)
             training.train(cfg, Path(folder) / str(number))
             networks[name] = records.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
-            data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
+            data = instantiate(cfg.data, _convert_="all")  # the same data for all models, because it follows from the seed
     assert data is not None
     data.setup()
     rows = data.split.labeled

@@ -418,7 +418,7 @@ def assert_metrics(metrics, net, *stages):
 
 def test_probabilities_in_place_of_logits_are_told_of():
     x, y = data()
-    with pytest.warns(UserWarning, match="outputs of Sequential are >= 0 and sum to 1, as after a softmax"):
+    with pytest.warns(UserWarning, match="outputs of Sequential must be logits, got values >= 0 that sum to 1, as after a softmax"):
         classifier(nn.Sequential(network(), nn.Softmax(1))).validation_step((x, y), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
