@@ -50,7 +50,7 @@ def hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of `DistributedDataParallel` and `torch.compile`. Its weights have the same names with and without them."""
+    """The module inside the wrappers of `DistributedDataParallel` and `torch.compile`. Wrapped or not, its weights keep their names."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
         if inner is None:

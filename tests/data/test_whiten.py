@@ -1,4 +1,4 @@
-"""Whitened pixels, against the covariance they must have and numpy's own computation."""
+"""Whitened pixels have the required covariance, and agree with numpy."""
 
 import numpy as np
 import pytest

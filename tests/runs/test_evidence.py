@@ -41,9 +41,7 @@ def test_ties_are_broken_by_unlabelled_examples():
     )
     assert [group.name for group in evidence.tied(found)] == ["vat.eps=1", "vat.eps=0.5", "vat.eps=4", "vat.eps=2"]
     (said,) = evidence.words(found)
-    assert said.startswith(
-        "validation of 20 examples cannot tell 4 of 5 settings from the best. Unlabelled examples prefer vat.eps=1,"
-    )
+    assert said.startswith("validation of 20 examples cannot tell 4 of 5 settings from the best. Unlabelled examples prefer vat.eps=1,")
 
 
 def test_a_setting_that_leaves_a_class_out_is_not_preferred():

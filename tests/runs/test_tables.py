@@ -88,7 +88,7 @@ def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(study, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tables.subprocess, "run", interrupted)
-    with pytest.raises(SystemExit, match="interrupted\. The same command resumes the missing jobs"):
+    with pytest.raises(SystemExit, match=r"interrupted\. The same command resumes the missing jobs"):
         tables.run(study, [(study.methods[1], study.seeds, tuple(range(50)), ())], tmp_path, jobs=1)
     assert len(started) < 50
 

@@ -253,7 +253,7 @@ class ResidentLoader:
         self.micro_step = state_dict["micro_step"]
 
     def batch(self, micro_step: int) -> Batch:
-        """This rank's rows of the batch at `micro_step`. They do not depend on the batches returned before."""
+        """The rows of this rank in the batch at `micro_step`. They do not depend on the batches returned before."""
         labeled = self._part("labeled", micro_step)
         labeled = labeled._replace(y=self.y[labeled.index])
         return Batch(micro_step, labeled, self._part("unlabeled", micro_step) if "unlabeled" in self.streams else None)

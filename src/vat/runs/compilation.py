@@ -35,6 +35,4 @@ def refuse_second_derivatives(cfg: DictConfig) -> None:
         ValueError: If a regularizer needs them.
     """
     if any(node.get("gradient_through_r") for node in cfg.regularizers):
-        raise ValueError(
-            "compile=true cannot differentiate twice, which vat.gradient_through_r=true needs. Leave one of the two out."
-        )
+        raise ValueError("compile=true cannot differentiate twice, which vat.gradient_through_r=true needs. Leave one of the two out.")

@@ -1,5 +1,6 @@
 """Comparison of a sweep's settings: which differences in validation error are significant, and otherwise which setting unlabelled examples
-prefer."""
+prefer.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

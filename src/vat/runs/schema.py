@@ -119,7 +119,8 @@ def arguments(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
         hints = typing.get_type_hints(constructor)
         named = {p.name: (p, hints.get(p.name, Any)) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         found = named | found
-        if not any(p.kind is p.VAR_KEYWORD and p.name == "options" for p in parameters):  # Lightning's **kwargs are not those of a base class
+        # Other names, such as Lightning's **kwargs, are not passed to a base class.
+        if not any(p.kind is p.VAR_KEYWORD and p.name == "options" for p in parameters):
             break
     return found
 

@@ -18,7 +18,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def cell(text: str) -> str:
-    """Make text safe as a cell of a CSV file. Text that a spreadsheet would execute as a formula gets an apostrophe before it."""
+    """Make text safe as a cell of a CSV file. An apostrophe goes before text that looks like a formula, but not before numbers."""
     shown = visible(text)
     return f"'{shown}" if FORMULA.match(shown) and not _is_number(shown) else shown
 

@@ -121,7 +121,10 @@ def test_the_folder_is_given_or_named_by_the_environment_or_the_usual(monkeypatc
 
 def test_labels_that_do_not_fit_the_images_are_refused(data_dir):
     path = data_dir / "mnist/train-labels-idx1-ubyte"
-    for labels, message in ((torch.arange(199) % 10, "one label for each of 200 images, got 199"), (torch.arange(200) % 11, "got 10 in row 10")):
+    for labels, message in (
+        (torch.arange(199) % 10, "one label for each of 200 images, got 199"),
+        (torch.arange(200) % 11, "got 10 in row 10"),
+    ):
         path.write_bytes(idx(labels))
         with pytest.raises(ValueError, match=f"{path} .*{message}"):
             MNIST(data_dir=str(data_dir)).setup()

@@ -79,7 +79,7 @@ def read_archive(path: Path, members: Mapping[str, str | None], *, num_classes: 
                 if others_left < 0:  # before it is decompressed
                     raise archive.fault(f"holds {name} of {size} bytes, which is not in the published archive")
                 archive.skip(padded)
-        if any(archive.take_up_to(others_left + 1)):  # to the end, where gzip checks its sum
+        if any(archive.take_up_to(others_left + 1)):  # read to the end, because gzip checks its checksum there
             raise archive.fault("has more bytes after its last member")
     if missing := [name for name in members if name not in found]:
         raise archive.fault(f"lacks {', '.join(missing)}")

@@ -121,7 +121,7 @@ class NORB(PublishedImages):
     Args:
         size: Pixels along each side, a divisor of 96. DSVAT uses 32, by averaging 3 × 3 pixels.
         validation_instance: Toy of each kind whose examples are held out instead of `num_validation`: 4, 6, 7, 8 or 9.
-        options: Other arguments of `PublishedImages`, which also has the errors.
+        options: Other arguments of `PublishedImages`. Its errors apply too.
     """
 
     num_published = NUM_EXAMPLES, NUM_EXAMPLES
@@ -144,7 +144,7 @@ class NORB(PublishedImages):
         self.class_names = ["animal", "human", "airplane", "truck", "car"]
 
     def read(self) -> Sequence[Examples]:
-        """Images and categories. `hold_out` needs the instances of the training set, which this keeps."""
+        """Images and categories. Keeps the instances of the training set for `hold_out`."""
         x, y, self.instances = self._part(TRAIN)
         x_test, y_test, _ = self._part(TEST)
         return [(x, y), (x_test, y_test)]

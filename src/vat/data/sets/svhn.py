@@ -44,9 +44,7 @@ def read_svhn(path: Path, *, most: int, digest: str | None = None) -> Examples:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise ValueError(f"{path} must hold bytes of shape (32, 32, 3, N) under X, got {images.dtype} {images.shape}")
     if labels.ndim != 2 or labels.shape[1] != 1 or not np.isin(labels, range(1, 11)).all():
-        raise ValueError(
-            f"{path} must hold labels 1..10 of shape (N, 1) under y, got {labels.shape} from {labels.min()} to {labels.max()}"
-        )
+        raise ValueError(f"{path} must hold labels 1..10 of shape (N, 1) under y, got {labels.shape} from {labels.min()} to {labels.max()}")
     y = torch.from_numpy(labels[:, 0].astype(np.int64)) % 10
     return torch.from_numpy(images.transpose(3, 2, 0, 1)), checked_labels(y, images.shape[3], 10, str(path))
 
@@ -59,7 +57,7 @@ class SVHN(PublishedImages):
     Args:
         extra: Whether to add the 531,131 easier examples of the extra set to the pool, 1.6 GB more. They are never labelled and never
             used for validation, so the labelled examples and the validation part stay the same.
-        options: Other arguments of `PublishedImages`, which also has the errors. The translation is that of TPAMI (arXiv 1704.03976).
+        options: Other arguments of `PublishedImages`. Its errors apply too. The translation is that of TPAMI (arXiv 1704.03976).
     """
 
     lds_eps = 1.0
