@@ -119,9 +119,9 @@ def spoilt(shape=(30, 2), *cells):
     [
         (
             Small(spoilt((30, 2), ((9, 1), math.nan), ((17, 0), math.inf))),
-            "Small: inputs must be finite, got NaN or infinity in 2 rows, row 9 first",
+            "Small: inputs must be finite, got NaN or infinity in row 9 .affected rows: 2.",
         ),
-        (Small(spoilt((30, 1, 2, 2), ((29, 0, 1, 1), -math.inf))), "in 1 rows, row 29 first"),
+        (Small(spoilt((30, 1, 2, 2), ((29, 0, 1, 1), -math.inf))), "in row 29 .affected rows: 1."),
         (Small(y=torch.arange(30) % 3), r"Small: labels must be in 0\.\.1, got 2 in row 2"),
         (Small(y=torch.arange(30) % 2 - 1), r"Small: labels must be in 0\.\.1, got -1 in row 0"),
         (Small(y=torch.zeros(29).long()), r"one for each of the 30 inputs, got torch.int64 of shape \(29,\)"),

@@ -322,7 +322,7 @@ def test_inputs_that_are_not_finite_are_refused_with_their_row(tmp_path, value):
         x[7, 2] = value
         x[9] = value
 
-    check_refused(tmp_path, spoil, r"got NaN or infinity in 2 rows, row 7 first\. Repair")
+    check_refused(tmp_path, spoil, r"got NaN or infinity in row 7 .affected rows: 2.\. Repair")
 
 
 def check_refused(folder, spoil, message):

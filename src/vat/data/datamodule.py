@@ -218,6 +218,6 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         broken = torch.nonzero(~torch.isfinite(self.x).flatten(1).all(dim=1))
         if len(broken):
             raise ValueError(
-                f"{name}: inputs must be finite, got NaN or infinity in row {int(broken[0])}, the first of {len(broken)}. "
+                f"{name}: inputs must be finite, got NaN or infinity in row {int(broken[0])} (affected rows: {len(broken)}). "
                 "Repair or remove these rows."
             )
