@@ -58,7 +58,7 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     text = json.dumps(description(record), ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
-        raise ValueError(f"output must end in {form.suffix}, got {path}")
+        raise ValueError(f"output={path} must end in {form.suffix}")
     if path.exists() and not path.is_file():
         raise ValueError(f"output={path} is {'a folder' if path.is_dir() else 'not a regular file'}. Name another.")
     with ExitStack() as stack:
