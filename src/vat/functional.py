@@ -63,8 +63,11 @@ class Divergence:
 class Categorical(Divergence):
     """KL[p ‖ q] of softmax outputs.
 
-    Logits have shape (N, C), or (N, C, …) for a decision at each position, whose values are averaged. A single logit, (N,) or (N, 1), is
-    the log-odds of the second of two classes, because a softmax of one logit would be constant.
+    Logits (N, C), or (N, C, …) for a decision at each position, whose values are averaged. A single logit, (N,) or (N, 1), is
+    the log-odds of the second of two classes: a softmax of one would be constant.
+
+        >>> Categorical()(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+        tensor([0.1201])
     """
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
@@ -112,7 +115,12 @@ class Categorical(Divergence):
 
 
 class Bernoulli(Divergence):
-    """KL of independent yes-or-no outputs, summed over dimension 1. Multi-label logits have shape (N, K) or (N, K, …)."""
+    """KL of independent yes-or-no outputs, summed over dimension 1. Multi-label logits have shape (N, K) or (N, K, …).
+
+    Example:
+        >>> Bernoulli()(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([0.2402])
+    """
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         clean, perturbed = wide(clean), wide(perturbed)
@@ -143,6 +151,9 @@ class Bernoulli(Divergence):
 class Gaussian(Divergence):
     """KL of normal distributions around the outputs (N, …) with one known standard deviation: ‖a − b‖² / 2σ².
 
+        >>> Gaussian(sigma=0.5)(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+        tensor([2.])
+
     Args:
         sigma: Standard deviation, in the units of the output.
 
@@ -159,6 +170,33 @@ class Gaussian(Divergence):
 
     def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         return (flat((wide(clean) - wide(perturbed)) / self.sigma).square() / 2).sum(1)
+
+
+class GaussianWithVariance(Divergence):
+    """KL of normal distributions whose variance the network predicts, too (heteroscedastic regression).
+
+    Outputs (N, 2K, …): along dimension 1 first K means, then the K logarithms of the variances. `torch.nn.GaussianNLLLoss` on
+    `mean, log_variance.exp()` is the loss that goes with them. With KL[p ‖ q], s the log-variances and m the means:
+    ½ (exp(s_p − s_q) − 1 + s_q − s_p + (m_p − m_q)² exp(−s_q)), summed over the K outputs and the positions.
+
+        >>> mean_and_log_variance, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+        >>> GaussianWithVariance()(mean_and_log_variance, other)
+        tensor([0.5000])
+    """
+
+    averages_positions = False
+
+    def __call__(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        means, growth, precision = _normals(clean, perturbed)
+        return _not_negative(flat((-growth).expm1() + growth + means.square() * precision).sum(1) / 2)
+
+    def gradient(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        means, growth, precision = _normals(clean, perturbed)
+        return torch.cat([means * precision, -((-growth).expm1() + means.square() * precision) / 2], 1)
+
+    def hvp(self, logits: Tensor, v: Tensor) -> Tensor:
+        precision, (of_mean, of_log_variance) = _normals(logits, logits)[2], wide(v).chunk(2, 1)
+        return torch.cat([of_mean * precision, of_log_variance / 2], 1)
 
 
 DIVERGENCES: dict[str, Divergence] = {"categorical": Categorical(), "bernoulli": Bernoulli(), "gaussian": Gaussian()}
@@ -225,6 +263,19 @@ def _bernoulli_gradient(clean: Tensor, perturbed: Tensor) -> Tensor:
 def _bernoulli_hvp(logits: Tensor, v: Tensor) -> Tensor:
     z = wide(logits)
     return z.sigmoid() * (-z).sigmoid() * wide(v) / _num_positions(logits)  # 1 - σ(z) would be 0 for z above 17
+
+
+def _normals(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of outputs (N, 2K, …): differences of the means and of the log-variances, and one over the second variances; each (N, K, …).
+
+    Raises:
+        ValueError: If dimension 1 is odd.
+    """
+    if clean.dim() < 2 or clean.shape[1] % 2:
+        raise ValueError(f"output of shape {tuple(clean.shape)} must be (N, 2K, …) for GaussianWithVariance: K means, then K log-variances")
+    (mean, log_variance), (other_mean, other_log_variance) = wide(clean).chunk(2, 1), wide(perturbed).chunk(2, 1)
+    precision = (-other_log_variance).clamp(max=60).exp()  # infinite, it would turn two equal means into NaN
+    return other_mean - mean, other_log_variance - log_variance, precision
 
 
 def _not_negative(kl: Tensor) -> Tensor:
