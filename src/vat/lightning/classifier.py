@@ -156,11 +156,15 @@ class Classifier(pl.LightningModule):
         return {name: r for name, r in self.regularizers.items() if isinstance(r, Regularizer)}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.network.parameters())
-        if self._make_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        optimizer, schedules = self.make_optimizer(self.network.parameters())
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
+
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter]
+    ) -> tuple[torch.optim.Optimizer, list[torch.optim.lr_scheduler.LRScheduler]]:
+        """The optimizer of some parameters, and the schedule of its rate, or none."""
+        optimizer = self._make_optimizer(parameters)
+        return optimizer, [] if self._make_scheduler is None else [self._make_scheduler(optimizer)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record

@@ -240,7 +240,7 @@ class SaveBest(ModelCheckpoint):
         if state_dict.get("current_score") is not None:
             scores["current_score"] = state_dict["current_score"]
         for name, score in scores.items():
-            if not isinstance(score, Tensor) or score.numel() != 1:
+            if not isinstance(score, Tensor) or score.numel() != 1 or score.is_complex() or not score.isfinite():
                 raise ValueError(f"the checkpoint to resume from is damaged: {name} is no number")
         if type(saved_at := state_dict.get("saved_at", 0)) is not int:
             raise ValueError("the checkpoint to resume from is damaged: saved_at is no number")

@@ -124,6 +124,7 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
             with torch.device("meta"):  # first without memory, of which a record may name more than there is
                 with targets.few_parameters(len(state)):
                     empty = recorded_network(model, record)
+                _try(empty, record)
                 empty.load_state_dict(state, assign=True)
         network = recorded_network(model, record, allow_targets=allow_targets)
         network.load_state_dict(state)
@@ -131,6 +132,19 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path}: {name} is not finite, so its training diverged: take an earlier checkpoint")
     return network.eval()
+
+
+def _try(network: nn.Module, record: dict[str, Any]) -> None:
+    """Refuse a network on the meta device, which computes nothing, that does not map such inputs to a logit for each class.
+
+    Raises:
+        TypeError: If its output is another; or what the network raises.
+    """
+    dtype = torch.int32 if "text" in (record.get("preparation") or {}) else torch.float32
+    with torch.no_grad():
+        output = network.eval()(torch.empty(2, *record["input_shape"], dtype=dtype, device="meta"))
+    if tuple(output.shape) != (2, len(record["class_names"])):
+        raise TypeError(f"it maps two inputs to {tuple(output.shape)}")
 
 
 def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> ResidentDataModule:
@@ -179,12 +193,15 @@ def _check(record: dict[str, Any]) -> None:
     preparation, config = record.get("preparation") or {}, record["config"]
     per_feature = [value if isinstance(value, list) else [value] for key in ("mean", "std") if (value := preparation.get(key)) is not None]
     numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
+    scales = [value if isinstance(value, list) else [value] for of in (record, preparation) if (value := of.get("std")) is not None]
+    names = record["class_names"]
     right = {
-        "class_names": bool(record["class_names"]) and all(isinstance(name, str) for name in record["class_names"]),
+        "class_names": bool(names) and all(isinstance(name, str) and _is_text(name) for name in names) and len({*names}) == len(names),
         "input_shape": bool(record["input_shape"])
         and all(type(n) is int and n >= 1 for n in record["input_shape"])
         and math.prod(record["input_shape"]) <= MOST_VALUES,
         "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
+        "std": all(n > 0 for some in scales for n in some),
         "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
         "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
@@ -194,6 +211,15 @@ def _check(record: dict[str, Any]) -> None:
     for key, good in right.items():
         if not good:
             raise TypeError(f"{key} is {brief(record.get(key))}")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a string can be written as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _are_words(preparation: dict[str, Any], shape: Sequence[int]) -> bool:
@@ -234,5 +260,14 @@ def device_named(name: str) -> torch.device:
 
 
 def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's network, by their names in it.
+
+    Raises:
+        TypeError: If one is no tensor of real numbers; torch would drop the imaginary part.
+    """
     prefix = "network."
-    return {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise TypeError(f"{brief(name)} is {brief(value.dtype if isinstance(value, Tensor) else value)}")
+    return state

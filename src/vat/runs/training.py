@@ -39,6 +39,7 @@ from vat.runs import (
     records,
     report,
     resume,
+    training_state,
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
@@ -124,6 +125,8 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             honesty.warn_of_few(data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
+            if start is not None and saved is not None:
+                training_state.refuse_foreign_state(saved, start, classifier, trainer)
             with resume.restoring(start):
                 trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)

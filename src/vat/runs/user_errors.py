@@ -21,6 +21,9 @@ from vat.runs.text import visible, visible_warnings
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
+LONGEST = 2000
+"""Characters of a message; a name in a checkpoint may have a million."""
+
 OUT_OF_MEMORY = (
     "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
     "or the model's size; ckpt_path=last goes on where the settings stay the same"
@@ -84,9 +87,10 @@ def readable(error: BaseException) -> str:
     if _out_of_memory(cause):
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-        return visible(str(cause).splitlines()[0])
+        return visible(str(cause).splitlines()[0])[:LONGEST]
     # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
-    return visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 300]} … {said[-300:]}"  # the remedy comes last
 
 
 def _out_of_memory(error: BaseException) -> bool:

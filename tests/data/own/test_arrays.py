@@ -1,4 +1,6 @@
+import csv
 import io
+import json
 import os
 import warnings
 import zipfile
@@ -371,9 +373,25 @@ def test_a_run_without_validation_resumes_to_the_same_weights(main, path, monkey
     main(*settings, "hydra.run.dir=killed", f"ckpt_path={last}")
     one, other = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "killed"))
     assert all(torch.equal(value, other[name]) for name, value in one.items() if isinstance(value, torch.Tensor))
-    with pytest.raises(SystemExit):
-        main(*settings, "-m", "seed=0", "hydra.sweep.dir=sweep")
-    assert "the jobs of a sweep are compared by validation" in next(Path("sweep").rglob("error.txt")).read_text()
+
+
+@pytest.mark.filterwarnings("ignore:validation_share=0")
+def test_a_sweep_without_validation_runs_and_does_not_rank(main, path, capsys, monkeypatch):
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "quiet", False)
+    written(path, x=X, y=HALF)
+    settings = ("-m", "data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "data.validation_share=0", "seed=0,1")
+    for _ in range(2):  # the second time nothing is trained again
+        main(*settings)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "2 of 2 jobs have no validation part, so that validation cannot rank them" in said
+        assert "by validation error" not in said
+    (summary,) = Path("multirun").glob("*/summary.csv")
+    (row,) = csv.DictReader(summary.open())
+    assert (row["jobs"], row["done"], row["val_error_percent_mean"]) == ("2", "2", "")
+    tested = [json.loads(metrics.read_text())["test/accuracy"] for metrics in Path("multirun").glob("*/metrics.json")]
+    assert float(row["test_error_percent_mean"]) == pytest.approx(100 - 50 * sum(tested))
 
 
 @pytest.mark.parametrize(

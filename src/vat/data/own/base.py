@@ -136,7 +136,8 @@ class OwnData(ResidentDataModule):
             (validation,) = held_out
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
-        self._warn_of_absent_classes({"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]})
+        in_parts = {"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]}
+        self._warn_of_absent_classes({part: found for part, found in in_parts.items() if len(found)})
         if self.unlabeled_classes is not None and len(unlabeled):
             warnings.warn(
                 f"unlabeled_classes leaves out the {len(unlabeled)} examples without a label, which are of no class", stacklevel=2
