@@ -16,6 +16,8 @@ from vat.step import Key
 
 CALIBRATION_BINS = 15
 
+NOT_FINITE = "{}: its outputs are not finite on clean inputs, so there is nothing to attack"
+
 LIPSCHITZ_POINTS = 8  # random points of the ball, beside its centre
 
 
@@ -62,7 +64,7 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
 
 def _check_outputs(logits: Tensor) -> None:
     if not logits.isfinite().all():
-        raise ValueError("the network's outputs are not finite on clean inputs: there is nothing to attack")
+        raise ValueError(NOT_FINITE.format("the network"))
     if len(logits) > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
         raise ValueError(
             "the network's outputs are probabilities, each >= 0 with a sum of 1, where logits are wanted: leave out its softmax, whose "

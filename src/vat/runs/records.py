@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -72,11 +73,32 @@ def data_digest(data: Any) -> str:
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     """The network of the user's own `model` node for data that are `described`, of which its constructor is told what it asks for."""
-    takes = inspect.signature(get_object(model["_target_"])).parameters
+    takes = inspect.signature(_maker(model["_target_"])).parameters
     facts = {name: value for name, value in _facts(described).items() if name in takes}
     if lacking := [name for name in TOLD if name in takes and name not in facts and takes[name].default is inspect.Parameter.empty]:
         raise ValueError(f"{model['_target_']} is a network for texts, data=text, and asks for {lacking[0]}: these data have none")
-    return _complete(instantiate(model, **facts, _convert_="all"), described)
+    try:
+        made = instantiate(model, **facts, _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        said = f"model._target_={model['_target_']} makes no network ({error.__cause__})"
+        raise ValueError(f"{said}: +model.NAME=value gives it an argument") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model._target_={model['_target_']} makes a {type(made).__name__}: it must make a torch.nn.Module")
+    return _complete(made, described)
+
+
+def _maker(name: Any) -> Any:
+    """The class or function of that name, which the user typed."""
+    allowed = "name a class or a function that makes a network, as model._target_=my_module.MyNet"
+    try:
+        found = get_object(name)
+    except Exception as error:  # an import raises what it likes
+        raise ValueError(f"model._target_={name} cannot be found ({brief(' '.join(str(error).split()))}): {allowed}") from error
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        raise ValueError(f"model._target_={name} is a {type(found).__name__}: {allowed}")
+    return found
 
 
 def recorded_network(model: Any, described: dict[str, Any], *, allow_targets: Sequence[str] = ()) -> nn.Module:

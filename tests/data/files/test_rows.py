@@ -59,7 +59,10 @@ def test_a_field_belongs_to_the_column_over_it(tmp_path, text):
         (lines(HEADER, *ROWS[:3], "# a note", *ROWS[3:]), "line 5 has 1 fields, the header has 4: .*remove comments"),
         (lines("# a note, and more", HEADER, *ROWS), "line 1 starts with '#': remove comments"),
         (lines(f"# {HEADER}", *ROWS), "line 1 starts with '#'"),
-        (lines(HEADER, *ROWS).replace(",", " "), "its fields stand between blanks: save it with commas"),
+        (
+            lines(HEADER, *ROWS).replace(",", " "),
+            "line 1 names one column, .*: the first line must name the columns, with commas",
+        ),
         ("sep=;\n" + lines(HEADER, *ROWS).replace(",", ";"), "its fields stand between ';'"),
         (lines("0.5,1,7.5,a", *ROWS), "line 1 holds values, 0.5, 1, 7.5 …: the first line must name the columns"),
         (lines(HEADER, '"ill,1,2,p9', "ill,1,2,p9"), "line 2 is no CSV: unexpected end of data"),
@@ -104,3 +107,13 @@ def test_features_of_truth_and_of_several_lines(tmp_path):
 def test_a_feature_that_is_not_known_is_refused_by_its_line(tmp_path, written):
     with pytest.raises(ValueError, match="column 'x' has missing values, the first in line 3: fill them"):
         read(tmp_path, f"y,x\na,1\nb,{written}\n", group=None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_nul_characters_are_refused(tmp_path, encoding):
+    (tmp_path / "a.csv").write_bytes(lines(HEADER, *ROWS).encode(encoding))
+    with (
+        pytest.raises(ValueError, match="it holds NUL characters, as UTF-16 does: save it as UTF-8"),
+        opened_csv(tmp_path / "a.csv") as (_, rows),
+    ):
+        list(rows)

@@ -44,7 +44,7 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
 
 
 def _records(file: IO[str]) -> Rows:
-    reader = csv.reader(file, skipinitialspace=True, strict=True)
+    reader = csv.reader(map(_without_nul, file), skipinitialspace=True, strict=True)
     line = 1
     try:
         for fields in reader:
@@ -53,6 +53,12 @@ def _records(file: IO[str]) -> Rows:
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"line {line} is no CSV: {error}") from error
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds NUL characters, as UTF-16 does: save it as UTF-8")
+    return text
 
 
 def _fitting(records: Rows, number: int) -> Rows:
@@ -75,5 +81,5 @@ def _refuse_without_header(names: Sequence[str], line: int, wanted: Sequence[str
         raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …: the first line must name the columns")
     if missing and names and names[0].startswith("#"):
         raise ValueError(f"line {line} starts with '#': remove comments; the first line must name the columns")
-    if missing and len(names) == 1 and re.search(r"\S\s+\S", names[0]):
-        raise ValueError("its fields stand between blanks: save it with commas")
+    if missing and len(names) == 1:
+        raise ValueError(f"line {line} names one column, {names[0][:60]!r}: the first line must name the columns, with commas between them")

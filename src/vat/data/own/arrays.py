@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from vat.data.files.names import UNKNOWN, is_number
-from vat.data.files.tables import Table, parquet_files, read_table
+from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
-MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  # as R, pandas, SQL, ARFF and Excel write it
+MISSING = NOT_KNOWN | {
+    "?",
+    ".",
+    "nat",
+    "unknown",
+    "inf",
+    "-inf",
+    "+inf",
+    "infinity",
+    "-infinity",
+}  # as R, pandas, SQL, ARFF, Excel write it
 
 
 class Arrays(OwnData):

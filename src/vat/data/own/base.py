@@ -112,7 +112,7 @@ class OwnData(ResidentDataModule):
         labeled, unlabeled = train[known], train[~known]
         said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
         if len(found := y[labeled].unique()) < 2:
-            hint = ""
+            hint = f": {said} are taken for no label" if said else ""
             if (unlabeled_as or {}).get("-1"):
                 hint = f". -1 means that there is no label, in {said}: if it is a class, number the classes from 0, or give them names"
             raise ValueError(
