@@ -117,7 +117,7 @@ def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks
     ("name", "said"),
     [
         ("trial_networks.Frozen", r"model=Frozen has no weights to train"),
-        ("trial_networks.Detached", r"model=Detached: no gradient leads from its output to its inputs.* add regularizer=none"),
+        ("trial_networks.Detached", r"model=Detached: no gradient leads from its output to its inputs.* add regularizer=none test=none"),
         ("trial_networks.NoGradient", r"model=NoGradient: no gradient leads from its output to its inputs"),
         ("trial_networks.Width", r"makes no network \(.*missing 1 required positional argument: 'width'\): \+model\.NAME=value gives it"),
         ("trial_networks.number", r"model\._target_=trial_networks\.number makes a int: it must make a torch\.nn\.Module"),
@@ -135,7 +135,7 @@ def test_what_makes_no_network_is_refused_in_one_line(main, networks, name, said
 
 
 def test_a_network_without_a_gradient_to_its_inputs_is_trained_without_vat(main, networks, tmp_path):
-    main("model=custom", "model._target_=trial_networks.Detached", "regularizer=none", "hydra.run.dir=run")
+    main("model=custom", "model._target_=trial_networks.Detached", "regularizer=none", "test=none", "hydra.run.dir=run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val/accuracy"] >= 0
 
 

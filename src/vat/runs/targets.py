@@ -221,7 +221,7 @@ def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
         return found
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
     # A module hands out what it imports as well: my_package.os.system is no part of my_package.
-    if not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
+    if closed or not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
         raise RefusedError(f"_target_={name} is {home}, which is in no allowed package: if you trust it, add allow_targets=[{name}]")
     return found
 

@@ -100,7 +100,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
             start = None
     classifier = make_classifier(cfg, network, data, record)
-    if any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
+    if cfg.test != "none" or any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
         trial.refuse_without_gradient(network, data)
     if cfg.compile:
         compilation.compile_in_place(network)

@@ -12,7 +12,7 @@ EXPECTED = "model={} must map inputs of shape {} to logits of shape {}"
 
 
 def refuse_without_gradient(network: nn.Module, data: ResidentDataModule) -> None:
-    """Refuse a network whose output has no gradient with respect to its inputs, along which VAT looks for r.
+    """Refuse a network whose output has no gradient with respect to its inputs, along which VAT and the LDS of a test look for r.
 
     Raises:
         ValueError: If there is none.
@@ -28,8 +28,8 @@ def refuse_without_gradient(network: nn.Module, data: ResidentDataModule) -> Non
     if not output.requires_grad or torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is None:
         inner = network[-1] if isinstance(network, nn.Sequential) and len(network) else network
         raise ValueError(
-            f"model={type(inner).__name__}: no gradient leads from its output to its inputs, and VAT needs one. Remove torch.no_grad, "
-            "detach or rounding from its forward, or add regularizer=none"
+            f"model={type(inner).__name__}: no gradient leads from its output to its inputs, and VAT and LDS need one. Remove "
+            "torch.no_grad, detach or rounding from its forward, or add regularizer=none test=none"
         )
 
 

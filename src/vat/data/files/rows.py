@@ -37,6 +37,10 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
             names = [composed(name) for name in header]
             while names and not names[-1]:
                 names.pop()
+            if len(names) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", header[0])):
+                raise ValueError(
+                    f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas"
+                )
             _refuse_without_header(names, line, wanted)
             yield names, _fitting(records, len(names))
     except UnicodeDecodeError as error:
@@ -74,8 +78,6 @@ def _fitting(records: Rows, number: int) -> Rows:
 def _refuse_without_header(names: Sequence[str], line: int, wanted: Sequence[str]) -> None:
     """Refuse a first line that does not name the columns between commas, as far as it can be told."""
     missing = [name for name in wanted if name not in names]
-    if len(names) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", names[0])):
-        raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas")
     counted = list(map(str, range(len(names))))  # as pandas names columns that have no names
     if (missing or not wanted) and names and names != counted and sum(map(is_number, names)) > len(names) / 2:
         raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …: the first line must name the columns")
