@@ -120,7 +120,19 @@ def test_arguments_are_plain_values_of_the_declared_types(key, values, said):
 
 @pytest.mark.parametrize(
     "node",
-    [None, [], "vat.VAT", {}, {"_target_": None}, {"_target_": 3}, {"_target_": ["vat.VAT"]}, {"_target_": "MLP"}, {"_target_": "a b.c"}],
+    [
+        None,
+        [],
+        "vat.VAT",
+        {},
+        {"_target_": []},
+        {"_target_": {}},
+        {"_target_": None},
+        {"_target_": 3},
+        {"_target_": ["vat.VAT"]},
+        {"_target_": "MLP"},
+        {"_target_": "a b.c"},
+    ],
 )
 def test_what_is_no_node_is_refused(node):
     refusal(node, "model")

@@ -227,10 +227,10 @@ def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
 
 
 def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Every value that is no dictionary or list, with its key."""
+    """Every value that is no dictionary or list, and every `_target_` whatever it is, with its key."""
     if isinstance(node, dict):
         for inner, value in node.items():
-            yield from _leaves(value, inner)
+            yield from ((inner, value),) if inner == "_target_" else _leaves(value, inner)
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _leaves(value, key)

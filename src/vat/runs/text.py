@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, of which terminals make commands, and marks that turn the direction of writing."""
 
@@ -25,7 +27,7 @@ def cell(text: str) -> str:
 
 def brief(value: Any) -> str:
     """A value in at most 100 visible characters."""
-    shown = visible(str(value))
+    shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else visible(str(value))
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -24,6 +24,8 @@ USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraExceptio
 LONGEST = 2000
 """Characters of a message; a name in a checkpoint may have a million."""
 
+WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # the second: this program set the first, not the user
+
 OUT_OF_MEMORY = (
     "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
     "or the model's size; ckpt_path=last goes on where the settings stay the same"
@@ -31,15 +33,22 @@ OUT_OF_MEMORY = (
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy."""
-    with readable_errors():
-        overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+    """Start a command. What Hydra refuses ends in one line."""
+    before = dict(os.environ)
+    if before.get(WHOLE) != "1":
+        os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises what it refuses; otherwise it prints its search path
     try:
-        main()
-    except SystemExit as end:  # Hydra's own, after lines about its search path
-        if said := unknown_name(end.__context__):
-            print(f"error: {said}", file=sys.stderr)
-        raise
+        with readable_errors():
+            overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+            main()
+    finally:
+        for name in (WHOLE, OURS):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def _wants_the_whole_error() -> bool:
+    return os.environ.get(WHOLE) == "1" and OURS not in os.environ
 
 
 def unknown_name(error: BaseException | None) -> str | None:
@@ -76,18 +85,21 @@ def readable_errors() -> Iterator[None]:
         print("interrupted: ckpt_path=last, or the same sweep, goes on from the last validation", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
+        if _wants_the_whole_error() or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
             raise
         raise SystemExit(f"error: {readable(error)}") from None
 
 
 def readable(error: BaseException) -> str:
     """What an error says to a user."""
-    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if name := unknown_name(error):
+        return name
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     if _out_of_memory(cause):
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-        return visible(str(cause).splitlines()[0])[:LONGEST]
+        said, key = str(cause).splitlines()[0], cause.full_key or ""
+        return visible(said if key in said else f"{key}: {said}")[:LONGEST]
     # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
     said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
     return said if len(said) <= LONGEST else f"{said[: LONGEST - 300]} … {said[-300:]}"  # the remedy comes last

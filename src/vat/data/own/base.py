@@ -38,7 +38,6 @@ class OwnData(ResidentDataModule):
             checkpoint is the best, or which of several settings.
         test_share: Share of the labelled examples for the test; without effect if the test examples are given.
         split_seed: Determines the validation and test parts; None: `seed` does, so that a spread over seeds is one over splits too.
-        num_labeled: Labels that training sees; None for all in the pool.
         options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
 
     Raises:
@@ -52,19 +51,9 @@ class OwnData(ResidentDataModule):
         validation_share: float = 0.1,
         test_share: float = 0.2,
         split_seed: int | None = None,
-        num_labeled: int | None = None,
-        batch_size_labeled: int = 32,
-        batch_size_unlabeled: int = 128,
-        steps_per_epoch: int = 100,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
+        super().__init__(**options)
         self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
         shares = {"validation_share": validation_share} | ({} if self.test else {"test_share": test_share})
         if not (validation_share >= 0 and min(shares.get("test_share", 1), 1) > 0 and sum(shares.values()) < 1):
