@@ -156,7 +156,7 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
         ValueError: it is `needed`, there was one, and it is not there.
     """
     states = [state for name, state in saved.get("callbacks", {}).items() if str(name).startswith(STATE_OF_BEST)]
-    known = {Path(place).resolve() for state in states if isinstance(place := state.get("best_model_path"), str) and place}
+    known = {Path(os.path.realpath(place)) for state in states if isinstance(place := state.get("best_model_path"), str) and place}
     best, here = start.resolve().with_name(BEST), folder / BEST
     if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
         best = here

@@ -17,6 +17,7 @@ from vat import files
 from vat.functional import by_name
 from vat.runs import checkpoints, folders, records
 from vat.runs.renames import renamed
+from vat.runs.text import brief
 
 TOLERANCE = 1e-4  # of logits, relative to the largest: another runtime adds in another order
 
@@ -64,7 +65,10 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
         with folders.writable(path.parent, "output"):
             part = stack.enter_context(files.replacing(path))
         x = examples(record)
-        form.save(network, x[:2], text, part)
+        try:
+            form.save(network, x[:2], text, part)
+        except Exception as error:  # of a full disk each library tells in its own way
+            raise ValueError(f"output={path} cannot be written as {to}: {brief(' '.join(str(error).split()))}") from error
         predict, found = form.load(part, *([allow_targets] if allow_targets else []))
         if json.loads(found) != json.loads(text):
             raise ValueError(f"{part} holds another description than was written")
@@ -125,8 +129,7 @@ def load_safetensors(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Cal
         **told["normalize"],
         "preparation": told["input"]["preparation"],
     }
-    network = records.recorded_network(renamed(told["model"]), described, allow_targets=allow_targets)
-    network.load_state_dict(state)
+    network = records.loaded_network(renamed(told["model"]), described, state, allow_targets=allow_targets)
     return network.eval(), text
 
 

@@ -141,19 +141,30 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
     with _describing_its_weights(path):
         record, state = checkpoint["record"], _network_state(checkpoint)
         _check(record)
-        model = record["config"]["model"]
-        if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
-            with torch.device("meta"):  # first without memory, of which a record may name more than there is
-                with targets.few_parameters(len(state)):
-                    empty = recorded_network(model, record)
-                _try(empty, record)
-                empty.load_state_dict(state, assign=True)
-        network = recorded_network(model, record, allow_targets=allow_targets)
-        network.load_state_dict(state)
+        network = loaded_network(record["config"]["model"], record, state, allow_targets=allow_targets)
     for name, value in network.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path}: {name} is not finite, so its training diverged: take an earlier checkpoint")
     return network.eval()
+
+
+def loaded_network(model: Any, described: dict[str, Any], state: dict[str, Tensor], *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """The network of the node that a file brought along, with the weights that it brought.
+
+    One of the project is made without memory first, since a file may name more than there is.
+
+    Raises:
+        Exception: Whatever a constructor or `load_state_dict` raises if the two do not fit each other.
+    """
+    if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
+        with torch.device("meta"):
+            with targets.few_parameters(len(state)):
+                empty = recorded_network(model, described)
+            _try(empty, described)
+            empty.load_state_dict(state, assign=True)
+    network = recorded_network(model, described, allow_targets=allow_targets)
+    network.load_state_dict(state)
+    return network
 
 
 def _try(network: nn.Module, record: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class Images(OwnData):
 
     def _held_out(self, folder: Path) -> list["FoundImage"]:
         """The files for the test, with the numbers of the classes for training."""
-        one, other = self.dir.resolve(), folder.resolve()
+        one, other = Path(os.path.realpath(self.dir)), Path(os.path.realpath(folder))
         if one == other or one in other.parents or other in one.parents:
             raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
         names, files = find_images(folder, least=1)
