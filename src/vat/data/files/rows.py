@@ -83,5 +83,5 @@ def _refuse_without_header(names: Sequence[str], line: int, wanted: Sequence[str
         raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …: the first line must name the columns")
     if missing and names and names[0].startswith("#"):
         raise ValueError(f"line {line} starts with '#': remove comments; the first line must name the columns")
-    if missing and len(names) == 1:
+    if missing and len(names) == 1 and re.search(r"\S\s+\S", names[0]):
         raise ValueError(f"line {line} names one column, {names[0][:60]!r}: the first line must name the columns, with commas between them")
