@@ -192,7 +192,8 @@ def uses(path, folder, network, record, data):
         config = saved["record"].get("config")
         described = {"input_shape": [3], "class_names": ["0", "1"], "mean": None, "std": None}
         state = network.state_dict()
-        records.loaded_network(renamed(config.get("model") if isinstance(config, dict) else None), described, state)
+        with records._describing_its_weights(path):
+            records.loaded_network(renamed(config.get("model") if isinstance(config, dict) else None), described, state)
 
     def evaluate():
         records.network_of(saved, path)

@@ -100,6 +100,13 @@ class RegularizerCallback(pl.Callback):
                 f"{type(pl_module).__name__} has automatic_optimization=False, so the callback cannot add to its loss: call the "
                 "regularizer in training_step"
             )
+        without = type(pl_module).forward is pl.LightningModule.forward and "forward" not in vars(pl_module)
+        if self.forward is None and self.network is None and without:
+            names = [name for name, _ in pl_module.named_children()] or ["net"]
+            raise ValueError(
+                f"{type(pl_module).__name__} has no forward: define it, or name the network that training_step calls, as "
+                f"RegularizerCallback(…, network={names[0]!r})"
+            )
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
             if trainer.global_step == 0 and not self._restored:

@@ -127,6 +127,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             report.note(data.summary)
             default_eps.tell(computed, data.unit)
             honesty.warn_of_few(data)
+            honesty.warn_of_radius(classifier, data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
             if start is not None and saved is not None:

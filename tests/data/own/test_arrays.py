@@ -685,3 +685,15 @@ def test_a_device_or_a_pipe_is_no_data_file(read, columns, tmp_path):
     for path in (Path("/dev/zero"), pipe):
         with pytest.raises(ValueError, match=f"{path} is a device or a pipe: name a regular file"):
             read(path, **columns)
+
+
+def test_a_radius_far_below_what_fits_the_data_is_told(main, path, capsys, monkeypatch):
+    """2, as for images in [0, 1], on floats from 0 to 255."""
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "quiet", False)
+    written(path, x=(25 * GENERATOR.uniform(0, 10, size=(60, 64))).astype(np.float32), y=Y)
+    settings = ("data=arrays", f"data.train={path}", "data.standardize=false", "model=mlp", "model.hidden=[8]", "test=none")
+    for eps, told in {"2": True, "60": False}.items():
+        main(*settings, f"vat.eps={eps}", f"hydra.run.dir=eps{eps}")
+        assert ("hardly changes the training" in " ".join(capsys.readouterr().out.split())) == told
