@@ -151,8 +151,13 @@ def choose_eps(
 ) -> Choice:
     """Train with each radius from each seed, and choose the radius by unlabelled inputs alone.
 
-        choice = choose_eps(train, unlabeled, candidates=[0.5, 1, 2, 4])
-        model = train(choice.eps, 0)
+        >>> def train(eps, seed):
+        ...     torch.manual_seed(seed)
+        ...     return nn.Linear(100, 3).eval()  # a real one is trained, with VAT(eps)
+        >>> choice = choose_eps(train, torch.randn(200, 100), candidates=[0.5, 1, 2, 4])
+        >>> choice.eps
+        1
+        >>> model = train(choice.eps, 0)
 
     Args:
         train: (eps, seed) -> a trained network in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means

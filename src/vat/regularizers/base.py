@@ -19,7 +19,13 @@ class Regularizer(nn.Module):
     Callback-style: beside the penalty it may follow the run (a schedule of its weight, a teacher's moving average) through
     `on_fit_start` and `on_optimizer_step_end`; what it carries is in its `state_dict`.
 
-        loss = F.cross_entropy(model(x), y) + regularizer(model, x)
+        >>> class SmallLogits(Regularizer):
+        ...     differentiates_clean_pass = True
+        ...     def penalty(self, step):
+        ...         return step.clean.logits.square().mean()
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> regularizer = SmallLogits(weight=0.1)
+        >>> loss = F.cross_entropy(model(x), y) + regularizer(model, x)
 
     Args:
         weight: factor of the penalty.

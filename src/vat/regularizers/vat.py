@@ -34,8 +34,10 @@ class VAT(Regularizer):
     Miyato et al., arXiv 1507.00677 and 1704.03976. Labels are not used. Neither r nor the target p(y|x) carries a gradient, unless asked
     to. Cost in forward passes F of the batch: 4 F and the direction's.
 
-        vat = VAT(eps=2.0)
-        loss = F.cross_entropy(model(x), y) + vat(model, x)
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> vat = VAT(eps=2.0)
+        >>> loss = F.cross_entropy(model(x), y) + vat(model, x)
+        >>> loss.backward()
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
@@ -230,6 +232,9 @@ def local_distributional_smoothness(
     The papers monitor it with five power iterations; the sign of r is chosen as well here, since only half of all eigenvectors
     point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model. Autocast is
     off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
+
+        >>> local_distributional_smoothness(nn.Linear(4, 3), torch.randn(8, 4), eps=2.0).shape
+        torch.Size([8])
 
     Args:
         forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
