@@ -69,7 +69,8 @@ def of_the_pool(classifier: Classifier, data: ResidentDataModule) -> Pilot | Non
 def counts(classifier: Classifier, pool: Pilot | None) -> dict[str, float]:
     """How many examples the accuracies of a run are of, and what unlabelled examples say, by the names of metrics."""
     parts = {"val": classifier.val_counts, "test": classifier.confusion}
-    found: dict[str, float] = {"val/examples": 0} | {f"{stage}/examples": int(of.sum()) for stage, of in parts.items() if of is not None}
+    found: dict[str, float] = {"val/examples": 0}
+    found |= {f"{stage}/examples": int(of.sum()) for stage, of in parts.items() if of is not None}
     if pool is not None:
         found |= {"pool/kl_random": float(pool.kl_random.mean()), "pool/smallest_share": pool.smallest_share}
     return found
