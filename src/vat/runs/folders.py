@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def finished(folder: Path) -> dict[str, float] | None:
     """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
     found = files.read_json(folder / METRICS)
     return found if isinstance(found, dict) else None
+
+
+def of_this_version(metrics: Mapping[str, float]) -> bool:
+    """Whether a job's metrics have a validation accuracy, or say that there is no validation part."""
+    return "val/accuracy" in metrics or metrics.get("val/examples") == 0
 
 
 @contextmanager

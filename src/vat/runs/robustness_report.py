@@ -24,6 +24,7 @@ from vat import files, plots
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
+from vat.evaluation.clean import NOT_FINITE
 from vat.evaluation.corruptions import SEVERITIES
 from vat.functional import by_name
 from vat.lightning.loggers import finishing_wandb
@@ -154,7 +155,11 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
     refuse_other_columns(own, attacked, path)
     if not all(torch.allclose(torch.tensor(own[key]), torch.tensor(attacked[key])) for key in ("mean", "std")):
         raise ValueError(f"source={path} was trained on features standardised otherwise than those of {cfg.ckpt_path}: take the same")
-    return network.to(of.device).requires_grad_(False)
+    network = network.to(of.device).requires_grad_(False)
+    x, _ = next(iter(of.batches(cfg.batch_size)))
+    if not network(x.to(of.device)).isfinite().all():  # its examples would be clean ones, which every network resists
+        raise ValueError(NOT_FINITE.format(f"source={path}"))
+    return network
 
 
 def bar() -> Progress:

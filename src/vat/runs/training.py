@@ -20,11 +20,13 @@ from vat import files
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import as_input
 from vat.data.splits import evenly
+from vat.evaluation.diagnosis import looks_for_r
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
 from vat.lightning.loggers import finishing_wandb, upload_checkpoints
 from vat.models import whiten, whitening_layers
+from vat.regularizers import Adversarial, PublishedVAT
 from vat.runs import (
     allocator,
     autoprecision,
@@ -39,6 +41,7 @@ from vat.runs import (
     records,
     report,
     resume,
+    training_state,
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
@@ -90,8 +93,6 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     trial.refuse_unusable(network, data)
-    if cfg.compile:
-        compilation.compile_in_place(network)
     saved = None
     if start is not None:
         saved = checkpoints.read_checkpoint(start)
@@ -99,6 +100,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
             start = None
     classifier = make_classifier(cfg, network, data, record)
+    if cfg.test != "none" or any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
+        trial.refuse_without_gradient(network, data)
+    if cfg.compile:
+        compilation.compile_in_place(network)
     precision = chosen_precision(cfg, classifier, data, saved)
     record["environment"]["precision"] = precision
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
@@ -122,8 +127,11 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             report.note(data.summary)
             default_eps.tell(computed, data.unit)
             honesty.warn_of_few(data)
+            honesty.warn_of_radius(classifier, data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
+            if start is not None and saved is not None:
+                training_state.refuse_foreign_state(saved, start, classifier, trainer)
             with resume.restoring(start):
                 trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)

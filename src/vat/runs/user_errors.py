@@ -21,6 +21,9 @@ from vat.runs.text import visible, visible_warnings
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
+LONGEST = 2000
+"""Characters of a message; a name in a checkpoint may have a million."""
+
 WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # the second: this program set the first, not the user
 
 OUT_OF_MEMORY = (
@@ -96,9 +99,10 @@ def readable(error: BaseException) -> str:
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
         said, key = str(cause).splitlines()[0], cause.full_key or ""
-        return visible(said if key in said else f"{key}: {said}")
+        return visible(said if key in said else f"{key}: {said}")[:LONGEST]
     # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
-    return visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 300]} … {said[-300:]}"  # the remedy comes last
 
 
 def _out_of_memory(error: BaseException) -> bool:

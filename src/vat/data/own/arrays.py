@@ -1,5 +1,6 @@
 """A user's own arrays or table: features or images, and labels of some of them."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,21 @@ import torch
 from torch import Tensor
 
 from vat.data.files.names import UNKNOWN, is_number
-from vat.data.files.tables import Table, parquet_files, read_table
+from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
-MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  # as R, pandas, SQL, ARFF and Excel write it
+MISSING = NOT_KNOWN | {
+    "?",
+    ".",
+    "nat",
+    "unknown",
+    "inf",
+    "-inf",
+    "+inf",
+    "infinity",
+    "-infinity",
+}  # as R, pandas, SQL, ARFF, Excel write it
 
 
 class Arrays(OwnData):
@@ -68,7 +79,7 @@ class Arrays(OwnData):
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
         if self.test is not None:
-            if self.test.resolve() == self.train.resolve():
+            if os.path.realpath(self.test) == os.path.realpath(self.train):
                 raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
             held_out = read_table(self.test, label=self.label, group=self.group, ignore=self.ignore, lenient=True)
             held_out = self._fitting(self.test, held_out, table)

@@ -101,7 +101,7 @@ class OwnData(ResidentDataModule):
         labeled, unlabeled = train[known], train[~known]
         said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
         if len(found := y[labeled].unique()) < 2:
-            hint = ""
+            hint = f": {said} are taken for no label" if said else ""
             if (unlabeled_as or {}).get("-1"):
                 hint = f". -1 means that there is no label, in {said}: if it is a class, number the classes from 0, or give them names"
             raise ValueError(
@@ -125,7 +125,8 @@ class OwnData(ResidentDataModule):
             (validation,) = held_out
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
-        self._warn_of_absent_classes({"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]})
+        in_parts = {"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]}
+        self._warn_of_absent_classes({part: found for part, found in in_parts.items() if len(found)})
         if self.unlabeled_classes is not None and len(unlabeled):
             warnings.warn(
                 f"unlabeled_classes leaves out the {len(unlabeled)} examples without a label, which are of no class", stacklevel=2
