@@ -67,8 +67,10 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
         _enlist(overrides, folder)
         listed = True
         (folder / ERROR).unlink(missing_ok=True)
-        if cfg.data.get("validation_share") == 0:
-            raise ValueError("data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it")
+        if cfg.data.get("validation_share") == 0 and not cfg.data.get("folds"):
+            raise ValueError(
+                "data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it, or add data.folds=5"
+            )
         resume.refuse_other_job(cfg, folder)
         metrics = folders.finished(folder)
         if metrics is None:
