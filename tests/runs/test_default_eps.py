@@ -66,6 +66,20 @@ def test_own_data_have_a_radius_of_their_own(job, table, tmp_path):
     assert [node["eps"] for node in record["regularizers"] if "eps" in node] == [eps, record["random_perturbation"]["eps"]]
 
 
+def test_a_perceptron_is_as_wide_as_the_features_ask_for(job, table, capsys, monkeypatch):
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "width", 1000)
+    monkeypatch.setattr(report.console, "quiet", False)
+    ran = job("data=arrays", "model=mlp", table, "trainer.max_steps=1", name="computed")
+    assert list(config(ran).model.hidden) == list(read_checkpoint(ran.checkpoint)["record"]["config"]["model"]["hidden"]) == [64, 64]
+    assert "model.hidden=[64, 64]: chosen for inputs of 6 numbers" in capsys.readouterr().out
+    typed = job("data=arrays", "model=mlp", table, "trainer.max_steps=1", "model.hidden=[1200,1200]", name="typed")
+    assert list(config(typed).model.hidden) == [1200, 1200]
+    assert "chosen for inputs" not in capsys.readouterr().out
+    assert typed.checkpoint.stat().st_size > 50 * ran.checkpoint.stat().st_size
+
+
 def test_the_radius_follows_the_unit_of_the_data(job, tmp_path):
     small, large = (job(*own(written(tmp_path / f"{scale}.npz", scale)), name=str(scale)) for scale in (1.0, 100.0))
     assert config(large).vat.eps == pytest.approx(100 * config(small).vat.eps, rel=0.01)

@@ -1,4 +1,4 @@
-"""The radius of a run that sets none: that of the published sets, or one computed from the user's own data."""
+"""The radius of a run that sets none, that of the published sets or one computed from the user's own data; and a perceptron's width."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.neighbours import GROUP, Neighbours, neighbours
+from vat.models.mlp import MLP, default_hidden
 from vat.runs import report
 
 FROM_DATA = -math.inf
@@ -65,6 +66,18 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
     if prior:
         cfg.class_balance.prior = prior
     return cfg, Computed({f"{key}.eps": cfg[key].eps for key in waiting}, found, prior is not None)
+
+
+def with_hidden(cfg: DictConfig, data: ResidentDataModule) -> DictConfig:
+    """The configuration with numbers for the hidden layers of a perceptron that sets none, so that a checkpoint says them."""
+    if cfg.model._target_ != f"{MLP.__module__}.{MLP.__qualname__}" or cfg.model.hidden is not None:
+        return cfg
+    cfg = cfg.copy()
+    cfg.model.hidden = default_hidden(data.input_shape)
+    report.console.print(
+        f"model.hidden={list(cfg.model.hidden)}: chosen for inputs of {math.prod(data.input_shape)} numbers; model.hidden=[...] sets others"
+    )
+    return cfg
 
 
 def _waits(node: DictConfig) -> bool:
