@@ -31,8 +31,9 @@ CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
 
 
 def register() -> None:
-    """Make `${settings_digest:}`, `${run_folder:…}`, `${default_eps:…}` and `${share:…}` known to configurations."""
+    """Make `${settings_digest:}`, `${run_folder:…}`, `${default_eps:…}`, `${times:…}` and `${share:…}` known to configurations."""
     OmegaConf.register_new_resolver("default_eps", default_eps.default_eps, replace=True)
+    OmegaConf.register_new_resolver("times", lambda factor, value: factor * value, replace=True)
     OmegaConf.register_new_resolver("share", schedules.share, replace=True)
     OmegaConf.register_new_resolver("settings_digest", _digest_for_hydra, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)

@@ -80,7 +80,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.test == "best" and not validates:
         raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
     settings = folders.settings_digest(cfg)
-    cfg, computed = default_eps.filled_in(default_eps.with_hidden(cfg, data), data)
+    cfg, computed = default_eps.filled_in(default_eps.with_random_times(default_eps.with_hidden(cfg, data), data), data)
     if cfg.choose_eps:
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
