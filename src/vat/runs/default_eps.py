@@ -46,7 +46,7 @@ class Computed:
 
 
 def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Computed | None]:
-    """The configuration with numbers for the radii that wait for the data, and what was computed; None if none waits.
+    """The configuration with numbers for the radii that wait for the data, and what was computed; None if nothing was.
 
     Class balance, too, takes the classes' shares from the labels of a user's data, unless they are given.
 
@@ -57,12 +57,12 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
     Raises:
         ValueError: If all inputs are equal.
     """
-    waiting = [key for key in map(str, cfg) if _waits(cfg, key)]
-    if not waiting:
+    waiting, prior = [key for key in map(str, cfg) if _waits(cfg, key)], _prior(cfg, data)
+    if not waiting and not prior:
         return cfg, None
-    cfg, prior = cfg.copy(), _prior(cfg, data)
+    cfg = cfg.copy()
     found = None  # the distance of two numbers of words is none of their texts
-    if not data.holds_words:
+    if waiting and not data.holds_words:
         found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     for key in waiting:
         if _waits(cfg, key):  # or it is a multiple of one that has its number by now
@@ -105,8 +105,8 @@ def _waits(cfg: DictConfig, key: str) -> bool:
 
 
 def _prior(cfg: DictConfig, data: ResidentDataModule) -> list[float] | None:
-    """The share of each class among the labels, if class balance waits for it and every class has a label."""
-    if "class_balance" not in cfg or cfg.class_balance.prior is not None:
+    """The share of each class among the labels of a user's data, if it is not given and every class has a label."""
+    if "class_balance" not in cfg or cfg.class_balance.prior is not None or str(cfg.data._target_).startswith(OURS):
         return None
     counts = torch.bincount(data.y[data.split.labeled].cpu(), minlength=data.num_classes).double()
     return [float(f"{share:.4g}") for share in (counts / counts.sum()).tolist()] if counts.min() > 0 else None
@@ -117,25 +117,22 @@ def tell(computed: Computed | None, unit: str) -> None:
     """Print the radii that were computed, and a warning if classes touch."""
     if computed is None:
         return
-    radii, found = computed.radii, computed.found
-    said, first = ", ".join(f"{key}={eps:g}" for key, eps in radii.items()), next(iter(radii))
-    if computed.none:
+    found, said = computed.found, ", ".join(f"{key}={eps:g}" for key, eps in computed.radii.items())
+    if computed.none and found is not None:
         report.console.print(
             f"{_touch(found)} No radius helps in such data: training without regularizers. vat_if_classes_touch=true trains with the "
             f"default, {said}; vat.eps=... with another radius",
             style="yellow",
         )
         return
-    if found is None:
-        report.console.print(f"{said} ({unit}): the same for all texts, see docs/text.md. {first}=... sets another radius")
-        return
-    report.console.print(
-        f"{said}: computed from the data ({unit}). Among {GROUP} examples the median distance to the nearest is {found.nearest:.3g}. "
-        f"{first}=... sets another radius"
-    )
+    if said:
+        why = "the same for all texts: see docs/text.md"
+        if found is not None:
+            why = f"computed from the data. Among {GROUP} examples the median distance to the nearest is {found.nearest:.3g}"
+        report.console.print(f"{said} ({unit}): {why}. {next(iter(computed.radii))}=... sets another radius")
     if computed.prior:
         report.console.print("class_balance.prior: the shares of the classes among the labels; class_balance.prior=[...] sets others")
-    if found.classes_touch:
+    if found is not None and found.classes_touch:
         report.console.print(touching(found), style="yellow")
 
 

@@ -147,8 +147,8 @@ def words(choice: Choice) -> list[str]:
     rule = f"a random r changes predictions by at most {MOST_KL:g} nats and no class has less than {LEFT_OUT:g} of its share without VAT"
     if not choice.eps:
         return [
-            f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. Try "
-            f"vat.eps={radii[0] / 4:.3g} choose_eps=true, or the recipe for few labels, regularizer=few_labels choose_eps=true"
+            f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. "
+            f"vat.eps={radii[0] / 4:.3g} choose_eps=true looks at smaller radii"
         ]
     found = [
         f"vat.eps={choice.eps:g} is the largest radius at which {rule}. If the {number} unlabelled examples are drawn again, "

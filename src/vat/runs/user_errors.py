@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -27,10 +27,17 @@ OUT_OF_MEMORY = (
 )
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy."""
+def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
+    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy.
+
+    Args:
+        main: The command.
+        without_choice: Groups that have no choice unless one is typed.
+    """
     with readable_errors():
-        overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+        typed = get_args_parser().parse_known_args()[0].overrides
+        overrides.refuse_unreadable(typed)
+        overrides.refuse_settings_without_choice(typed, without_choice)
     try:
         main()
     except SystemExit as end:  # Hydra's own, after lines about its search path
