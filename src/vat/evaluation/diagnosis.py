@@ -21,6 +21,9 @@ FLAT = 1e-5
 FAR = 0.1
 """Nats by which a random r changes predictions if eps is too large: see docs/choosing_eps.md for where this fires."""
 
+FELT = 0.02
+"""Nats at a random r from which a useless direction is the fault of eps: at the default radius short runs have at most 0.007."""
+
 
 def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
     """Whether it is a `VAT` that can be judged: `RandomPerturbation`, its control, looks for nothing."""
@@ -204,6 +207,6 @@ def _noise(direction: str | None, chance: float) -> str:
     """Why a direction is as good as noise."""
     if direction == "random":
         return "direction=random asks for that: it is VAT's control"
-    if chance <= FAR and direction in (None, "finite_difference", "ascent"):
+    if chance <= FELT and direction in (None, "finite_difference", "ascent"):
         return "Finite differences in half precision or with a tiny xi are so: take direction=random_margin, margin or exact"
     return "eps is so large that r leaves the region where it was found. Lower eps"
