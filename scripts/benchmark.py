@@ -1,10 +1,10 @@
-"""How fast a VAT step is, beside a supervised step of the same batch timed in turn, and what stands around it.
+"""Measure the speed of a VAT step relative to a supervised step of the same batch, and of the code around it.
 
 python scripts/benchmark.py                       # all sections; make benchmark
 python scripts/benchmark.py step --networks mlp conv_large --batch 128
 
-Runs on whatever is there and says what that was. Every time is a median, every ratio the median of the ratios of pairs that were
-timed one after the other, so that a busy machine moves both. F is one clean forward pass without a graph.
+It runs on any machine and prints the hardware. Every time is a median. Every ratio is the median over pairs that are timed one after the
+other, so that a busy machine slows both. F is one clean forward pass without a graph.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def _range(value: dict[str, float]) -> str:
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
-    """Lightning's, without a cache; none for float32."""
+    """Autocast as in Lightning, without a cache. For float32 it is disabled."""
     return torch.autocast(DEVICE.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, dtype: torch.dtype, loss: Callable[[], Tensor]) -> Action:
-    """One step of the optimizer on a loss, under autocast where `dtype` is not float32."""
+    """Make one step of the optimizer on a loss, with autocast if `dtype` is not float32."""
 
     def run() -> None:
         optimizer.zero_grad()
@@ -62,7 +62,7 @@ def optimizer_step(optimizer: torch.optim.Optimizer, dtype: torch.dtype, loss: C
 
 
 def steps(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, Action]:
-    """One optimizer step each: of cross entropy alone, and of a smoothness term alone found in several ways, on the same batch."""
+    """Make the optimizer steps to compare on one batch: cross entropy alone, and a smoothness term alone in several variants."""
     step = partial(optimizer_step, torch.optim.Adam(network.parameters(), lr=1e-4, fused=True), dtype)
 
     def ours(**options: Any) -> Action:
@@ -86,7 +86,7 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[
 
 
 def shipped_port(network: nn.Module, x: Tensor, *, xi: float = 10.0, eps: float = 1.0) -> Tensor:
-    """As the port that is copied most computes it: the direction by a full backward pass, weight gradients included."""
+    """VAT as in the most copied port: a full backward pass finds the direction, and also computes the weights' gradients."""
     with torch.no_grad():
         target = network(x).softmax(1)
     d = _unit(torch.rand_like(x) - 0.5).requires_grad_()
@@ -98,7 +98,7 @@ def shipped_port(network: nn.Module, x: Tensor, *, xi: float = 10.0, eps: float 
 
 
 def tuned_port(network: nn.Module, x: Tensor, *, xi: float = 10.0, eps: float = 1.0) -> Tensor:
-    """The same without the weight gradients of the direction's pass."""
+    """VAT as in the most copied port, but the pass for the direction computes no gradients of the weights."""
     with torch.no_grad():
         target = network(x).softmax(1)
     d = _unit(torch.rand_like(x) - 0.5).requires_grad_()
@@ -115,7 +115,7 @@ def _unit(d: Tensor) -> Tensor:
 
 
 def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The step of every network in every precision asked for."""
+    """Measure the steps of every chosen network in every chosen precision."""
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]
@@ -126,7 +126,7 @@ def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             y = torch.randint(10, (arguments.batch,), device=DEVICE)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that finite differences are noise in half precision is not the matter here
+                warnings.simplefilter("ignore")  # finite differences are noise in half precision, but only their time matters here
                 found = in_turn(steps(network, x, y, getattr(torch, precision)), reference="supervised", repeats=arguments.repeats)
             table = Table("step", "ms", "of a supervised step", "range", "in F", title=f"{name}, batch {arguments.batch}, {precision}")
             for action, value in found.items():
@@ -138,7 +138,7 @@ def section_step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def section_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Peak memory of `vat(model, x).backward()` beside that of a supervised loss of the same batch; weights and gradients included."""
+    """Measure peak memory of `vat(model, x).backward()` relative to a supervised loss of the same batch, with weights and gradients."""
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]
@@ -166,7 +166,7 @@ def section_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a default gains: the time of a VAT step without it, by the override that switches it off, of the step as it is."""
+    """Measure the gain of each default: the time of a VAT step with an override that switches it off, relative to the default step."""
     rows = []
     for name in arguments.networks:
         make, shape = NETWORKS[name]
@@ -210,7 +210,7 @@ def section_defaults(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def without(network: str, batch: int, *, keep: bool = True, spin: str = os.environ["GOMP_SPINCOUNT"]) -> dict[str, float]:
-    """As `in_turn`, of a step in processes without what a process is given when it starts, beside others with it."""
+    """Compare steps as `in_turn` does, but in new processes: without a setting that must be made at the start, and with it."""
     pairs = [
         [_in_a_process_of_its_own(network, batch, *how) for how in ((True, os.environ["GOMP_SPINCOUNT"]), (keep, spin))] for _ in range(3)
     ]
@@ -244,9 +244,9 @@ SECTIONS = {
 
 
 def main() -> None:
-    """Run the sections asked for, and write benchmark.json."""
+    """Run the chosen sections, and write benchmark.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}; all of them where none is named")
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"some of {', '.join(SECTIONS)}; by default all")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=128)
@@ -254,13 +254,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results/benchmark"))
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
-        parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+        parser.error(f"unknown sections {', '.join(sorted(unknown))}: choose from {', '.join(SECTIONS)}")
     if arguments.repeats < 1 or arguments.batch < 1:
-        parser.error(f"--repeats {arguments.repeats} --batch {arguments.batch}: must be at least 1")
-    allocator.keep_freed_memory()  # as train.py does
+        parser.error(f"--repeats and --batch must be >= 1, got {arguments.repeats} and {arguments.batch}")
+    allocator.keep_freed_memory()  # as in train.py
     machine = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine(),
-        "tf32": DEVICE.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions, under the name of float32
+        "tf32": DEVICE.type == "cuda" and torch.backends.cudnn.allow_tf32,  # with it, convolutions that count as float32 here run in TF32
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load": os.getloadavg()[0],
@@ -272,7 +272,7 @@ def main() -> None:
     for name in arguments.sections:
         found[name] = SECTIONS[name](arguments)
         found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        path.write_text(json.dumps(found, indent=1) + "\n")  # after each, in case a later one fails
+        path.write_text(json.dumps(found, indent=1) + "\n")  # after each section, because a later one can fail
     console.print(f"as JSON: {path}")
 
 

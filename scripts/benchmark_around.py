@@ -1,4 +1,4 @@
-"""What surrounds a VAT step: Lightning's trainer, the data, the start of a job, two processes. Sections of scripts/benchmark.py."""
+"""Sections of scripts/benchmark.py about the code around a VAT step: Lightning's trainer, the data, the start of a job, two processes."""
 
 import argparse
 import os
@@ -42,7 +42,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A step of Lightning's trainer, with logging and progress bar, and the same step in a bare loop, in turn."""
+    """Time steps of Lightning's trainer, with logging and progress bar, in turn with the same step in a bare loop."""
     training.quiet()
     rows = []
     for name in arguments.networks:
@@ -50,7 +50,7 @@ def section_trainer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         ratios = [trainer_share(make, shape, arguments.batch) for _ in range(max(3, arguments.repeats // 3))]
         rows.append({"network": name, "batch": arguments.batch, "share_of_the_bare_loops_rate": ratios})
         least, most = min(ratios), max(ratios)
-        console.print(f"{name}: Lightning's trainer runs at {median(ratios):.2f} ({least:.2f} to {most:.2f}) of a bare loop's rate")
+        console.print(f"{name}: Lightning's trainer reaches {median(ratios):.2f} ({least:.2f} to {most:.2f}) of a bare loop's rate")
     return rows
 
 
@@ -70,7 +70,7 @@ def _classifier(network: nn.Module) -> Classifier:
 
 
 def bare_step(network: nn.Module, batches: Iterator[Batch]) -> Action:
-    """The next step of a loop of one's own."""
+    """Make the next step of a user's own loop."""
     vat, optimizer = VAT(1.0, direction="margin"), torch.optim.Adam(network.parameters(), fused=True)
 
     def run() -> None:
@@ -86,7 +86,7 @@ def bare_step(network: nn.Module, batches: Iterator[Batch]) -> Action:
 
 
 class InTurn(pl.Callback):
-    """Seconds of the trainer's steps and of another's, run behind each of them; a few to warm up do not count."""
+    """Time the trainer's steps, and another action after each of them. The first few steps are warm-up and do not count."""
 
     def __init__(self, other: Action) -> None:
         self.other = other
@@ -106,7 +106,7 @@ WARM, LOGGED_EVERY = 3, 50
 
 
 def trainer_share(make: Callable[[], nn.Module], shape: Sequence[int], batch: int) -> float:
-    """Rate of the trainer's steps with CSV logging, diagnostics and the progress bar, of a bare loop's; one step of all is logged."""
+    """Rate of the trainer's steps relative to a bare loop's, with CSV logging, diagnostics and progress bar. One of the steps is logged."""
     network = make().to(DEVICE, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     turns = InTurn(bare_step(network, iter(_loader(shape, batch))))
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def trainer_share(make: Callable[[], nn.Module], shape: Sequence[int], batch: in
 
 
 class PerSample(Dataset[tuple[Tensor, Tensor]]):
-    """Images augmented one at a time, as an ordinary data set does."""
+    """Images that are augmented one at a time, as in an ordinary data set."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
@@ -140,7 +140,7 @@ class PerSample(Dataset[tuple[Tensor, Tensor]]):
 
 
 def section_data(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Examples a second of the resident loader and of an ordinary one, both with translation and flip, on CIFAR-10's shape."""
+    """Measure the examples per second of the resident and of an ordinary loader, with translation and flip, on CIFAR-10's shape."""
     x = torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8)
     y = torch.randint(10, (10_000,))
     resident = ResidentLoader(
@@ -161,25 +161,28 @@ def section_data(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         {"resident": lambda: next(batches), "ordinary": lambda: next(ordinary)}, reference="resident", repeats=arguments.repeats
     )
     times = found["ordinary"]["ratio"]
-    console.print(f"resident tensors are batched and augmented at {times:.0f} times the rate of an ordinary DataLoader of one process")
+    console.print(f"the resident loader is {times:.0f} times as fast as an ordinary DataLoader with one process")
     return [
         {"loader": name, "examples_per_second": 128 / value["seconds"], "times_resident": value["ratio"]} for name, value in found.items()
     ]
 
 
 def section_start(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds until a job is composed, in a fresh process each time: imports, schemas, configuration."""
+    """Measure the seconds until a job is composed (imports, schemas, configuration), each time in a new process."""
     commands = {"import torch": ["-c", "import torch"], "train.py": [str(ROOT / "src" / "train.py"), "--cfg", "job"]}
     run = partial(subprocess.run, check=True, capture_output=True)
     seconds = {name: median(timed(partial(run, [sys.executable, *words])) for _ in range(10)) for name, words in commands.items()}
     console.print(
-        f"start-up: {seconds['train.py']:.1f} s from the command to the composed job, of which torch {seconds['import torch']:.1f} s"
+        f"start-up: {seconds['train.py']:.1f} s from the command to the composed job, including torch's {seconds['import torch']:.1f} s"
     )
     return seconds
 
 
 def section_processes(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds a step of one global batch in one process and in two under DDP, from the difference of a short and a longer run."""
+    """Measure the seconds of a step of one global batch in one process and in two with DDP.
+
+    A step's time is the difference between a short and a longer run, divided by the difference of their steps.
+    """
     found: dict[str, float] = {}
     on = f"trainer.accelerator={'gpu' if torch.cuda.device_count() >= 2 else 'cpu'}"
     setting = ["data=digits", "model=cnn", "data.batch_size_labeled=128", "data.batch_size_unlabeled=512", "test=none", "logger=none"]

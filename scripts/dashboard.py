@@ -1,9 +1,9 @@
-"""The project's W&B dashboard, from this definition: comparison of regularizers, error against ε, diagnostics, figures.
+"""Make the project's W&B dashboard: comparison of regularizers, error against ε, diagnostics, figures.
 
-python scripts/dashboard.py --entity NAME             # saves it as a workspace of the project, which needs an account
-python scripts/dashboard.py --json                    # prints what would be saved, and needs none
+python scripts/dashboard.py --entity NAME             # saves it as a workspace of the project; needs an account
+python scripts/dashboard.py --json                    # prints the dashboard; needs no account
 
-Without an account, `wandb leet DIR` draws an offline run in the terminal, and every run and sweep leaves a page of HTML.
+Without an account, `wandb leet DIR` draws an offline run in the terminal. Every run and sweep also writes an HTML page.
 """
 
 import argparse
@@ -20,25 +20,25 @@ ERROR, TEST = wr.SummaryMetric("val/error"), wr.SummaryMetric("test/accuracy")
 def main() -> None:
     """Save the dashboard, or print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", default="", help="user or team; that of the key if not given")
+    parser.add_argument("--entity", default="", help="user or team; by default that of the key")
     parser.add_argument("--project", default="vat")
-    parser.add_argument("--json", action="store_true", help="print it, save nothing")
+    parser.add_argument("--json", action="store_true", help="print the dashboard, save nothing")
     arguments = parser.parse_args()
     if arguments.json:
         print(specification(workspace(arguments.entity or "entity", arguments.project)))
         return
     try:
         if not wandb.login(prompt=False, verify=False):
-            raise SystemExit("error: saving a dashboard needs a W&B account: `wandb login`, or --json to see what would be saved")
+            raise SystemExit("error: saving a dashboard needs a W&B account: run `wandb login`, or add --json to print the dashboard")
         entity = arguments.entity or wandb.Api(timeout=10).default_entity or ""
         workspace(entity, arguments.project).save()
     except (wandb.Error, OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
-        raise SystemExit(f"error: W&B did not take the dashboard: {said[0]}") from None
+        raise SystemExit(f"error: W&B could not save the dashboard: {said[0]}") from None
 
 
 def workspace(entity: str, project: str) -> ws.Workspace:
-    """The dashboard as wandb-workspaces has it."""
+    """The dashboard as an object of wandb-workspaces."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -59,7 +59,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
 
 
 def regularizers() -> list[wr.interface.Panel]:
-    """How they compare: what is chosen by, what it leads to, and the course."""
+    """Panels that compare regularizers: validation error, for the choice; test accuracy; curves over the run."""
     return [
         wr.BarPlot(title="Validation error", metrics=["val/error"], groupby=wr.Config("method"), groupby_rangefunc="stddev"),
         wr.BarPlot(title="Test accuracy", metrics=["test/accuracy"], groupby=wr.Config("method"), groupby_rangefunc="stddev"),
@@ -69,7 +69,7 @@ def regularizers() -> list[wr.interface.Panel]:
 
 
 def radius() -> list[wr.interface.Panel]:
-    """What a sweep over ε says."""
+    """Panels of a sweep over ε."""
     eps = wr.Config("config.vat.eps")
     columns = [wr.interface.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in SETTINGS]
     return [
@@ -81,9 +81,13 @@ def radius() -> list[wr.interface.Panel]:
 
 
 def diagnostics() -> list[wr.interface.Panel]:
-    """Whether VAT works: r beats a random one of its length, nothing leaks at r = 0, predictions flip more and more rarely."""
+    """Panels that show whether VAT works.
+
+    It does if the KL of r is larger than that of a random perturbation of the same length, the KL at r = 0 is 0, and r flips fewer and
+    fewer predictions.
+    """
     return [
-        line("r against a random one", "train/vat/lds", "train/vat/kl_random", log_y=True),
+        line("KL of r and of a random perturbation", "train/vat/lds", "train/vat/kl_random", log_y=True),
         line("KL at r = 0 (a leak when not 0)", "train/vat/kl_at_zero"),
         line("Predictions that r flips", "train/vat/flip_rate"),
         line("Terms of the loss", "train/cross_entropy", "train/vat", "train/entropy"),
@@ -92,23 +96,23 @@ def diagnostics() -> list[wr.interface.Panel]:
 
 
 def figures() -> list[wr.interface.Panel]:
-    """What the runs drew."""
+    """Panels of the runs' figures."""
     names = ("perturbations", "features", "plane", "kl", "confusion", "class_error", "reliability", "curves")
     return [wr.MediaBrowser(title=name.replace("_", " "), media_keys=[f"figures/{name}"], num_columns=2) for name in names]
 
 
 def line(title: str, *metrics: str, log_y: bool = False) -> wr.LinePlot:
-    """Metrics over optimizer steps."""
+    """Panel of metrics over optimizer steps."""
     return wr.LinePlot(title=title, x="trainer/global_step", y=list(metrics), title_x="optimizer step", log_y=log_y)
 
 
 def section(name: str, panels: list[Any]) -> ws.Section:
-    """An open section, three panels wide."""
+    """An open section with three columns."""
     return ws.Section(name=name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=2))
 
 
 def specification(dashboard: ws.Workspace) -> str:
-    """What would be sent to W&B, as JSON."""
+    """The data that W&B would get, as JSON."""
     return dashboard._to_model().model_dump_json(by_alias=True, indent=1)
 
 

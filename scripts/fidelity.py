@@ -1,11 +1,11 @@
-"""How true each direction is: to the Hessian's top eigenvector, to the largest KL there is, and to its own value in float64.
+"""Compare each direction with the Hessian's top eigenvector, with the largest KL on the sphere, and with its own value in float64.
 
-python scripts/fidelity.py --networks mlp                   # minutes; the others take three hours of a core, or a GPU
+python scripts/fidelity.py --networks mlp                   # minutes; the others take three hours of one core, or a GPU
 python scripts/fidelity.py --figure docs/fidelity.png
 
-Three networks on MNIST with 1,000 labels, each at initialisation, after a short supervised training and after as many updates with
-VAT; in evaluation mode and in training mode (dropout, batch statistics); in float32, under bfloat16 autocast, and in float16 where
-there is a GPU. Training is that of `python src/train.py`; what is done is kept in --folder and not done again.
+There are three networks on MNIST with 1,000 labels. Each is measured at initialisation, after a short supervised training, and after as
+many updates with VAT. Each is in evaluation mode and in training mode (dropout, batch statistics), in float32, with bfloat16 autocast,
+and on a GPU also in float16. `python src/train.py` trains them. Finished parts are in --folder and are not repeated.
 """
 
 import argparse
@@ -46,23 +46,23 @@ from vat.step import Key
 KL, NORM = Categorical(), L2()
 EPS = (0.3, 2.0)
 SHORT = ["trainer.max_steps=300", "data.batch_size_labeled=16", "data.batch_size_unlabeled=16", "reestimate_batch_norm=true"]
-TRAINING = {  # overrides of the training, and how many examples are looked at
+TRAINING = {  # overrides of the training, and number of measured examples
     "mlp": (["model=mlp", "model.hidden=[1200,1200]", "model.dropout=0.3", "trainer.max_steps=500"], 256),
     "conv_large": (["model=conv_large", *SHORT], 16),
     "resnet": (["model=resnet", *SHORT], 16),
 }
 SHARED = ["data=mnist", "data.num_labeled=1000", "data.steps_per_epoch=100000", "logger=none", "test=none"]
 STATES = {
-    "initialisation": [],  # of which nothing is trained
+    "initialisation": [],  # not trained
     "supervised": ["regularizer=none"],
     "VAT": ["vat.eps=2", "vat.direction=random_margin"],
 }
-COLOURS = ("#5e3c99", "#e66101")  # of the two ε; told apart by the colour-blind
+COLOURS = ("#5e3c99", "#e66101")  # of the two ε; they differ for colour-blind readers
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Fixed(Step):
-    """A step whose draws are the same in every precision: torch's are another stream in float64."""
+    """A step with the same random numbers in every precision. Torch's generator gives different numbers in float64."""
 
     def normal(self, purpose: str, *, one_row: bool = False) -> Tensor:
         generator = torch.Generator().manual_seed(self.key.shared(purpose))
@@ -71,13 +71,17 @@ class Fixed(Step):
 
 @takes("eps")
 def margin_and_ascent(step: Step, divergence: Any, norm: Any, *, eps: float, create_graph: bool = False) -> Tensor:
-    """The margin direction, then one first-order step as long as ε."""
+    """The margin direction, then one first-order step of length ε."""
     d = margin(step, divergence, norm)
     return norm.dual(d + norm.dual(gradient(step, divergence, eps * d), otherwise=d), otherwise=d)
 
 
 def directions(length: float) -> dict[str, tuple[float, Callable[[float], VAT]]]:
-    """By name: cost of a VAT step in F, and ε -> VAT. A `xi` of the literature is absolute, ours a share of the mean `length` of x."""
+    """Cost of a VAT step in F, and a function ε -> VAT, by name. The literature's `xi` is absolute; ours is a share of `length`.
+
+    Args:
+        length: Mean length of the examples.
+    """
     return {
         "random": (4, partial(VAT, direction="random")),
         "finite differences, ξ = 1e-6": (6, partial(VAT, direction="finite_difference", xi=1e-6 / length)),
@@ -95,17 +99,17 @@ def directions(length: float) -> dict[str, tuple[float, Callable[[float], VAT]]]
 
 
 def costs() -> dict[str, float]:
-    """Of a VAT step with each direction, in F."""
+    """Cost of a VAT step with each direction, in F."""
     return {name: cost for name, (cost, _) in directions(1.0).items()}
 
 
 def main() -> None:
-    """Train what is missing, measure what is missing, print the table and draw."""
+    """Train and measure what is missing, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=TRAINING, default=list(TRAINING))
     parser.add_argument("--folder", type=Path, default=Path("results/fidelity"))
-    parser.add_argument("--figure", type=Path, help="where to draw the share of the largest KL")
-    parser.add_argument("--show", action="store_true", help="run nothing: print and draw what is done")
+    parser.add_argument("--figure", type=Path, help="file for the figure of the share of the largest KL")
+    parser.add_argument("--show", action="store_true", help="run nothing: print and draw the finished parts")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in arguments.networks:
@@ -118,7 +122,7 @@ def main() -> None:
                 done.write_text(json.dumps(found, indent=1) + "\n")
             rows += [{"network": name, "state": state, **row} for row in json.loads(done.read_text())]
     if not rows:
-        parser.error(f"nothing is done in {arguments.folder}: leave out --show to run it")
+        parser.error(f"{arguments.folder} contains no finished part: remove --show to run them")
     show(rows, arguments.folder)
     if arguments.figure:
         figure(rows).savefig(arguments.figure, dpi=130)
@@ -126,7 +130,11 @@ def main() -> None:
 
 
 def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
-    """The network in that state, and the folder of the run that it, or its shape, comes from."""
+    """Train a network to a state, if this is not yet done.
+
+    Returns:
+        The network, and the folder of the run from which it, or its architecture, comes.
+    """
     kind = "supervised" if state == "initialisation" else state
     place = folder.resolve() / "runs" / f"{name}-{kind}"
     if not (place / folders.METRICS).exists():
@@ -142,7 +150,7 @@ def trained(name: str, state: str, folder: Path) -> tuple[nn.Module, Path]:
 
 
 def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each mode, precision, ε and direction: means over the examples."""
+    """Measure a network: a row for each mode, precision, ε and direction, with means over the examples."""
     network, place = trained(name, state, folder)
     config = OmegaConf.load(place / "config.yaml")
     data = MNIST(data_dir=config.data.data_dir, num_labeled=config.data.num_labeled)
@@ -174,7 +182,7 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
             reached = {k: KL(whole.target, whole.network(whole.x + eps * d, constant=True)).detach() for k, d in found.items()}
             stacked = torch.stack(list(reached.values()))
             best = torch.stack(list(found.values()))[stacked.argmax(0), torch.arange(len(x))].float()
-            searched = step_in("float32", networks, x)  # at a quarter of float64's time; what it finds is measured in float64
+            searched = step_in("float32", networks, x)  # four times as fast as float64; the result is measured in float64
             _, worst = maximum(searched, KL, NORM, eps=eps, starts=[best, -best], steps=30)
             most = KL(whole.target, whole.network(whole.x + eps * worst, constant=True)).detach().maximum(stacked.max(0).values)
             for (direction, precision), d in found.items():
@@ -197,13 +205,13 @@ def measure(name: str, state: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def step_in(precision: str, networks: dict[torch.dtype, nn.Module], x: Tensor) -> Step:
-    """The step in float64, or in float32 (half precisions are autocast's); its key, and so dropout's masks, are always the same."""
+    """Step in float64, or in float32, from which autocast makes half precisions. The key and so dropout's masks are always the same."""
     dtype = torch.float64 if precision == "float64" else torch.float32
     return Fixed(networks[dtype], x.to(dtype), key=Key(0), live=True)
 
 
 def show(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Print and write the table: what each direction reaches in float32, and how like its own float64 value it is."""
+    """Print and write the table: what each direction reaches in float32, and its cosine with its own float64 value."""
     cost, names = costs(), list(dict.fromkeys(row["direction"] for row in rows))
     precisions = [p for p in PRECISIONS if p != "float64" and any(row["precision"] == p for row in rows)]
     heads = ["direction", "cost, F", *(f"KL, ε {eps:g}" for eps in EPS), "KL, training mode", "Rayleigh", "cosine"]
@@ -227,13 +235,13 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean, lowest and highest."""
+    """Text of the mean, the lowest and the highest value."""
     found = list(values)
     return f"{mean(found):.2f} ({min(found):.2f} – {max(found):.2f})" if found else "–"
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    """Share of the largest KL against the cost of a step: a panel for each network and state, a mark for each ε."""
+    """Share of the largest KL that each direction reaches, a panel for each network and state, a mark for each ε."""
     networks, states = list(dict.fromkeys(row["network"] for row in rows)), list(STATES)
     drawn = Figure(figsize=(3.4 * len(states) + 2.6, 2.7 * len(networks) + 0.6), layout="constrained")
     axes = drawn.subplots(len(networks), len(states), squeeze=False, sharex=True, sharey=True)
@@ -252,7 +260,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             panel.set_yticks(range(len(names)), [f"{name} ({cost[name]} F)" for name in names], fontsize=8)
             panel.grid(alpha=0.3)
             panel.set_xlim(-0.03, 1.05)
-    axes[0, 0].invert_yaxis()  # which all share
+    axes[0, 0].invert_yaxis()  # all panels share this axis
     for panel in axes[-1]:
         panel.set_xlabel("share of the largest KL on the sphere")
     marks = [Line2D([], [], marker=m, color=c, linestyle="", label=f"ε = {e:g}") for m, c, e in zip("os", COLOURS, EPS, strict=True)]

@@ -2,7 +2,8 @@
 
 python scripts/moons_animation.py docs/moons.gif
 
-8 labelled and 1,000 unlabelled points in the plane, ε = 0.3, one draw and one initialisation (seed 0). About a minute.
+There are 8 labelled and 1,000 unlabelled points in the plane, ε = 0.3, one draw of the data and one initialisation (seed 0). It takes
+about a minute.
 """
 
 import argparse
@@ -27,7 +28,7 @@ TERMS = {"none": None, "random perturbation": RandomPerturbation(EPS), "VAT": VA
 
 
 def moons(count: int) -> tuple[Tensor, Tensor]:
-    """Points (count, 2) of two half circles with noise of standard deviation 0.1, and their classes (count,)."""
+    """Draw points (count, 2) on two half circles with noise of standard deviation 0.1, and their classes (count,)."""
     y = torch.arange(count) % 2
     angle = math.pi * torch.rand(count) + math.pi * y
     centre = torch.stack([y - 0.5, 0.5 * y - 0.25], 1)
@@ -51,7 +52,7 @@ def panel(axes, network: nn.Module, x: Tensor, y: Tensor, plane: Tensor, title: 
 
 
 def main() -> None:
-    """Train the three networks side by side, and draw them every 15 updates."""
+    """Train the three networks in turn, and draw them every 15 updates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", type=Path)
     path = parser.parse_args().figure

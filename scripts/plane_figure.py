@@ -2,7 +2,7 @@
 
 python scripts/plane_figure.py moons docs/moons.png
 
-Trains each model on the draw of seed 0 as `python src/train.py experiment=synthetic_…` does, some seconds a model, with DSVAT's ε.
+It trains each model on the data of seed 0 as `python src/train.py experiment=synthetic_…` does, with DSVAT's ε. A model takes some seconds.
 """
 
 import argparse
@@ -17,16 +17,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from vat.plots import plane_figure
-from vat.runs import records, training
+from vat.runs import records, schema, training
 
 EPS = {"moons": (1.8, 0.6), "circles": (2.8, 0.5)}  # of random perturbation and VAT
 
 
 def main() -> None:
-    """Train the three models and draw."""
+    """Train the three models and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=EPS)
     parser.add_argument("figure", type=Path)
+    parser.add_argument("overrides", nargs="*", help="further options of src/train.py, as trainer.max_steps=20")
     arguments = parser.parse_args()
     random_perturbation, vat = EPS[arguments.data]
     methods = {
@@ -37,14 +38,16 @@ def main() -> None:
         ],
         f"VAT, ε = {vat:g}": [f"vat.eps={vat}"],
     }
-    shared = [f"experiment=synthetic_{arguments.data}", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none"]
+    schema.register()
+    quiet = ["logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none"]
+    shared = [f"experiment=synthetic_{arguments.data}", *quiet, *arguments.overrides]
     networks, data = {}, None
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         for number, (name, overrides) in enumerate(methods.items()):
             cfg = compose("train", overrides=shared + overrides)
             training.train(cfg, Path(folder) / str(number))
             networks[name] = records.load_network(Path(folder) / str(number) / "checkpoints" / "last.ckpt")
-            data = instantiate(cfg.data, _convert_="all")  # the same draw for all: it follows from the seed
+            data = instantiate(cfg.data, _convert_="all")  # the same data for all models, because it follows from the seed
     assert data is not None
     data.setup()
     rows = data.split.labeled

@@ -1,13 +1,13 @@
-"""Make a table of docs/results.md or docs/directions.md, which the README sums up.
+"""Make a table of docs/results.md or docs/directions.md, which the README summarizes.
 
 python scripts/reproduce.py digits
 python scripts/reproduce.py cifar10_4000 trainer=gpu
 
-Where a method has candidates for its one hyper-parameter, it is chosen on validation, on seeds that the table does not use, from equally
-many values for every method; elsewhere it stands in conf/tuned.yaml. Then the table's seeds are trained and tested. Jobs are those of
-`python src/train.py -m …`; one that is done is not done again and one that was interrupted goes on, by the same command. Overrides
-after the table's name go to every job, and their results to another folder. With --budget 10m the jobs are told to save and end after
-ten minutes: the same command resumes them.
+In some tables, each method has candidates for its hyper-parameter, the same number for every method. The script then chooses one on
+validation, with seeds that the table does not use. In the other tables the value is in conf/tuned.yaml. Then the script trains and tests
+the table's seeds. The jobs are those of `python src/train.py -m …`. To resume, repeat the command: finished jobs are not repeated.
+Overrides after the table's name apply to every job, and the results go to a different folder. With --budget 10m, the jobs save and end
+after ten minutes.
 """
 
 import argparse
@@ -43,13 +43,20 @@ BETTER = Method("the better of these two on validation", among=(ALL_THREE.name, 
 
 
 def of_experiment(name: str, seeds: int, *methods: Method, papers: dict[str, str] | None = None) -> Study:
-    """A table of conf/experiment/`name`, the test errors that the papers report by the names of the methods."""
+    """Make a table of conf/experiment/`name`.
+
+    Args:
+        name: Name of the experiment.
+        seeds: Number of seeds.
+        methods: Rows of the table.
+        papers: Test errors in the papers, by the name of the method, in %.
+    """
     rows = tuple(replace(method, paper=(papers or {}).get(method.name, "–")) for method in methods)
     return Study(rows, (f"experiment={name}",), tuning_seeds=range(0), seeds=range(seeds))
 
 
 DIRECTIONS = {
-    "finite differences": ("vat", "vat.direction=finite_difference"),  # the others are compared with the first
+    "finite differences": ("vat", "vat.direction=finite_difference"),  # the first: the table compares the others with it
     "exact": ("vat", "vat.direction=exact"),
     "exact, 2 iterations": ("vat", "vat.direction=exact", "vat.num_power_iterations=2"),
     "exact, 4 iterations": ("vat", "vat.direction=exact", "vat.num_power_iterations=4"),
@@ -65,31 +72,46 @@ DIRECTIONS = {
     "published, moving statistics": ("vat_published", "vat.move_statistics=true"),
     "published, adversarial entropy": ("vat_published", "vat.adversarial_entropy=1"),
 }
-"""Regularizer and overrides by the name of a row."""
+"""Regularizer and overrides, by the name of a row."""
 
-MNIST_DIRECTIONS = ("finite differences", "ascent", "margin", "random margin")  # what the digits leave open
+MNIST_DIRECTIONS = ("finite differences", "ascent", "margin", "random margin")  # the digits do not decide between these
 NO_BETTER = ("published", "published, ξ = 10", "gradient through the target", "gradient through r")
-"""Than those, with 100 labels, and not tried with more."""
+"""Rows that are no better than `MNIST_DIRECTIONS` with 100 labels. They were not tried with more labels."""
 
 
 def of_directions(
     names: Iterable[str], overrides: tuple[str, ...], eps: tuple[float, ...], *, random: tuple[float, ...], **options: Any
 ) -> Study:
-    """A table of directions with the candidates of their ε, beside the controls with those of the random one."""
+    """Make a table of directions and controls.
+
+    Args:
+        names: Names of the directions.
+        overrides: Overrides of all jobs.
+        eps: Candidates of the directions' ε.
+        random: Candidates of the random control's ε.
+        options: Further arguments of `Study`.
+    """
     rows = [Method(name, way(name), "vat.eps", eps) for name in names]
     controls = CONTROLS[0], replace(CONTROLS[1], name="random", candidates=random)
     return Study((*rows, *controls), overrides, **options)
 
 
 def way(name: str) -> tuple[str, ...]:
-    """The overrides of a direction, or of the random control."""
+    """Overrides of a direction, or of the random control."""
     if name == "random":
         return "regularizer=vat", "vat.direction=random"
     return (f"regularizer={DIRECTIONS[name][0]}", *DIRECTIONS[name][1:])
 
 
 def at_equal_compute(passes: int, costs: Iterable[tuple[str, int, float]], overrides: tuple[str, ...], **options: Any) -> Study:
-    """A table of (direction, its cost in F, ε), each with as many updates as `passes` of F pay for."""
+    """Make a table of directions, each with `passes` / cost updates.
+
+    Args:
+        passes: Compute of a job, in forward passes F.
+        costs: Name of a direction, its cost of an update in F, and its ε.
+        overrides: Overrides of all jobs.
+        options: Further arguments of `Study`.
+    """
     rows = [
         Method(f"{name}, {passes // cost} updates", (*way(name), f"trainer.max_steps={passes // cost}"), "vat.eps", (eps,))
         for name, cost, eps in costs
@@ -98,16 +120,16 @@ def at_equal_compute(passes: int, costs: Iterable[tuple[str, int, float]], overr
 
 
 SMALL_MLP = ("model=mlp", "model.hidden=[256,256]")
-"""The network of the directions on digits."""
+"""The network for the directions on digits."""
 
 
 def short_mnist(labels: int) -> tuple[str, ...]:
-    """What the MNIST jobs of the study of directions share."""
+    """Overrides of all MNIST jobs in the study of directions."""
     return ("experiment=mnist", f"data.num_labeled={labels}", "data.batch_size_labeled=50", "data.batch_size_unlabeled=125")
 
 
 def on_short_mnist(labels: int, names: Iterable[str]) -> Study:
-    """A table of directions on MNIST with so many labels."""
+    """Make a table of directions on MNIST with `labels` labels."""
     return of_directions(
         names,
         (*short_mnist(labels), "trainer.max_steps=2000"),
@@ -120,7 +142,7 @@ def on_short_mnist(labels: int, names: Iterable[str]) -> Study:
 
 
 def with_candidates(study: Study, name: str, values: tuple[float, ...]) -> Study:
-    """The table with other candidates, as many as before, for one of its methods."""
+    """Replace the candidates of one method of a table. Their number must stay the same."""
     return replace(study, methods=tuple(replace(m, candidates=values) if m.name == name else m for m in study.methods))
 
 
@@ -152,28 +174,28 @@ STUDIES = {
         tuning_seeds=range(100, 102),
         seeds=range(6),
     ),
-    "directions_mnist_100": with_candidates(  # its best lies below the others' grid
+    "directions_mnist_100": with_candidates(  # the best ε of this method is below the others' grid
         on_short_mnist(100, (*MNIST_DIRECTIONS, *NO_BETTER)), "gradient through the target", (0.2, 0.4, 0.7, 1.25, 2.2)
     ),
     "directions_mnist_1000": on_short_mnist(1000, MNIST_DIRECTIONS),
-    "directions_compute": at_equal_compute(  # the ε that directions chose
+    "directions_compute": at_equal_compute(  # ε as chosen in the table directions
         3_600,
         (("finite differences", 6, 1), ("margin", 5, 1), ("random margin", 5, 2), ("random", 4, 4)),
         SMALL_MLP,
         seeds=range(20),
     ),
-    "directions_mnist_100_compute": at_equal_compute(  # those of directions_mnist_100
+    "directions_mnist_100_compute": at_equal_compute(  # ε as chosen in directions_mnist_100
         10_000,
         (("finite differences", 6, 7), ("random margin", 5, 1.25), ("random", 4, 10)),
         short_mnist(100),
         seeds=range(5),
     ),
-    "directions_mnist_1000_compute": at_equal_compute(  # those of directions_mnist_1000
+    "directions_mnist_1000_compute": at_equal_compute(  # ε as chosen in directions_mnist_1000
         10_000, (("finite differences", 6, 1.25), ("random margin", 5, 1.25), ("random", 4, 10)), short_mnist(1000), seeds=range(5)
     ),
     "moons": of_experiment("synthetic_moons", 50, *CONTROLS[:2], VAT),
     "circles": of_experiment("synthetic_circles", 50, *CONTROLS[:2], VAT),
-    "mnist_supervised": of_experiment(  # DSVAT
+    "mnist_supervised": of_experiment(  # the paper's errors are DSVAT's
         "mnist_supervised",
         3,
         *CONTROLS,
@@ -188,7 +210,7 @@ STUDIES = {
             "VAT": "0.64 ± 0.05",
         },
     ),
-    "mnist_100": of_experiment(  # from here to SVHN TPAMI
+    "mnist_100": of_experiment(  # the paper's errors from here to svhn_1000 are TPAMI's, except for lines marked DSVAT
         "mnist_100",
         3,
         *CONTROLS,
@@ -204,7 +226,7 @@ STUDIES = {
     ),
     "mnist_1000": of_experiment("mnist_1000", 3, *CONTROLS, VAT, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}),
     "mnist_600": of_experiment("mnist_600", 3, *CONTROLS, VAT, papers={"VAT": "1.39"}),  # DSVAT
-    "mnist_3000": of_experiment("mnist_3000", 3, *CONTROLS, VAT, papers={"VAT": "1.25"}),
+    "mnist_3000": of_experiment("mnist_3000", 3, *CONTROLS, VAT, papers={"VAT": "1.25"}),  # DSVAT
     "cifar10_4000_cpu": of_experiment("cifar10_4000_cpu", 3, CONTROLS[0], VAT),
     "cifar10_4000": of_experiment(
         "cifar10_4000", 3, *CONTROLS, VAT, VAT_ENTROPY, papers={"VAT": "11.36 ± 0.34", "VAT + entropy": "10.55 ± 0.05"}
@@ -218,10 +240,10 @@ STUDIES = {
 
 
 def seconds(budget: str) -> float:
-    """The seconds of a time as 90s, 10m or 2h."""
+    """Parse a time such as 90s, 10m or 2h to seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
     if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{budget}: must be a time > 0 as 90s, 10m or 2h")
+        raise argparse.ArgumentTypeError(f"must be a time > 0 such as 90s, 10m or 2h, got {budget}")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
@@ -230,16 +252,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=STUDIES)
     parser.add_argument("overrides", nargs="*", help="further overrides of every job, as trainer=gpu")
-    parser.add_argument("--folder", type=Path, default=Path("results"), help="where jobs and tables are kept")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="jobs at a time, of one thread each")
-    parser.add_argument("--show", action="store_true", help="run nothing: print the table of what is done")
+    parser.add_argument("--folder", type=Path, default=Path("results"), help="folder of jobs and tables")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="parallel jobs, with one thread each")
+    parser.add_argument("--show", action="store_true", help="run nothing: print the table of the finished jobs")
     parser.add_argument(
-        "--budget", type=seconds, metavar="TIME", help="as 90s, 10m or 2h: end the jobs then; the same command resumes them"
+        "--budget", type=seconds, metavar="TIME", help="time such as 90s, 10m or 2h after which the jobs end; to resume, repeat the command"
     )
     arguments = parser.parse_intermixed_args()
     until = None if arguments.budget is None else time.monotonic() + arguments.budget
     if arguments.jobs < 1:
-        parser.error(f"--jobs {arguments.jobs}: must be at least 1")
+        parser.error(f"--jobs must be >= 1, got {arguments.jobs}")
     study = STUDIES[arguments.table]
     study = replace(study, overrides=(*study.overrides, *arguments.overrides))
     if arguments.overrides and not arguments.show:

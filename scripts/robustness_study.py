@@ -1,11 +1,11 @@
-"""Clean against robust accuracy of the methods of the tables that scripts/reproduce.py has made.
+"""Compare clean and robust accuracy of the methods in tables of scripts/reproduce.py.
 
 python scripts/robustness_study.py digits mnist_100 mnist_supervised --figure docs/robustness.png
 python scripts/robustness_study.py digits --jobs 2 attack=standard eps.linf=[0.1,0.2]
 
-Evaluates the last checkpoint of every seed of every method, by `python src/evaluate.py`; one that is done is not done again and one that
-was interrupted goes on, by the same command. Overrides after the tables' names go to every evaluation. Writes robustness.md beside each
-table, and the figure of them all.
+`python src/evaluate.py` evaluates the last checkpoint of every seed of every method. Overrides after the tables' names apply to every
+evaluation. To resume, repeat the command: finished evaluations are not repeated. Each table's folder gets a file robustness.md, and one
+figure shows all tables.
 """
 
 import argparse
@@ -30,25 +30,25 @@ from vat.plots import study_figure
 from vat.runs.overrides import quoted
 
 RADII = {"digits": ("eps.l2=[1,2]", "eps.linf=[0.125,0.25]"), "mnist": ("eps.l2=[2]", "eps.linf=[0.15]")}
-"""By how a table's name begins: at which the methods differ, on MNIST one of each norm for the time that it takes."""
+"""Radii at which the methods differ, by the prefix of a table's name. MNIST has only one for each norm, because it takes longer."""
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def main() -> None:
-    """Evaluate what is missing, then write tables and figure."""
+    """Evaluate what is missing, then write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="+", help="as scripts/reproduce.py was given them: digits, mnist_100, …; then overrides")
-    parser.add_argument("--folder", type=Path, default=Path("results"), help="where reproduce.py kept jobs and tables")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="evaluations at a time, of one thread each")
-    parser.add_argument("--figure", type=Path, help="the file of the figure; robustness.png beside the first table if not given")
+    parser.add_argument("tables", nargs="+", help="tables of scripts/reproduce.py, as digits or mnist_100; then overrides")
+    parser.add_argument("--folder", type=Path, default=Path("results"), help="folder of reproduce.py's jobs and tables")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="parallel evaluations, with one thread each")
+    parser.add_argument("--figure", type=Path, help="file of the figure; by default robustness.png in the folder of the first table")
     arguments = parser.parse_intermixed_args()
     if arguments.jobs < 1:
-        parser.error(f"--jobs {arguments.jobs}: must be at least 1")
+        parser.error(f"--jobs must be >= 1, got {arguments.jobs}")
     overrides = [word for word in arguments.tables if "=" in word]
     folders = [arguments.folder / word for word in arguments.tables if "=" not in word]
     if not folders:
-        raise SystemExit("error: name a table, as digits")
+        raise SystemExit("error: no table given: add the name of one, as digits")
     tables = {folder.name: evaluated(folder, overrides, arguments.jobs) for folder in folders}
     for folder in folders:
         show(tables[folder.name], folder)
@@ -58,44 +58,47 @@ def main() -> None:
 
 
 def evaluated(folder: Path, overrides: Sequence[str], jobs: int) -> Found:
-    """What is known of each seed of each method of a table, evaluated where it is missing."""
+    """Reports of each seed of each method of a table. Missing ones are evaluated first."""
     methods = checkpoints(folder / "test")
     radii = next((radii for name, radii in RADII.items() if folder.name.startswith(name)), ())
-    settings = ["attack=worst_case", *radii, *overrides]  # of one key the last counts
+    settings = ["attack=worst_case", *radii, *overrides]  # if a key occurs twice, the last value counts
     with ThreadPoolExecutor(jobs) as pool:
         work = pool.map(lambda paths: evaluate(paths, settings), methods.values())
         return dict(zip(methods, track(work, total=len(methods), description=str(folder)), strict=True))
 
 
 def checkpoints(folder: Path) -> dict[str, list[Path]]:
-    """The last checkpoints of each method, in the order of the seeds, which all methods must share.
+    """Find the last checkpoints of each method, in the order of the seeds. All methods must have the same seeds.
 
     Raises:
-        SystemExit: there are none, or a method has other seeds than the first.
+        SystemExit: If there are no checkpoints, or a method does not have the seeds of the first.
     """
     methods = {
         place.name.replace("_", " "): [
             path.parent / "checkpoints" / "last.ckpt"
-            for path in sorted(place.glob("*/metrics.json"), key=lambda path: int(path.parent.name))  # of a job that came to its end
+            for path in sorted(place.glob("*/metrics.json"), key=lambda path: int(path.parent.name))  # only finished jobs have one
         ]
         for place in sorted(folder.glob("*/"))
     }
     methods = {name: paths for name, paths in methods.items() if paths}
     if not methods:
-        raise SystemExit(f"error: no finished job under {folder}: make the table first, by scripts/reproduce.py")
+        raise SystemExit(f"error: {folder} contains no finished job: make the table first with scripts/reproduce.py")
     seeds = {name: [path.parents[1].name for path in paths] for name, paths in methods.items()}
     first = next(iter(seeds))
     for name, own in seeds.items():
         if own != seeds[first]:
-            raise SystemExit(f"error: {name} has the seeds {', '.join(own)}, {first} has {', '.join(seeds[first])}: finish the table first")
+            raise SystemExit(
+                f"error: all methods need the same seeds, got {name} with {', '.join(own)} and {first} with {', '.join(seeds[first])}: "
+                "finish the table first"
+            )
     return methods
 
 
 def evaluate(paths: Sequence[Path], settings: Sequence[str]) -> list[dict[str, Any]]:
-    """What src/evaluate.py finds out about checkpoints, in one process.
+    """Evaluate checkpoints with src/evaluate.py, all in one process.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: If the evaluation failed.
     """
     subjects = ",".join(quoted(path.resolve()) for path in paths)
     log = paths[0].parents[2] / "evaluation"
@@ -108,7 +111,7 @@ def evaluate(paths: Sequence[Path], settings: Sequence[str]) -> list[dict[str, A
 
 
 def found(checkpoint: Path) -> dict[str, Any]:
-    """The report that was written last: a finished evaluation writes it anew."""
+    """Read the latest report of a checkpoint. A finished evaluation that is started again writes its report again."""
     written = (checkpoint.parents[1] / "evaluation").glob("robustness-*/robustness.json")
     return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text())
 
@@ -132,7 +135,7 @@ def show(found: Found, folder: Path) -> None:
 
 
 def row(method: str, seeds: Sequence[Mapping[str, Any]], robust: Mapping[str, Sequence[float]]) -> list[str]:
-    """Mean ± standard deviation over the seeds, and which sanity checks spoke in how many of them."""
+    """Cells of a method: mean ± standard deviation over the seeds, and the sanity checks that warned, with the number of seeds."""
 
     def cell(values: Sequence[float]) -> str:
         spread = stdev(values) if len(values) > 1 else 0.0

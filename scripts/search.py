@@ -1,11 +1,12 @@
-"""Search for the settings with the least validation error, by Optuna: TPE, with hopeless runs stopped by the median of the others.
+"""Search for the settings with the least validation error, with Optuna's TPE. Runs that are worse than the median of the others end early.
 
 python scripts/search.py "vat.eps=tag(log,interval(0.1,10))" regularizer=vat,vat_entropy --trials 30
 
-What is searched is said as in a sweep: `a,b,c` or choice(…), range(…), interval(…), of which tag(log,…) takes the logarithm and
-int(interval(…)) the whole numbers. Every other override goes to every run. Each trial is a `python src/train.py` of its own, in a folder
-that follows from its settings. The study lies in `study.db` beside them: started again, also after a kill, the search goes on to as
-many trials in all, first with those that were interrupted. The test set is not looked at: the command that is printed at the end does.
+Write a search space as in a sweep: `a,b,c` or choice(…), range(…), interval(…). tag(log,…) makes an interval logarithmic, and
+int(interval(…)) has only integers. Every other override applies to every run. Each trial is a separate `python src/train.py`, in a folder
+that follows from its settings. The study is `study.db`, next to these folders. To resume a search, also after a kill, repeat the command.
+It first repeats interrupted trials, and --trials counts all trials. The search does not use the test set. The command that it prints at
+the end does.
 """
 
 import argparse
@@ -44,56 +45,56 @@ console = Console(highlight=False, markup=False)
 
 
 class JobFailedError(RuntimeError):
-    """A trial's run left no metrics."""
+    """Raised if a trial's run wrote no metrics."""
 
 
 def main() -> None:
     """Search, then print the best trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="+", help="what is searched, and what all runs share")
-    parser.add_argument("--trials", type=int, default=30, help="trials in all, those of earlier calls included")
-    parser.add_argument("--folder", type=Path, help="for the study and its runs; follows from the overrides where it is not given")
+    parser.add_argument("overrides", nargs="+", help="search space, and overrides of all runs")
+    parser.add_argument("--trials", type=int, default=30, help="number of all trials, including those of earlier calls")
+    parser.add_argument("--folder", type=Path, help="folder of the study and its runs; by default it follows from the overrides")
     arguments = parser.parse_intermixed_args()
     if arguments.trials < 1:
-        parser.error(f"--trials {arguments.trials}: must be at least 1")
+        parser.error(f"--trials must be >= 1, got {arguments.trials}")
     schema.register()
-    signal.signal(signal.SIGTERM, _end)  # so that the run at work is ended, too
+    signal.signal(signal.SIGTERM, _end)  # so that SIGTERM also ends the current run
     with user_errors.readable_errors():
         space, shared = parsed(arguments.overrides)
         folder = arguments.folder or Path("search") / sweeps.digest(arguments.overrides)
         folder.mkdir(parents=True, exist_ok=True)
         with files.open_lock(folder / ".lock") as lock:
             if not files.lock(lock):
-                raise OSError(f"another search is at work in {folder}: wait for it, or choose another --folder")
+                raise OSError(f"another search is running in {folder}: wait until it ends, or choose another --folder")
             study = opened(folder, arguments.overrides)
             search(study, space, shared, folder, arguments.trials)
     show(study, shared, folder)
 
 
 def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """What is searched, and the overrides that all runs share.
+    """Split overrides into the search space and the overrides of all runs.
 
     Raises:
-        ValueError: nothing is searched.
-        HydraException: there is no such key, or it cannot have such a value.
+        ValueError: If the search space is empty or invalid, or a key occurs twice.
+        HydraException: If a key does not exist, or cannot have the given value.
     """
     found = OverridesParser.create().parse_overrides(list(overrides))
     space = [override for override in found if override.is_sweep_override()]
     if not space:
-        raise ValueError(f"nothing to search in {' '.join(overrides)}: give some key several values, as vat.eps=interval(0.1,10)")
+        raise ValueError(f"{' '.join(overrides)} has nothing to search: give a key several values, as vat.eps=interval(0.1,10)")
     for override in space:
         _refuse_impossible(override)
     shared = [override.input_line or "" for override in found if not override.is_sweep_override()]
     given = {override.get_key_element() for override in found}
     if len(given) < len(found):
-        raise ValueError(f"a key is given twice in {' '.join(overrides)}: name each once")
+        raise ValueError(f"{' '.join(overrides)} has a key twice: give each key once")
     shared = [f"{key}={value}" for key, value in QUIET.items() if key not in given] + shared
     composed([*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
     return space, shared
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run."""
+    """Compose the configuration of a run."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
@@ -103,16 +104,16 @@ def _refuse_impossible(override: Override) -> None:
     if not isinstance(sweep, IntervalSweep) or sweep.start is None or sweep.end is None:
         return
     if sweep.start >= sweep.end:
-        raise ValueError(f"{override.input_line}: the interval must rise")
+        raise ValueError(f"{override.input_line}: the end of the interval must be > its start")
     if "log" in sweep.tags and sweep.start <= 0:
-        raise ValueError(f"{override.input_line}: there is no logarithm of {sweep.start}")
+        raise ValueError(f"{override.input_line}: the start of a logarithmic interval must be > 0, got {sweep.start}")
 
 
 def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
-    """The study in `folder`, made anew where there is none; trials that a kill left running come first in the queue.
+    """Open the study in `folder`, or create it. Interrupted trials, also those of a killed search, are first in the queue.
 
     Raises:
-        ValueError: it is a study of other settings, or no study at all.
+        ValueError: If the study has other settings, or the file is not a study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = sorted(overrides)
@@ -124,11 +125,11 @@ def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
             load_if_exists=True,
         )
     except (DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'study.db'} is no study that this version can read: choose another --folder") from error
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # another each time, or a search that goes on repeats itself
+        raise ValueError(f"{folder / 'study.db'} is not a study that this version can read: choose another --folder") from error
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # no fixed seed: a resumed search would repeat its proposals
     theirs = study.user_attrs.get("overrides", wanted)
     if theirs != wanted:
-        raise ValueError(f"{folder} holds a study of other settings, {' '.join(theirs)}: choose another --folder")
+        raise ValueError(f"{folder} contains a study with other settings, {' '.join(theirs)}: choose another --folder")
     study.set_user_attr("overrides", wanted)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
@@ -140,27 +141,27 @@ def opened(folder: Path, overrides: Sequence[str]) -> optuna.Study:
 
 
 FAILED = "failed"
-"""Marks a trial that failed by itself; one that fails without it was interrupted."""
+"""Attribute of a trial whose run failed. A failed trial without it was interrupted."""
 
 
 def interrupted(trial: FrozenTrial) -> bool:
-    """Whether a trial was stopped from outside after its settings were chosen."""
+    """Whether a trial was interrupted after the choice of its settings."""
     return trial.state == TrialState.FAIL and FAILED not in trial.user_attrs and bool(chosen(trial))
 
 
 def chosen(trial: FrozenTrial) -> dict[str, Any]:
-    """The settings of a trial, also of one that waits or was interrupted before it took them over."""
+    """Settings of a trial. They are also known for a waiting trial, and for one that was interrupted before it read them."""
     return trial.system_attrs.get("fixed_params") or trial.params
 
 
 def num_ended(study: optuna.Study) -> int:
-    """The trials that came to an end, or failed by themselves."""
+    """Number of trials that ended or whose run failed."""
     ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     return len(ended) + sum(FAILED in trial.user_attrs for trial in study.get_trials(states=(TrialState.FAIL,)))
 
 
 def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str], folder: Path, trials: int) -> None:
-    """Run trials until so many have come to an end, or failed by themselves."""
+    """Run trials until `trials` of them have ended or failed."""
     os.environ[sweeps.NAME] = folder.name  # the W&B group
 
     def objective(trial: Trial) -> float:
@@ -180,11 +181,11 @@ def search(study: optuna.Study, space: Sequence[Override], shared: Sequence[str]
 
 
 def suggested(trial: Trial, override: Override) -> Any:
-    """A value of what an override sweeps over."""
+    """Suggest a value of an override."""
     key, sweep = override.get_key_element(), override.value()
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
-        assert low is not None  # the grammar gives an interval both ends
+        assert low is not None  # in Hydra's grammar an interval has both ends
         assert high is not None
         if isinstance(low, int) and isinstance(high, int):
             return trial.suggest_int(key, low, high, log="log" in sweep.tags)
@@ -193,24 +194,24 @@ def suggested(trial: Trial, override: Override) -> Any:
 
 
 def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
-    """Train by `src/train.py`, and watch its validation error.
+    """Train with `src/train.py`, and watch the validation error.
 
     Returns:
-        The validation error at its end.
+        The final validation error.
 
     Raises:
-        optuna.TrialPruned: it was stopped, being worse than the median of the others at the same step.
-        JobFailedError: it left no metrics.
+        optuna.TrialPruned: If the run was stopped, because it was worse than the median of the others at the same step.
+        JobFailedError: If the run wrote no metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reported = -1
     with (folder / "search.log").open("a") as log:
-        # A session of its own, so that all ranks of the run can be stopped together.
         _wait_for_an_orphan(folder)
         command = sweeps.command(overrides, folder, newest_whole(folder))
         done = folders.finished(folder) is not None
         if done:
             resume.refuse_other_job(composed(overrides), folder)
+        # A new session, so that all ranks of the run can be stopped together.
         process = None if done else subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             while True:
@@ -239,7 +240,7 @@ def run(trial: Trial, overrides: Sequence[str], folder: Path) -> float:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a run with all its ranks; on Windows, which has no process groups, the run alone."""
+    """Kill a run with all its ranks. On Windows, which has no process groups, kill only the run."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -247,10 +248,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for_an_orphan(folder: Path) -> None:
-    """Wait for a run that outlived the search which had started it and was killed."""
+    """Wait for a run that a killed search has left behind."""
     with files.open_lock(folder / ".lock") as lock:
         if not files.lock(lock):
-            console.print(f"waiting for the run that is still at work in {folder}")
+            console.print(f"waiting for a run in {folder}")
             files.lock(lock, wait=True)
 
 
@@ -259,12 +260,12 @@ def _end(*_: Any) -> None:
 
 
 def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
-    """Print the best trials, and the command that trains and tests the best."""
+    """Print the best trials, and the command that trains and tests the best one."""
     done = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: trial.value or 0.0)
     stopped = len(study.get_trials(states=(TrialState.PRUNED,)))
     failed = num_ended(study) - stopped - len(done)
     if not done:
-        raise SystemExit(f"error: no trial came to its end ({failed} failed): see {folder}/*/search.log")
+        raise SystemExit(f"error: no trial finished ({failed} failed): see {folder}/*/search.log")
     keys = list(done[0].params)
     table = Table("trial", *keys, "validation error, %", title=f"{folder}: {len(done)} done, {stopped} stopped, {failed} failed")
     for trial in done[:10]:
@@ -279,7 +280,7 @@ def show(study: optuna.Study, shared: Sequence[str], folder: Path) -> None:
 
 
 def _trials(done: Sequence[FrozenTrial], shared: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, str], dict[str, float] | None]]:
-    """Settings and metrics of the trials that are done."""
+    """Settings and metrics of the finished trials."""
     for trial in done:
         words = [f"{key}={value}" for key, value in trial.params.items()]
         settings = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in trial.params.items()}
@@ -287,7 +288,7 @@ def _trials(done: Sequence[FrozenTrial], shared: Sequence[str], folder: Path) ->
 
 
 def _first(override: Override) -> Any:
-    """Some value of what an override sweeps over."""
+    """Some value of an override."""
     sweep = override.value()
     return sweep.start if isinstance(sweep, IntervalSweep) else next(iter(override.sweep_string_iterator()))
 

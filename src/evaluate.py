@@ -1,9 +1,9 @@
-"""Find out how a trained classifier behaves: clean accuracy, calibration, smoothness, and robustness against attacks and corruptions.
+"""Evaluate a trained classifier: clean accuracy, calibration, smoothness, and robustness to attacks and corruptions.
 
 python src/evaluate.py ckpt_path=outputs/.../checkpoints/last.ckpt
 python src/evaluate.py ckpt_path=... data=mnist attack=pgd pgd.steps=200 eps.linf=[0.1,0.2,0.3]
 
-What it finds goes to `evaluation/` in the run's folder. Started again with the same settings, it goes on where it was interrupted.
+The results are in `evaluation/` in the run's folder. To resume an interrupted evaluation, repeat the command.
 """
 
 import os
@@ -27,7 +27,7 @@ REPORTS: dict[str, Callable[[DictConfig, Subject], None]] = {
     "robustness": robustness_report.robustness_report,
     "direction": direction_report.on_direction,
 }
-"""What `report=` may name."""
+"""Values of `report=`."""
 
 schema.register()
 

@@ -1,8 +1,8 @@
-"""Write a trained classifier in a format that needs nothing of this project to be read, or only its network's class.
+"""Export a trained classifier. To read the file you need nothing of this project, or only the class of the network.
 
 python src/export.py ckpt_path=outputs/.../checkpoints/last.ckpt format=onnx
 
-The file is read again and its predictions are compared before anything is said to be done.
+The command reads the file again and compares its predictions with the checkpoint's.
 """
 
 import os
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     with user_errors.readable_errors():
         output = None if cfg.output is None else folders.as_path(cfg.output, "output")
         path = export(folders.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
-        report.console.print(f"{report.shown(path.absolute())}: read again, its predictions are those of the checkpoint")
+        report.console.print(f"{report.shown(path.absolute())}: checked, its predictions are the checkpoint's")
 
 
 if __name__ == "__main__":

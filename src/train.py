@@ -6,9 +6,10 @@ python src/train.py -m vat.eps=0.5,1,2,4 seed=0,1,2
 
 import os
 
-# Before torch is imported: how often its threads look for work before they sleep, about as long as Python needs between two operations.
-# By default they look so long that busy processes stop each other (a step of MNIST's perceptron took up to 1,440 ms beside two others on
-# two cores, 68 to 87 ms so); to sleep at once costs an idle machine half of its speed (42 to 43 ms, 22 to 27 so).
+# Set before the import of torch: how often its threads look for work before they sleep. 3000 is about the time between two operations of
+# Python. By default threads look for so long that busy processes slow each other down: with three processes on two cores, a step of
+# MNIST's perceptron took up to 1,440 ms, and with 3000 it takes 68 to 87 ms. With 0, an idle machine is half as fast: 42 to 43 ms, with
+# 3000 it takes 22 to 27 ms.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import math
@@ -30,7 +31,11 @@ schema.register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Run one job in the folder Hydra made for it; a sweep minimises what is returned, the validation error."""
+    """Run one job in the folder that Hydra made for it.
+
+    Returns:
+        The validation error, which a sweep minimises.
+    """
     folder = report.shown(Path(HydraConfig.get().runtime.output_dir))
     with user_errors.readable_errors():
         if HydraConfig.get().mode is RunMode.MULTIRUN:

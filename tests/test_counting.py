@@ -212,7 +212,7 @@ def test_a_mask_that_fits_nothing_is_refused():
         VAT(1.0)(model, x, mask=torch.ones(2, 4))
     with pytest.raises(ValueError, match="class_dim=3 is no dimension of an output"):
         VAT(1.0)(model, x, class_dim=3)
-    with pytest.raises(ValueError, match="PublishedVAT knows no mask"):
+    with pytest.raises(ValueError, match="PublishedVAT does not support a mask"):
         PublishedVAT(1.0)(model, x, mask=torch.ones(2, 4), class_dim=-1)
 
 

@@ -455,7 +455,7 @@ def test_finite_differences_say_that_half_precision_makes_them_noise():
     step = Step(smooth_network().float(), rows().float(), key=KEY)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.warns(UserWarning, match="noise in half precision: take direction 'random_margin', 'margin' or 'exact'"),
+        pytest.warns(UserWarning, match="noise in half precision: use direction='random_margin', 'margin' or 'exact'"),
     ):
         direction("finite_difference", step)
 

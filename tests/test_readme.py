@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -80,14 +81,44 @@ def test_a_script_takes_the_arguments_the_readme_gives_it(command, monkeypatch):
         running_scripts.load(Path(script).stem).main()
 
 
-@pytest.mark.parametrize(
-    "path", re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)h#][^)]*)\)", README)
-)
-def test_a_path_named_in_the_readme_exists(path):
-    assert (ROOT / path).exists()
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 180
 
 
-@pytest.mark.parametrize("anchor", re.findall(r"\]\(#([^)]*)\)", README))
-def test_a_section_the_readme_points_to_is_there(anchor):
-    headings = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
-    assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+def sections(page: Path) -> set[str]:
+    """Anchors of a page's headings, if the usual forge and the site's builder agree on them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), flags=re.M)
+    forge = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return forge & {slugify(heading) for heading in headings}
+
+
+def slugify(heading: str) -> str:
+    """As Python-Markdown makes an anchor."""
+    ascii_only = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in sections(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_path_named_on_a_page_exists(page):
+    named = set(re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", page.read_text()))
+    gone = {"scripts/mixtures.py"}  # of an earlier commit, as the pages say
+    assert not [path for path in named - gone if "my_" not in path and not (ROOT / path).exists()]
+
+
+def test_every_picture_of_the_docs_is_shown_on_a_page():
+    shown = {Path(name).name for page in PAGES for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())}
+    assert {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".gif")} <= shown

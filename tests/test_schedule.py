@@ -76,8 +76,8 @@ def test_a_schedule_goes_on_where_it_was_saved(cut):
     ("options", "message"),
     [
         ({"total_steps": 0}, "total_steps must be >= 1, got 0"),
-        ({"total_steps": 10, "hold": 1.0}, "hold must be >= 0 and < 1, got 1.0"),
-        ({"total_steps": 10, "hold": float("nan")}, "hold must be"),
+        ({"total_steps": 10, "hold": 1.0}, "hold is a share of the run and must be >= 0 and < 1, got 1.0"),
+        ({"total_steps": 10, "hold": float("nan")}, "hold is a share of the run and must be"),
         ({"total_steps": 10, "final_beta1": 1.5}, "final_beta1 must be >= 0 and < 1, got 1.5"),
     ],
 )
@@ -87,7 +87,7 @@ def test_values_out_of_range_are_refused(options, message):
 
 
 def test_betas_that_are_not_there_are_not_moved():
-    with pytest.raises(ValueError, match="SGD lacks"):
+    with pytest.raises(ValueError, match=r"final_beta1=0\.5 needs an optimizer with betas such as Adam, got SGD"):
         LinearDecay(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))]), 10, final_beta1=0.5)
 
 
@@ -117,5 +117,5 @@ def test_the_warmed_rate_goes_on_where_it_was_saved(cut):
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, float("nan")])
 def test_a_warmup_out_of_range_is_refused(warmup):
-    with pytest.raises(ValueError, match="warmup must be >= 0 and < 1"):
+    with pytest.raises(ValueError, match="warmup is a share of the run and must be >= 0 and < 1"):
         WarmedLinearDecay(adam(), 10, warmup=warmup)

@@ -11,7 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from vat import VAT
-from vat.network import Network, random_state
+from vat.network import Network
+from vat.random_state import random_state
 from vat.step import Key, Step
 
 KEY = Key(seed=5)

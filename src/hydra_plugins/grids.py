@@ -1,4 +1,4 @@
-"""Hydra's sweeper over a list of grids, which one cross product cannot say: `none` has no `vat.eps`."""
+"""A sweeper of Hydra over a list of grids. One cross product is not enough: `regularizer=none` has no `vat.eps`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from hydra.errors import HydraException
 
 
 class Grids(BasicSweeper):
-    """The jobs of each grid, one grid after the other.
+    """Run the jobs of each grid, one grid after the other.
 
-    Overrides of the command line are crossed with every grid. One of a key that only some grids have is for those alone, and takes the
-    place of their own values. A single value is `mean_teacher.weight=choice(3)`: as a plain override Hydra would look for its key in the
-    regularizer at hand.
+    Overrides of the command line are crossed with every grid. If only some grids have the key of an override, the override applies only
+    to them and replaces their values. Write a single value as `mean_teacher.weight=choice(3)`. As a plain override, Hydra would look for
+    its key in every regularizer.
 
     Args:
-        grids: each maps keys to what a sweep on the command line would say of them, as `{vat.eps: "0.5,1,2"}`.
-        max_batch_size: of the jobs launched together; None for all.
+        grids: Grids. Each maps keys to values as in a sweep on the command line, such as `{vat.eps: "0.5,1,2"}`.
+        max_batch_size: Largest number of jobs to launch together. None: all.
     """
 
     def __init__(self, grids: Sequence[Mapping[str, Any]], max_batch_size: int | None = None) -> None:
@@ -28,7 +28,7 @@ class Grids(BasicSweeper):
         self.grids = grids
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Batches of jobs, each a list of overrides."""
+        """Batches of jobs. Each job is a list of overrides."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = {override.get_key_element() for override in overrides}
@@ -39,13 +39,13 @@ class Grids(BasicSweeper):
             shared = [override for override in overrides if override.get_key_element() not in elsewhere]
             jobs += BasicSweeper.split_arguments([*own, *shared], None)[0]
         if not jobs:
-            raise HydraException("the sweep is empty: hydra.sweeper.grids has no grid with a value for each of its keys")
+            raise HydraException("the sweep is empty: hydra.sweeper.grids needs a grid that has a value for each of its keys")
         return list(self.split_overrides_to_chunks(jobs, max_batch_size or -1))
 
 
 @dataclass
 class GridsConf:
-    """The node `hydra.sweeper` where `hydra/sweeper=grids`."""
+    """The node `hydra.sweeper` of `hydra/sweeper=grids`."""
 
     _target_: str = "hydra_plugins.grids.Grids"
     max_batch_size: int | None = None

@@ -1,4 +1,4 @@
-"""The user's own files: `conf/` and Python modules in the folder from which a command is run."""
+"""The user's own files: `conf/` and Python modules in the working directory."""
 
 import os
 import sys
@@ -11,24 +11,24 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class WorkingDirectory(SearchPathPlugin):
-    """Adds `conf/` of the working directory behind the project's own, and the working directory to where modules are looked for.
+    """Add `conf/` of the working directory to Hydra's search path, and the working directory to Python's.
 
-    `conf/model/mine.yaml` with `_target_: my_package.MyNet` is then chosen by `model=mine`. Files of the project come first: those of
-    another Hydra project, from whose folder a command is run, must not take their place.
+    `model=mine` then chooses `conf/model/mine.yaml` with `_target_: my_package.MyNet`. The project's files come first, because the working
+    directory can belong to another Hydra project, whose files must not replace them.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add them, where the command is one of this project.
+        """Extend both search paths, if the command belongs to this project.
 
         Args:
-            search_path: Where Hydra looks for configurations.
+            search_path: Hydra's search path for configurations.
         """
         places = [str(element.path).removeprefix("file://") for element in search_path.get_path()]
         if not any(os.path.realpath(place) == str(CONF) for place in places):
             return
         here = Path.cwd()
         if str(here) not in sys.path:
-            sys.path.append(str(here))  # last, so that it hides no module
+            sys.path.append(str(here))  # at the end, so that it hides no installed module
         own = here / "conf"
         if not own.is_dir() or own.resolve() == CONF:
             return
@@ -36,5 +36,6 @@ class WorkingDirectory(SearchPathPlugin):
         hidden = sorted(str(path.relative_to(own)) for path in own.rglob("*.yaml") if (CONF / path.relative_to(own)).is_file())
         if hidden:
             print(
-                f"warning: not read, as the project has files of these names: conf/{', conf/'.join(hidden)}; rename yours", file=sys.stderr
+                f"warning: ignored your conf/{', conf/'.join(hidden)}, because the project has files of the same names: rename yours",
+                file=sys.stderr,
             )

@@ -1,10 +1,10 @@
-"""How r is found: one function each, `(step, divergence, norm, *, options) -> d`.
+"""Directions of the perturbation r: functions `(step, divergence, norm, *, options) -> d`.
 
-A direction d (N, …) has length 1 in the norm, for each example; the perturbation is r = ε d. With `create_graph` it carries its
-dependence on the parameters, otherwise it is a constant. Costs are in forward passes F of the batch; a backward pass to the input is
-counted as one, and the clean pass, which every direction shares with the divergence's target, is not counted.
+A direction d (N, …) has length 1 in the norm, for each example. The perturbation is r = ε d. With `create_graph`, d depends on the
+parameters; otherwise it is a constant. Costs are in forward passes F of the batch. A backward pass to the input counts as one. The clean
+pass does not count, because every direction shares it with the divergence's target.
 
-A direction of one's own is any such function. What `VAT` is to give it of "eps", "num_power_iterations" and "xi" it declares by `takes`.
+Your own direction is any such function. It declares with `takes` which of "eps", "num_power_iterations" and "xi" it needs from `VAT`.
 
 Written from Miyato et al., arXiv 1507.00677 and 1704.03976.
 """
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vat.forward_mode import jacobian_vector_product
 from vat.functional import Divergence, wide
-from vat.network import is_divided
+from vat.layers import is_divided
 from vat.norms import NORMS, Norm
 from vat.precision import coarse, hidden_half
 from vat.step import CleanPass, Step
@@ -29,29 +29,29 @@ Direction = Callable[..., Tensor]
 
 
 def takes(*options: str) -> Callable[[Direction], Direction]:
-    """A decorator: the direction takes these options of `VAT`, of which "num_power_iterations" and "xi" are given only if they are set."""
+    """Decorate a direction that takes these options of `VAT`. `VAT` passes "num_power_iterations" and "xi" only if they are set."""
 
     def declare(direction: Direction) -> Direction:
-        setattr(direction, "takes", options)  # noqa: B010  # a function has no such attribute, says the type checker
+        setattr(direction, "takes", options)  # noqa: B010  # `direction.takes = …` fails the type check: functions have no such attribute
         return direction
 
     return declare
 
 
 def options_of(direction: Direction) -> tuple[str, ...]:
-    """The options of `VAT` that a direction takes, also inside a `functools.partial`."""
+    """Options of `VAT` that a direction takes, also if it is inside a `functools.partial`."""
     return getattr(inside(direction), "takes", ())
 
 
 def inside(direction: Direction) -> Direction:
-    """The function in a `functools.partial`."""
+    """Unwrap a `functools.partial` to its function."""
     while isinstance(direction, partial):
         direction = direction.func
     return direction
 
 
 def random(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
-    """A random direction (the papers' RPT). 0 F."""
+    """A random direction (the papers' RPT). Cost: 0 F."""
     return norm.sample(step.normal("direction")).to(step.x.dtype)
 
 
@@ -65,19 +65,19 @@ def finite_difference(
     xi: float | None = None,
     create_graph: bool = False,
 ) -> Tensor:
-    """Power iteration d ← unit(H d) with H d ≈ ∇ᵣ D(x, x + r) / ξ at r = ξ d: the papers' way. 2 F an iteration.
+    """Power iteration d ← unit(H d) with H d ≈ ∇ᵣ D(x, x + r) / ξ at r = ξ d: the papers' way. Cost: 2 F for each iteration.
 
     Args:
-        step: the step.
-        divergence: D.
-        norm: of r.
-        num_power_iterations: how often H is applied.
-        xi: length of the probe as a share of the examples' mean length: 1e-3 if None. Much smaller and float32 rounds the difference
-            away, much larger and it is no longer the Hessian's.
-        create_graph: let d depend on the parameters.
+        step: The step.
+        divergence: Divergence D.
+        norm: Norm of r.
+        num_power_iterations: Number of products with H.
+        xi: Length of the probe as a share of the examples' mean length. None: 1e-3. If it is much smaller, float32 rounds the difference
+            to zero. If it is much larger, the difference is not the Hessian's product.
+        create_graph: Whether d depends on the parameters.
     """
     if bits := coarse(step.x, step.target, step.module):
-        warnings.warn(f"finite differences are noise in {bits}: take direction 'random_margin', 'margin' or 'exact'", stacklevel=2)
+        warnings.warn(f"finite differences are noise in {bits}: use direction='random_margin', 'margin' or 'exact'", stacklevel=2)
     d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
         d = norm.dual(hessian_product(step, divergence, norm, d, xi=xi, create_graph=create_graph), otherwise=d)
@@ -87,8 +87,8 @@ def finite_difference(
 def hessian_product(
     step: Step, divergence: Divergence, norm: Norm, d: Tensor, *, xi: float | None = None, create_graph: bool = False
 ) -> Tensor:
-    """H d (N, …) by finite differences; `d` and the other arguments as for `finite_difference`. 2 F."""
-    # One length for the whole batch: under batch norm H couples the rows, and probing each by its own length would turn H d.
+    """H d (N, …) by finite differences. The arguments are those of `finite_difference`. Cost: 2 F."""
+    # One length for all rows: with batch norm, H couples the rows, and a different length for each row would change the direction of H d.
     length = norm.mean_length(step.x)
     probe = (1e-3 if xi is None else xi) * torch.where(length > 0, length, 1)
     return gradient(step, divergence, probe * d, create_graph=create_graph) / probe
@@ -96,25 +96,27 @@ def hessian_product(
 
 @takes("num_power_iterations")
 def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iterations: int = 1, create_graph: bool = False) -> Tensor:
-    """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. 3 F an iteration.
+    """Power iteration with the exact product H d = Jᵀ F J d, J = ∂logits/∂x. Cost: 3 F for each iteration.
 
-    At r = 0 the Hessian of D(x, x + r) is the Hessian F of D in its second argument pulled back to the input, so there is no ξ and
-    nothing cancels.
+    At r = 0, the Hessian of D(x, x + r) in r is Jᵀ F J, where F is the Hessian of D in its second argument. So the product needs no ξ and
+    has no cancellation.
     """
     if create_graph and step.module is not None and any(map(_loses_third_derivative, step.module.modules())):
         raise ValueError(
-            "torch drops part of the third derivative of LayerNorm, instance norm, and batch norm in training mode, so the gradient "
-            "through r would be wrong with direction 'exact': use 'finite_difference'"
+            "direction='exact' would give a wrong gradient through r: torch drops part of the third derivative of LayerNorm, instance "
+            "norm, and batch norm in training mode. Use direction='finite_difference'"
         )
     if is_divided(step.module):
-        raise ValueError("direction 'exact' goes back through one graph twice, and FSDP2 drops the weights behind the first: use 'margin'")
+        raise ValueError(
+            "direction='exact' does not work with FSDP2, which frees the weights after the first of its two backward passes: use 'margin'"
+        )
     if torch.compiler.is_compiling():
-        raise RuntimeError("direction 'exact' cannot be compiled: call the regularizer outside torch.compile, or take 'random_margin'")
+        raise RuntimeError("direction='exact' cannot be compiled: call the regularizer outside torch.compile, or use 'random_margin'")
     d = random(step, divergence, norm)
     with torch.enable_grad():
         for iteration in range(num_power_iterations):
             jd = _pushed_forward(step, d, create_graph=create_graph)
-            x, logits = step.clean.x, step.clean.logits  # not before: the memory of its graph would come on top
+            x, logits = step.clean.x, step.clean.logits  # not earlier: the memory of both graphs would add up
             u = divergence.hvp(logits if create_graph else logits.detach(), jd)
             keep = step.live or create_graph or iteration + 1 < num_power_iterations
             d = norm.dual(pulled_back(step, logits, x, u, retain_graph=keep, create_graph=create_graph), otherwise=d)
@@ -122,12 +124,12 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
 
 
 def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool, clean: CleanPass | None = None) -> Tensor:
-    """J d with J = ∂logits/∂x. 2 F."""
+    """J d with J = ∂logits/∂x. Cost: 2 F."""
     if not create_graph:
         jd = jacobian_vector_product(lambda x: step.network(x, constant=True), step.x, d)
         if jd is not None:
             return jd
-    # As the derivative along d of Jᵀw, which is linear in w: slower, and there for every layer.
+    # Fallback: J d is the derivative along d of Jᵀw, which is linear in w. It is slower, but works for every layer.
     clean = clean or step.clean
     w = torch.zeros_like(clean.logits, requires_grad=True)
     (pulled_back,) = grad(clean.logits, clean.x, w, create_graph=True)
@@ -137,17 +139,17 @@ def _pushed_forward(step: Step, d: Tensor, *, create_graph: bool, clean: CleanPa
 
 
 NO_SECOND_DERIVATIVE = (
-    "the network's backward pass cannot be differentiated: a layer of its own kind (a torch.autograd.Function, a custom kernel) hides its "
-    "derivative. Take direction='random_margin' or 'margin', without gradient_through_r"
+    "the network's backward pass cannot be differentiated: a custom layer (a torch.autograd.Function, a custom kernel) hides its "
+    "derivative. Use direction='random_margin' or 'margin', without gradient_through_r"
 )
 
 
 def refuse_wrong_derivative(step: Step, *, create_graph: bool) -> None:
-    """Compare ⟨w, J v⟩ with ⟨Jᵀ w, v⟩ at v = Jᵀ w: one number if the backward pass is differentiated as it should be.
+    """Compare ⟨w, J v⟩ with ⟨Jᵀ w, v⟩ at v = Jᵀ w. They are equal if the derivative of the backward pass is correct.
 
     Args:
-        step: of which the clean pass is taken.
-        create_graph: look at the second derivative that carries a graph.
+        step: Step whose clean pass is checked.
+        create_graph: Whether to check the second derivative that has a graph.
 
     Raises:
         RuntimeError: If they differ.
@@ -168,7 +170,7 @@ def refuse_wrong_derivative(step: Step, *, create_graph: bool) -> None:
 
 
 def _loses_third_derivative(layer: nn.Module) -> bool:
-    # pytorch/pytorch#175754; measured in torch 2.13: a directional derivative of -0.57 in place of -0.65 with BatchNorm1d.
+    # pytorch/pytorch#175754; measured in torch 2.13: a directional derivative of -0.57 instead of -0.65 with BatchNorm1d.
     return isinstance(layer, nn.LayerNorm) or (isinstance(layer, _NormBase) and _normalizes_by_its_input(layer))
 
 
@@ -177,28 +179,28 @@ def _normalizes_by_its_input(layer: nn.Module) -> bool:
 
 
 def margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
-    """The steepest way to the nearest decision boundary: d = unit(∇ₓ(runner-up's logit − top's)). 1 F.
+    """The steepest direction to the nearest decision boundary: d = unit(∇ₓ(second-largest logit − largest logit)). Cost: 1 F.
 
-    Deterministic, with a definite sign, and safe in half precision: nothing is subtracted but two logits.
+    It is deterministic and has a definite sign. It is safe in half precision, because its only subtraction is that of two logits.
     """
     return _across(step, divergence, norm, create_graph, nearest=True)
 
 
 def random_margin(step: Step, divergence: Divergence, norm: Norm, *, create_graph: bool = False) -> Tensor:
-    """As `margin`, towards a class drawn afresh for each example in place of the runner-up. 1 F.
+    """As `margin`, but towards a random class for each example instead of the second most probable. Cost: 1 F.
 
-    Reaches less divergence than `margin` in a step, and in the course of training every boundary, not only the nearest.
+    In one step it reaches less divergence than `margin`. Over the training it covers every boundary, not only the nearest.
     """
     return _across(step, divergence, norm, create_graph, nearest=False)
 
 
 def _across(step: Step, divergence: Divergence, norm: Norm, create_graph: bool, *, nearest: bool) -> Tensor:
-    """The direction in which the margin to each example's nearest class, or one drawn at random, falls the steepest."""
+    """Direction of the steepest decrease of the margin to the nearest class, or to a random class, for each example."""
     choice = None if nearest else step.uniform("class", len(step.clean.logits))
     with torch.enable_grad():
         towards = -divergence.margin(step.clean.logits, choice).sum()
         (g,) = grad(towards, step.clean.x, retain_graph=step.live or create_graph, create_graph=create_graph)
-        # One row serves all examples without a gradient: a draw for each would cost as much as the rest of the arithmetic here.
+        # One random row for all examples without a gradient: a row for each would cost as much as the rest of the arithmetic here.
         return norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
 
 
@@ -212,9 +214,9 @@ def ascent(
     num_power_iterations: int = 1,
     create_graph: bool = False,
 ) -> Tensor:
-    """Projected first-order ascent from a random start on the ε-sphere, as PGD: steps of 2.5 ε / n. 2 F a step.
+    """Projected first-order ascent from a random start on the ε-sphere, as in PGD, with steps of 2.5 ε / n. Cost: 2 F for each step.
 
-    At a random r of finite length the gradient does not vanish, so no second-order information is asked for.
+    At a random r of finite length the gradient does not vanish, so the method needs no second-order information.
     """
     start = d = random(step, divergence, norm)
     for _ in range(num_power_iterations):
@@ -224,7 +226,7 @@ def ascent(
 
 
 def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: bool = False) -> Tensor:
-    """∇ᵣ D(x, x + r), shaped like r (N, …). 2 F."""
+    """∇ᵣ D(x, x + r), in the shape of r (N, …). Cost: 2 F."""
     clean = step.clean.logits if create_graph else step.target
     with torch.enable_grad():
         r = r.to(step.x.dtype)
@@ -235,20 +237,20 @@ def gradient(step: Step, divergence: Divergence, r: Tensor, *, create_graph: boo
 
 
 def pulled_back(step: Step, logits: Tensor, x: Tensor, u: Tensor, *, retain_graph: bool, create_graph: bool = False) -> Tensor:
-    """Jᵀ u with J = ∂logits/∂x; of float16 logits up to a positive factor for each example.
+    """Jᵀ u with J = ∂logits/∂x. For float16 logits the result has an arbitrary positive factor for each example.
 
-    Directions are wanted, and float16's range would lose those of confident examples.
+    Callers need only its direction. Without the factor, float16 would lose the direction for confident examples.
     """
-    if logits.dtype is torch.float16 and len(u):  # a scale of each rank's own would tell through a batch norm over all of them
+    if logits.dtype is torch.float16 and len(u):  # only float16: with synchronised batch norm, a scale of each rank would be visible
         scale = NORMS["linf"].length(u.detach())
         if step.module is None or any(map(_may_couple_rows, step.module.modules())):
-            scale = scale.max()  # each row's gradient is of the whole batch
+            scale = scale.max()  # one scale for all rows, because each row's gradient depends on the complete batch
         u = u / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return grad(logits, x, u.to(logits.dtype), retain_graph=retain_graph, create_graph=create_graph)[0]
 
 
 def _may_couple_rows(layer: nn.Module) -> bool:
-    """Whether it normalises over the batch, or is a layer from elsewhere, which may."""
+    """Whether the layer normalises over the batch, or is a custom layer, which may do so."""
     known = type(layer).__module__.startswith(("torch.nn.modules.", "vat.models."))
     return (isinstance(layer, _BatchNorm) and _normalizes_by_its_input(layer)) or not (known or [*layer.children()])
 
@@ -263,4 +265,4 @@ DIRECTIONS: dict[str, Direction] = {
 }
 
 ACROSS_A_BOUNDARY: tuple[Direction, ...] = (margin, random_margin)
-"""Those that need an output which decides something: see `Divergence.decides`."""
+"""Directions that need an output with a decision boundary: see `Divergence.decides`."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks; also on systems without `fcntl`."""
+"""Atomic writes of files, and locks. Both also work on systems without `fcntl`."""
 
 import errno
 import json
@@ -16,17 +16,17 @@ except ImportError:  # Windows
     fcntl = None
 
 PART = ".part-"
-"""How the name of a file begins that is being written; one that is left over is of a process that was killed."""
+"""Prefix of the name of an unfinished file. A killed process leaves such a file."""
 
 
 def regular(path: Path) -> Path:
-    """The file that `path` names, behind symbolic links; it need not exist yet.
+    """Resolve the symbolic links of `path`. The file need not exist.
 
     Raises:
-        OSError: If something else is there, as a folder, a device or a pipe, or it may not be written.
+        OSError: If `path` is a folder, a device or a pipe, or the file is write-protected.
     """
     if os.path.lexists(path) and path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "This is no regular file, name another", str(path))
+        raise OSError(errno.EINVAL, "Not a regular file, choose another path", str(path))
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -37,25 +37,25 @@ def regular(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Hand out a new file next to `path`, which replaces it at the end of the block; after an error `path` is as it was.
+    """Yield a new file next to `path` that replaces it at the end of the block. After an error, `path` is unchanged.
 
     Args:
-        path: File to be written; a symbolic link is followed, and stays.
-        keep: Name under which to keep the file that was there; None to drop it.
+        path: File to write. A symbolic link is followed and kept.
+        keep: New path for the old file. None: the old file is deleted.
 
     Raises:
-        OSError: If it cannot be written, or is no regular file.
+        OSError: If the file cannot be written, or is not a regular file.
     """
     target = regular(path)
     part = target.with_name(PART + target.name)
     try:
         part.unlink(missing_ok=True)
-        part.open("xb").close()  # what cannot be written is noticed before anything is computed
+        part.open("xb").close()  # fail before the block computes anything, if the file cannot be written
         yield part
         if target.exists():
             shutil.copymode(target, part)
         with part.open("rb+") as file:
-            os.fsync(file.fileno())  # the new name must not reach the disk before the bytes do
+            os.fsync(file.fileno())  # the content must be on the disk before the new name is
         if keep is not None and target.is_file():
             os.replace(target, keep)
         os.replace(part, target)
@@ -68,18 +68,18 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def write(path: Path, content: str | bytes | memoryview, *, keep: Path | None = None) -> None:
-    """Write a file whole or not at all; text as UTF-8. Arguments and errors are those of `replacing`."""
+    """Write a file atomically. Text is encoded as UTF-8. `replacing` documents the arguments and errors."""
     with replacing(path, keep=keep) as part:
         part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as JSON, as `write` does."""
+    """Write plain values as JSON, atomically."""
     write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The plain values in a JSON file; None if it is not there, empty or torn."""
+    """Read plain values from a JSON file. If the file is missing, empty or incomplete, return None."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -87,30 +87,30 @@ def read_json(path: Path) -> Any:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes have left half written in `folder`, in which no other process writes."""
+    """Remove the unfinished files of killed processes from `folder`. No other process may be writing there."""
     for path in folder.glob(f"{PART}*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
 
 def open_lock(path: Path) -> IO[bytes]:
-    """The file of a lock, made if absent. Nothing in it is changed.
+    """Open the file of a lock. It is created if it does not exist; its content never changes.
 
     Raises:
-        OSError: If it is no regular file, or cannot be opened.
+        OSError: If it is not a regular file, or cannot be opened.
     """
     return regular(path).open("ab")
 
 
 def lock(file: IO[bytes], *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; the system unlocks it if the process dies.
+    """Lock an open file until it is closed. If the process dies, the system releases the lock.
 
     Args:
-        file: Open for writing.
-        wait: Wait for another process that holds the lock.
+        file: File that is open for writing.
+        wait: Whether to wait for another process that has the lock.
 
     Returns:
-        Whether the lock is held; False if another process holds it.
+        True if this process has the lock now, False if another process has it.
     """
     if fcntl is not None:
         try:
@@ -121,7 +121,7 @@ def lock(file: IO[bytes], *, wait: bool = False) -> bool:
     import msvcrt  # Windows
 
     while True:
-        file.seek(1 << 30)  # a byte behind the content, since Windows refuses to read locked bytes
+        file.seek(1 << 30)  # a byte after the content, because Windows refuses to read locked bytes
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
         except OSError:

@@ -1,7 +1,7 @@
-"""J d in one pass forward: dual numbers, with cheaper rules than torch's where its own waste work.
+"""J d in one forward pass with dual numbers. Some rules replace torch's, because torch's cost more.
 
-torch's rules for a convolution (pytorch/pytorch#69687) and for a linear layer also apply a derivative of the weights, which is zero, to the
-input, and its rule for batch norm is a chain of operators over the whole activation.
+Torch's rules for a convolution (pytorch/pytorch#69687) and a linear layer also compute the term of the derivative of the weights, which is
+zero. Torch's rule for batch norm is a chain of operators over the complete activation.
 """
 
 import sys
@@ -18,28 +18,29 @@ from torch.overrides import TorchFunctionMode
 
 
 def jacobian_vector_product(function: Callable[[Tensor], Tensor], x: Tensor, d: Tensor) -> Tensor | None:
-    """J d (N, …) with J = ∂function/∂x at x, of which `d` has the shape; without a graph. 2 F, the function's own value among them.
+    """J d (N, …) with J = ∂function/∂x at x, without a graph. `d` has the shape of `x`. Cost 2 F, including the function's value.
 
-    None where that cannot be had: an operator has no forward derivative, the result does not carry one, or x is empty, which
-    kills the process in batch norm (torch 2.13).
+    The result is None if an operator has no forward derivative, or the function's result has none. It is also None if `x` is empty,
+    because batch norm of an empty dual number kills the process (torch 2.13).
     """
     if not x.numel():
         return None
     try:
-        # Fused attention has no rule.
+        # The math backend, because fused attention has no forward derivative.
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _as_written(), _CheaperRules():
             return forward_ad.unpack_dual(function(forward_ad.make_dual(x, d.to(x)))).tangent
-    except (NotImplementedError, RuntimeError):  # torch raises either where a rule is missing
+    except (NotImplementedError, RuntimeError):  # torch raises one or the other if a rule is missing
         return None
 
 
 def _as_written() -> AbstractContextManager[Any]:
-    """Within it what torch.compile has compiled runs uncompiled: compiled code drops derivatives, or keeps those of what it wrote over."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()  # whose import takes a second
+    """Run compiled code uncompiled within the block. Compiled code drops derivatives, or keeps those of overwritten tensors."""
+    # Without torch._dynamo nothing is compiled, and its import would take a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _CheaperRules(TorchFunctionMode):
-    """Linear layers, convolution and batch norm of a dual number by the rules below."""
+    """Apply the rules below to linear layers, convolution and batch norm of a dual number."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -71,7 +72,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Its Jacobian is symmetric: the gradient to the input, a single operator, is the derivative as well."""
+    """Rule of batch norm. Its Jacobian is symmetric, so the operator for the gradient also gives the forward derivative."""
     statistics = (weight, running_mean, running_var)
     value, mean, inverse = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
     product = torch.ops.aten.native_batch_norm_backward(tangent, x, *statistics, mean, inverse, training, eps, [True, False, False])[0]

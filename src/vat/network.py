@@ -5,12 +5,9 @@ a pass takes, so there is no hook to undo. Noise drawn inside the network (dropo
 of them starts from the same key.
 """
 
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
-from operator import is_
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -20,42 +17,32 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from vat.layers import (
+    Places,
+    all_layers,
+    copy_of,
+    divides,
+    has_no_hooks,
+    hold,
+    is_torchs,
+    kept_values,
+    places_of,
+    put_back,
+    size_of,
+    unwrapped,
+    weights_of,
+)
+from vat.random_state import random_state
+
 Forward = Callable[[Tensor], Tensor]
 Modules = nn.Module | Sequence[nn.Module]
-Held = dict[str, Any]
-"""What a layer holds by name: its parameters, its buffers, or its attributes."""
-Places = list[tuple[Held, str]]
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
-OF_EVERY_MODULE = vars(nn.Module()).keys()
 EMBEDDINGS = (
     "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
     "mask=batch['attention_mask']), with the batch as the model takes it."
 )
 _RECOMPUTE: WeakSet[nn.Module] = WeakSet()
 """Networks seen to be under `torch.utils.checkpoint`."""
-
-
-@contextmanager
-def random_state(seed: int, device: torch.device, *, torch_alone: bool = False) -> Iterator[None]:
-    """Within it the default generators start from `seed`, and after it they are as before.
-
-    Args:
-        seed: of all of them.
-        device: of which torch's generator is meant, next to that of the CPU.
-        torch_alone: leave Python's and numpy's, which take 0.1 ms.
-    """
-    with nullcontext() if torch_alone else _state_of_python_and_numpy(seed):
-        if device.type == "cpu":
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                yield
-            return
-        module = torch.get_device_module(device)
-        current = module.device(device) if hasattr(module, "device") else nullcontext()  # MPS has one device only
-        with torch.random.fork_rng(devices=[device], device_type=device.type), current:
-            torch.default_generator.manual_seed(seed)
-            module.manual_seed(seed)
-            yield
 
 
 class Network:
@@ -88,19 +75,19 @@ class Network:
         self.forward = forward
         self._class_dim = class_dim
         self._grouped = grouped
-        self._own = _layers(modules)
-        self._layers = _layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
+        self._own = all_layers(modules)
+        self._layers = all_layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
-        self._divided = any(_divides(kind) for kind in set(map(type, self._own)))
+        self._divided = any(divides(kind) for kind in set(map(type, self._own)))
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
-        self._unbuilt = any(map(is_lazy, _weights(self._layers)))
-        self._keepers = [layer for layer in self._layers if not (_is_torchs(type(layer)) and _has_no_hooks(layer))]
+        self._unbuilt = any(map(is_lazy, weights_of(self._layers)))
+        self._keepers = [layer for layer in self._layers if not (is_torchs(type(layer)) and has_no_hooks(layer))]
         self._draws_from_torch = isinstance(forward, nn.Module) and not self._keepers
-        self._kept_values = _kept_values(self._keepers)
+        self._kept_values = kept_values(self._keepers)
         self._constants: list[tuple[Tensor, Places]] = []
-        self._buffers = [(buffer.clone(), places) for buffer, places in _places(layer._buffers for layer in self._layers)]
+        self._buffers = [(buffer.clone(), places) for buffer, places in places_of(layer._buffers for layer in self._layers)]
 
     def __call__(
         self,
@@ -190,18 +177,18 @@ class Network:
             others += self._by_name(parameters)
         elif constant and not (self._divided or self._recomputes):
             if self._unbuilt or not self._constants:
-                self._constants = [(weight.detach(), places) for weight, places in _places(layer._parameters for layer in self._own)]
+                self._constants = [(weight.detach(), places) for weight, places in places_of(layer._parameters for layer in self._own)]
             others += self._constants
         others = [(held, name, tensor) for tensor, places in others for held, name in places if name in held]
         own = [(held, name, held[name]) for held, name, _ in others]
         with nullcontext() if track else self._kept():
             try:
-                _hold(others)
+                hold(others)
                 yield
             finally:
-                _hold(own)
+                hold(own)
         if track:
-            self._kept_values = _kept_values(self._keepers)
+            self._kept_values = kept_values(self._keepers)
 
     def _by_name(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Places]]:
         """Tensors for the module's own of these names, each with the places of that one."""
@@ -212,7 +199,7 @@ class Network:
             raise ValueError(
                 f"{type(self.module).__name__} has no weights by the names {', '.join(sorted(unknown))}: they are another module's"
             )
-        places = _places(held for layer in self._layers for held in (layer._parameters, layer._buffers))
+        places = places_of(held for layer in self._layers for held in (layer._parameters, layer._buffers))
         return [(parameters[names[id(own)]], where) for own, where in places if names.get(id(own)) in parameters]
 
     @contextmanager
@@ -222,19 +209,19 @@ class Network:
         A pass that builds layers or weights (lazy ones) is not undone: an attribute says that they are there.
         """
         before = [(held, held.copy()) for layer in self._keepers for held in (vars(layer), layer._buffers)]
-        size = _size(self._layers) if before else 0
-        copies = [(_copy(value), value, places) for value, places in self._kept_values]
+        size = size_of(self._layers) if before else 0
+        copies = [(copy_of(value), value, places) for value, places in self._kept_values]
         copies = [(copy, value, held, name) for copy, value, places in copies for held, name in places if held.get(name) is value]
-        _hold((held, name, copy) for copy, _, held, name in copies)
+        hold((held, name, copy) for copy, _, held, name in copies)
         try:
             yield
         finally:
-            if self._unbuilt or (before and _size(self._layers) != size):
-                self._unbuilt = any(map(is_lazy, _weights(self._layers)))
-                _hold((held, name, value) for copy, value, held, name in copies if held.get(name) is copy)
+            if self._unbuilt or (before and size_of(self._layers) != size):
+                self._unbuilt = any(map(is_lazy, weights_of(self._layers)))
+                hold((held, name, value) for copy, value, held, name in copies if held.get(name) is copy)
             else:
                 for held, own in before:
-                    _put_back(held, own)
+                    put_back(held, own)
 
     @contextmanager
     def _unwrapped(self, trains: bool, track: bool) -> Iterator[None]:
@@ -287,104 +274,8 @@ def _shown(forward: Forward) -> list[nn.Module]:
     return [part for part in (owner, *given) if isinstance(part, nn.Module)] if isinstance(owner, nn.Module) else []
 
 
-def _layers(roots: Iterable[Any]) -> list[nn.Module]:
-    """All layers of networks, each once; `Module.modules()` takes three times as long."""
-    found: dict[nn.Module, None] = {}
-    waiting = [*roots][::-1]
-    while waiting:
-        layer = waiting.pop()
-        if layer is not None and layer not in found:
-            found[layer] = None
-            waiting.extend(reversed(layer._modules.values()))
-    return list(found)
-
-
-def _weights(layers: Iterable[nn.Module]) -> Iterator[Tensor]:
-    return (weight for layer in layers for weight in layer._parameters.values() if weight is not None)
-
-
-def _places(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
-    """Each tensor that layers hold, with its places: tied weights have several."""
-    places: dict[int, tuple[Tensor, Places]] = {}
-    for held in tensors:
-        for name, tensor in held.items():
-            if not (tensor is None or is_lazy(tensor)):
-                places.setdefault(id(tensor), (tensor, []))[1].append((held, name))
-    return list(places.values())
-
-
-def _hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
-    for held, name, tensor in tensors:
-        held[name] = tensor
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
-    while True:
-        inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
-        if inner is None:
-            return module
-        module = inner
-
-
 def _same(value: Any) -> Any:
     return value
-
-
-# ------------------------------------------------------------------------------------------------ what layers keep in attributes
-
-COPIED = {Tensor, list, dict, set}
-
-
-def _kept_values(layers: Iterable[nn.Module]) -> list[tuple[Any, Places]]:
-    """Each tensor or container in plain attributes, with its places."""
-    places: dict[int, tuple[Any, Places]] = {}
-    for layer in layers:
-        held = vars(layer)
-        for name, value in held.items():
-            if type(value) in COPIED and name not in OF_EVERY_MODULE:
-                places.setdefault(id(value), (value, []))[1].append((held, name))
-    return list(places.values())
-
-
-def _copy(value: Any) -> Any:
-    if type(value) is Tensor:
-        return value.clone()
-    # Thousands of entries are a table, a vocabulary perhaps, and no state.
-    return value.copy() if len(value) < 1000 else value
-
-
-def _put_back(held: Held, before: Held) -> None:
-    if len(held) == len(before) and all(map(is_, held.values(), before.values())):
-        return
-    for name in held.keys() - before.keys():
-        del held[name]
-    held.update(before)
-
-
-def _size(layers: Iterable[nn.Module]) -> int:
-    """Number of parts and weights."""
-    return sum(len(layer._modules) + len(layer._parameters) for layer in layers)
-
-
-@lru_cache(maxsize=1024)
-def _is_torchs(kind: type) -> bool:
-    """Whether a layer is torch's own or of `vat.models`, and keeps nothing in plain attributes; torch makes some classes around others'."""
-    return all(base.__module__.startswith(("torch.", "vat.models.", "builtins", "typing")) for base in kind.__mro__)
-
-
-def _has_no_hooks(layer: nn.Module) -> bool:
-    return not (layer._forward_hooks or layer._forward_pre_hooks)
-
-
-@lru_cache(maxsize=1024)
-def _divides(kind: type) -> bool:
-    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, for its import takes a second
-
-
-def is_divided(module: nn.Module | None) -> bool:
-    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
-    return module is not None and any(_divides(type(layer)) for layer in _layers([module]))
 
 
 @contextmanager
@@ -402,19 +293,3 @@ def _one_path() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         parametrize._cache_enabled = cached
-
-
-@contextmanager
-def _state_of_python_and_numpy(seed: int) -> Iterator[None]:
-    numpy = sys.modules.get("numpy")  # the core does not need it, and a network that draws from it has imported it
-    python = random.getstate()
-    arrays = None if numpy is None else numpy.random.get_state()
-    try:
-        random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
-        yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)

@@ -7,10 +7,10 @@ from vat.functional import wide
 
 
 class Norm:
-    """Lengths of perturbations (N, …), each example's over all of its other dimensions."""
+    """Norm of perturbations (N, …), for each example over all other dimensions."""
 
     def length(self, r: Tensor) -> Tensor:
-        """Length of each example: shape (N, 1, …, 1)."""
+        """Length of each example (N, 1, …, 1)."""
         raise NotImplementedError
 
     def mean_length(self, x: Tensor) -> Tensor:
@@ -21,18 +21,18 @@ class Norm:
         """The d with ‖d‖ = 1 that maximises ⟨g, d⟩, for each example.
 
         Args:
-            g: gradient (N, …).
-            otherwise: unit directions (N, …) or (1, …) for the examples of which g is zero or not finite (a dead network, a
-                saturated softmax, an overflow in half precision).
+            g: Gradient (N, …).
+            otherwise: Directions (N, …) or (1, …) of length 1, for examples whose g is zero or not finite. Causes are a dead network, a
+                saturated softmax, an overflow in half precision.
         """
         raise NotImplementedError
 
     def project(self, r: Tensor, eps: float) -> Tensor:
-        """The point of the ball of radius `eps` that is closest to `r` (in L2), for each example."""
+        """Point of the ball of radius `eps` that is closest to `r` in L2, for each example."""
         raise NotImplementedError
 
     def sample(self, noise: Tensor) -> Tensor:
-        """A random direction of length 1 from standard normal `noise` (N, …)."""
+        """Random directions of length 1, from standard normal `noise` (N, …)."""
         return self.dual(noise, torch.ones_like(noise[:1]))
 
 
@@ -42,7 +42,7 @@ class L2(Norm):
     def length(self, r: Tensor) -> Tensor:
         r = wide(r)
         largest = _largest(r)
-        scale = torch.where(_usable(largest), largest, 1)  # squaring 1e-25 underflows float32: divide first
+        scale = torch.where(_usable(largest), largest, 1)  # divide first: the square of 1e-25 underflows in float32
         return scale * _norm(r / scale)
 
     def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:

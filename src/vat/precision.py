@@ -1,4 +1,4 @@
-"""In how many bits a network computes, which a small difference has to survive."""
+"""The precision of a network's arithmetic. A finite difference is only correct if the precision is high enough."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-_CONVOLUTIONS = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  # made when torch is imported
+_CONVOLUTIONS = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]  # torch creates it at import
 
 
 def coarse(x: Tensor, outputs: Tensor, module: nn.Module | None) -> str | None:
-    """What a network computes in, where that keeps ten bits of a number or fewer; None where it keeps more.
+    """Name the network's precision if it keeps ten bits of a number or fewer, else return None.
 
     Args:
-        x: its inputs.
-        outputs: what it makes of them: an autocast of its own shows there.
-        module: the network; None where it is not known.
+        x: Inputs of the network.
+        outputs: Outputs of the network for `x`. They show an autocast inside the network.
+        module: The network. None: not known.
     """
     dtypes = {x.dtype, outputs.dtype, *(() if module is None else (p.dtype for p in module.parameters()))}
     if torch.is_autocast_enabled(x.device.type) or dtypes & {torch.float16, torch.bfloat16}:
@@ -30,19 +30,20 @@ def coarse(x: Tensor, outputs: Tensor, module: nn.Module | None) -> str | None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Within it there is neither autocast nor TF32 in cuDNN's layers (convolutions, recurrent ones), where torch takes it by default.
+    """Disable autocast within the block, and TF32 in cuDNN's layers (convolutions, recurrent layers), where it is torch's default.
 
-    Matrix products are in TF32 only where somebody asked for it, and stay so.
+    Matrix products do not change: they are in TF32 only if the user has enabled it.
     """
     cudnn, flags = torch.backends.cudnn, nullcontext()
-    if _CONVOLUTIONS.fp32_precision == "tf32":  # by the older of torch's two settings: one of the newer makes it an error to read an older
+    # Torch has an old and a new setting for TF32. This sets the old one, because after a use of the new one torch refuses to read the old.
+    if _CONVOLUTIONS.fp32_precision == "tf32":
         flags = cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
     with torch.autocast(device.type, enabled=False), flags:
         yield
 
 
 def hidden_half(outputs: Tensor) -> bool:
-    """Whether something between the inputs and `outputs`, of which the graph is there, is in half precision."""
+    """Whether a tensor in the graph of `outputs` is in half precision. The graph must still exist."""
     seen, waiting = set(), [outputs.grad_fn]
     while waiting:
         node = waiting.pop()

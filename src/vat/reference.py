@@ -1,7 +1,12 @@
-"""The whole method on one screen, for a reader who knows only torch. A test shows that `VAT` gives the same numbers.
+"""The complete method on one screen, for a reader who knows only torch. A test shows that `VAT` gives the same numbers.
 
-`VAT` adds what a real network needs: the same dropout masks in all passes, running statistics that stay as they are, float32 where half
-precision would lose a small difference, gradients that are zero or infinite, other norms and divergences, masks, several processes.
+`VAT` adds what a real network needs:
+
+- the same dropout masks in all passes
+- running statistics that do not change
+- float32 for small differences that half precision would lose
+- gradients that are zero or infinite
+- other norms and divergences, masks, several processes
 
 Miyato et al., arXiv 1507.00677 and 1704.03976.
 """
@@ -11,34 +16,34 @@ from torch import Tensor, nn
 
 
 def vat_loss(model: nn.Module, x: Tensor, d: Tensor, *, eps: float, probe: float) -> Tensor:
-    """VAT with the papers' direction, `VAT(eps, direction="finite_difference")`: a scalar to add to the loss. 6 passes.
+    """VAT with the papers' direction, `VAT(eps, direction="finite_difference")`: a scalar to add to the loss. Cost: 6 passes.
 
     Args:
-        model: x -> logits (N, C).
-        x: inputs (N, …); labels are not needed.
-        d: random numbers from a normal distribution, shaped like x.
-        eps: length ‖r‖₂ of the perturbation r of each example.
-        probe: length of the step of the finite difference: about a thousandth of the length of an example.
+        model: Network from inputs to logits (N, C).
+        x: Inputs (N, …). Labels are not needed.
+        d: Random numbers from a normal distribution, in the shape of `x`.
+        eps: Length ‖r‖₂ of the perturbation r of each example, in the units of `x`.
+        probe: Length of the step of the finite difference: about a thousandth of the length of an example.
     """
-    with torch.no_grad():  # 1. The clean pass: the prediction that is to stay the same is a constant.
+    with torch.no_grad():  # 1. The clean pass. The prediction must stay the same, so it is a constant.
         clean = model(x).log_softmax(1)
-    # 2. The direction in which the prediction changes most. At r = 0 the divergence is least, so its gradient is zero there, and the
-    # gradient a small step along d away is the Hessian's product with d: one step of the power iteration to its top eigenvector.
+    # 2. The direction in which the prediction changes most. The divergence has its minimum at r = 0, so its gradient is zero there. After
+    # a small step along d, the gradient is the Hessian's product with d: one step of the power iteration to the top eigenvector.
     r = (probe * unit(d)).requires_grad_()
     (g,) = torch.autograd.grad(divergence(clean, model(x + r)).sum(), r)
     r = eps * unit(g)
-    # 3. The penalty: how far the prediction moves. Only this pass trains the weights.
+    # 3. The penalty: the change of the prediction. Only this pass trains the weights.
     return divergence(clean, model(x + r)).mean()
 
 
 def vat_loss_towards(model: nn.Module, x: Tensor, towards: Tensor, *, eps: float) -> Tensor:
-    """VAT with the default direction, `VAT(eps)`: towards the boundary to a class, drawn among those not predicted. 5 passes.
+    """VAT with the default direction, `VAT(eps)`: towards the boundary to a random class that is not predicted. Cost: 5 passes.
 
     Args:
-        model: x -> logits (N, C).
-        x: inputs (N, …).
-        towards: class (N,) for each example.
-        eps: length ‖r‖₂ of the perturbation r of each example.
+        model: Network from inputs to logits (N, C).
+        x: Inputs (N, …).
+        towards: Class (N,) for each example, drawn among the classes that are not predicted.
+        eps: Length ‖r‖₂ of the perturbation r of each example, in the units of `x`.
     """
     x = x.detach().requires_grad_()
     logits = model(x)
@@ -48,10 +53,10 @@ def vat_loss_towards(model: nn.Module, x: Tensor, towards: Tensor, *, eps: float
 
 
 def divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    """KL[p ‖ q] (N,) from the log-probabilities of p and the logits of q, both (N, C)."""
+    """KL[p ‖ q] (N,), from the log-probabilities of p and the logits of q, both (N, C)."""
     return (clean.exp() * (clean - logits.log_softmax(1))).sum(1)
 
 
 def unit(r: Tensor) -> Tensor:
-    """`r` (N, …), each example divided by its length."""
+    """Divide each example of `r` (N, …) by its length."""
     return r / r.flatten(1).norm(dim=1).view(-1, *[1] * (r.dim() - 1))

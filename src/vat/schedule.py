@@ -1,4 +1,4 @@
-"""The papers' decay of Adam's learning rate and β₁, and one that rises first."""
+"""Schedules of the learning rate: the papers' linear decay of Adam's rate and β₁, and a decay with warm-up."""
 
 from typing import Any
 
@@ -7,30 +7,31 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class LinearDecay(LRScheduler):
-    """A constant learning rate, then one that falls linearly to 0 over the rest of the run; Adam's β₁ may fall with it.
+    """A constant learning rate that then decreases linearly to 0 over the rest of the run. Adam's β₁ can decrease with it.
 
-    TPAMI (arXiv 1704.03976) has hold 2/3 of 48,000 updates on SVHN, 0.92 of 200,000 on CIFAR-10, and β₁ from 0.9 to 0.5; in its code β₁ is
-    0.5 as soon as the rate falls, here it falls along. The longer memory of the gradient would otherwise outlive the steps it comes from.
+    TPAMI (arXiv 1704.03976) has `hold` 2/3 of 48,000 updates on SVHN and 0.92 of 200,000 on CIFAR-10, and β₁ from 0.9 to 0.5. In its code
+    β₁ becomes 0.5 as soon as the rate decreases. Here β₁ decreases gradually with the rate. With a constant β₁, old gradients would stay in
+    the average for too long.
 
     Args:
-        optimizer: whose `lr`, and `betas` where asked for, are moved.
-        total_steps: steps of the run, at the end of which the rate is 0; it stays there.
-        hold: share of the run before the fall, from 0 to below 1.
-        final_beta1: where β₁ ends; None leaves it alone.
+        optimizer: Optimizer whose `lr`, and with `final_beta1` also `betas`, changes.
+        total_steps: Number of steps of the run, >= 1. After them the rate is 0 and stays 0.
+        hold: Share of the run before the decrease, >= 0 and < 1.
+        final_beta1: Final value of β₁, >= 0 and < 1. None: β₁ does not change.
 
     Raises:
-        ValueError: a value is out of range, or the optimizer has no `betas` to move.
+        ValueError: If a value is out of range, or the optimizer has no `betas`.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, *, hold: float = 0.0, final_beta1: float | None = None):
         if total_steps < 1:
-            raise ValueError(f"total_steps must be >= 1, got {total_steps}: give the run a length by trainer.max_steps")
+            raise ValueError(f"total_steps must be >= 1, got {total_steps}: set trainer.max_steps")
         if not 0 <= hold < 1:
-            raise ValueError(f"hold must be >= 0 and < 1, got {hold}: it is a share of the run")
+            raise ValueError(f"hold is a share of the run and must be >= 0 and < 1, got {hold}")
         if final_beta1 is not None and not 0 <= final_beta1 < 1:
             raise ValueError(f"final_beta1 must be >= 0 and < 1, got {final_beta1}")
         if final_beta1 is not None and any("betas" not in group for group in optimizer.param_groups):
-            raise ValueError(f"final_beta1 moves Adam's betas, which {type(optimizer).__name__} lacks: leave it out")
+            raise ValueError(f"final_beta1={final_beta1} needs an optimizer with betas such as Adam, got {type(optimizer).__name__}")
         self.total_steps = total_steps
         self.hold = hold
         self.final_beta1 = final_beta1
@@ -38,7 +39,7 @@ class LinearDecay(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's stub allows tensors too
-        """The rate of each parameter group at this step."""
+        """Learning rate of each parameter group at this step."""
         return [float(rate) * self._left() for rate in self.base_lrs]
 
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -48,17 +49,17 @@ class LinearDecay(LRScheduler):
             group["betas"] = (self.final_beta1 + (initial - self.final_beta1) * self._left(), *group["betas"][1:])
 
     def _left(self) -> float:
-        """The share of the fall that is still to come: 1 before it, 0 at the end."""
+        """Remaining share of the decrease: 1 before it, 0 at the end."""
         return min(1.0, max(0.0, (1 - self.last_epoch / self.total_steps) / (1 - self.hold)))
 
 
 class WarmedLinearDecay(LinearDecay):
-    """A learning rate that rises linearly from near 0, and then falls linearly to 0 over the rest of the run.
+    """A learning rate that rises linearly from near 0, and then decreases linearly to 0 over the rest of the run.
 
     Args:
-        optimizer: whose `lr` is moved.
-        total_steps: steps of the run, at the end of which the rate is 0; it stays there.
-        warmup: share of the run over which the rate rises, from 0 to below 1.
+        optimizer: Optimizer whose `lr` changes.
+        total_steps: Number of steps of the run, >= 1. After them the rate is 0 and stays 0.
+        warmup: Share of the run over which the rate rises, >= 0 and < 1.
 
     Raises:
         ValueError: If a value is out of range.
@@ -66,7 +67,7 @@ class WarmedLinearDecay(LinearDecay):
 
     def __init__(self, optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1):
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup must be >= 0 and < 1, got {warmup}: it is a share of the run")
+            raise ValueError(f"warmup is a share of the run and must be >= 0 and < 1, got {warmup}")
         super().__init__(optimizer, total_steps, hold=warmup)
 
     def get_lr(self) -> list[float]:

@@ -1,11 +1,11 @@
-"""Where every random number of the project comes from: a seed for each purpose, by name."""
+"""Seeds for all randomness of the project: one for each purpose, by name."""
 
 import hashlib
 
 
 def stable_seed(*key: int | str) -> int:
-    """A 64-bit seed that follows from `key` alone, in every process and on every platform (Python's `hash` does not).
+    """Compute a 64-bit seed from `key`. It is the same in every process and on every platform, unlike Python's `hash`.
 
-    Purposes that share a user's seed stay independent by putting their name into the key.
+    To keep purposes with the same user's seed independent, add the name of the purpose to the key.
     """
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")

@@ -21,7 +21,8 @@ from vat.counting import (
     share_of_positions,
 )
 from vat.functional import Divergence
-from vat.network import Forward, Modules, Network, unwrapped
+from vat.layers import unwrapped
+from vat.network import Forward, Modules, Network
 from vat.norms import Norm
 from vat.seeds import stable_seed
 

@@ -261,7 +261,7 @@ def test_a_single_logit_is_two_classes(linear):
     [
         (lambda: PGD(steps=0), "steps must be >= 1, got 0"),
         (lambda: PGD(restarts=0), "restarts must be >= 1, got 0"),
-        (lambda: PGD(step_size=-1.0), "step_size must be > 0.*-1.0"),
+        (lambda: PGD(step_size=-1.0), "step_size is a share of eps and must be > 0, got -1.0"),
         (lambda: PGD(schedule="step"), "unknown schedule 'step': choose one of constant, linear, cosine"),
         (lambda: APGD(loss="hinge"), "unknown loss 'hinge': choose one of cross_entropy, dlr"),
         (lambda: APGD(targets=-1), "targets must be >= 0, got -1"),

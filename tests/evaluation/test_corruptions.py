@@ -10,7 +10,7 @@ from vat.evaluation.corruptions import SEVERITIES, corrupt, corruptions
 def test_features_have_noise_alone_and_images_all_four():
     assert corruptions(torch.zeros(2, 5)) == ("noise",)
     assert corruptions(torch.zeros(2, 1, 8, 8)) == ("noise", "blur", "shift", "contrast")
-    with pytest.raises(ValueError, match="unknown corruption 'blur'"):
+    with pytest.raises(ValueError, match="kind='blur' is no corruption"):
         corrupt("blur", torch.zeros(2, 5), 1, seeded())
 
 

@@ -253,12 +253,12 @@ class Unusable(Attack):
 def test_a_file_of_other_settings_is_refused(tmp_path):
     small = {"attacks": (FGM(),), "eps": {"l2": (0.5,)}, "path": tmp_path / "results.jsonl"}
     evaluate(Blobs(), batches(), settings={"seed": 0}, **small)
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match="started with other settings"):
         evaluate(Blobs(), batches(), settings={"seed": 1}, **small)
 
 
 def test_a_file_that_another_process_writes_is_refused(tmp_path):
-    with Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is at work"):
+    with Ledger(tmp_path / "results.jsonl", {}), pytest.raises(OSError, match="another process is writing"):
         evaluate(Blobs(), batches(), attacks=(), eps={}, path=tmp_path / "results.jsonl")
 
 
@@ -330,11 +330,11 @@ class Cheat(Attack):
     ("options", "error", "words"),
     [
         ({"eps": {"l3": (1.0,)}}, ValueError, "unknown norm 'l3': choose one of l2, linf"),
-        ({"eps": {"l2": (-1.0,)}}, ValueError, "eps.l2 must be finite numbers >= 0, got -1.0"),
-        ({"eps": {"l2": (math.nan,)}}, ValueError, "eps.l2 must be .*nan"),
+        ({"eps": {"l2": (-1.0,)}}, ValueError, "eps.l2 must hold finite numbers >= 0, got -1.0"),
+        ({"eps": {"l2": (math.nan,)}}, ValueError, "eps.l2 must hold finite numbers >= 0, got nan"),
         ({"attacks": (FGM(), FGM())}, ValueError, "distinct names, got fgm, fgm"),
-        ({"attacks": (Cheat(),)}, RuntimeError, "attack cheat left its ball of radius 0.2"),
-        ({"bounds": (0.0, 1.0)}, ValueError, r"inputs reach from -.* out of the declared range \[0, 1\]"),
+        ({"attacks": (Cheat(),)}, RuntimeError, "attack cheat must stay in the ball of radius 0.2"),
+        ({"bounds": (0.0, 1.0)}, ValueError, r"inputs must be in the declared range \[0, 1\], got values from -"),
     ],
     ids=str,
 )
@@ -344,17 +344,17 @@ def test_a_mistake_is_refused(options, error, words):
 
 
 def test_an_empty_test_set_is_refused():
-    with pytest.raises(ValueError, match="no example to evaluate"):
+    with pytest.raises(ValueError, match="test part is empty"):
         evaluate(Blobs(), [], attacks=(), eps={})
 
 
 def test_probabilities_in_place_of_logits_are_refused():
-    with pytest.raises(ValueError, match="outputs are probabilities"):
+    with pytest.raises(ValueError, match="must be logits, got probabilities"):
         measured(lambda x: Blobs()(x).softmax(1))
 
 
 def test_outputs_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="outputs on clean inputs are NaN or infinite"):
         measured(lambda x: Blobs()(x) / 0)
 
 
@@ -395,5 +395,5 @@ def test_an_attack_that_leaves_the_range_of_inputs_is_caught():
             return x - threat.eps / 2
 
     given = [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))]
-    with pytest.raises(RuntimeError, match=r"left its ball .* or the range"):
+    with pytest.raises(RuntimeError, match=r"must stay in the ball .* and in the range"):
         evaluate(lambda x: torch.stack([x.sum(1), x.sum(1) - 1], 1), given, attacks=(Below(),), eps={"linf": (0.2,)}, bounds=(0.0, 1.0))

@@ -19,7 +19,7 @@ from vat.data.loader import ResidentLoader
 from vat.data.splits import Split
 from vat.directions import DIRECTIONS
 from vat.lightning.classifier import Classifier, CrossEntropy
-from vat.network import random_state
+from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, local_distributional_smoothness
 from vat.step import Key
 
@@ -418,7 +418,7 @@ def assert_metrics(metrics, net, *stages):
 
 def test_probabilities_in_place_of_logits_are_told_of():
     x, y = data()
-    with pytest.warns(UserWarning, match="outputs of Sequential are >= 0 and sum to 1, as after a softmax"):
+    with pytest.warns(UserWarning, match="outputs of Sequential must be logits, got values >= 0 that sum to 1, as after a softmax"):
         classifier(nn.Sequential(network(), nn.Softmax(1))).validation_step((x, y), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -50,7 +50,7 @@ def test_every_figure_is_drawn_at_the_end(job, overrides, own):
 
 def test_a_figure_that_fails_costs_the_run_nothing_else(job, monkeypatch):
     monkeypatch.setattr(figures.plots, "reliability_figure", lambda *_: 1 / 0)
-    with pytest.warns(UserWarning, match="figures are missing, the run goes on: ZeroDivisionError: division by zero"):
+    with pytest.warns(UserWarning, match="figures are missing, the run continues: ZeroDivisionError: division by zero"):
         ran = job("figures=0", *MOONS)
     assert "test/accuracy" in ran.metrics
     assert (ran.folder / report.PAGE).is_file()

@@ -49,7 +49,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
         default_root_dir=tmp_path,
         callbacks=[RegularizerCallback(RandomPerturbation(eps=0.1))],
     )
-    with pytest.raises(FloatingPointError, match=r"gradient of network\.0\.weight is not finite at optimizer step \d, though the loss is"):
+    with pytest.raises(FloatingPointError, match=r"gradient of network\.0\.weight is not finite at optimizer step \d, but the loss is"):
         trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=2))
     assert all(p.isfinite().all() for p in module.parameters())
 

@@ -53,7 +53,7 @@ def account(monkeypatch):
 def test_wandb_mode_decides_where_it_is_set_and_nothing_is_asked(account, monkeypatch, mode):
     asked = account(key=True)
     monkeypatch.setenv("WANDB_MODE", mode)
-    assert loggers.wandb_mode() == (mode, "WANDB_MODE says so")
+    assert loggers.wandb_mode() == (mode, "set by WANDB_MODE")
     assert asked == []
 
 
@@ -149,7 +149,7 @@ def test_a_network_that_has_failed_since_costs_the_upload_and_not_the_run(tmp_pa
         raise wandb.errors.AuthenticationError("no answer")
 
     run = SimpleNamespace(id="abc", offline=False, disabled=False, log_artifact=log_artifact)
-    with pytest.warns(UserWarning, match=rf"did not take the checkpoints \(AuthenticationError\): they are in {tmp_path}"):
+    with pytest.warns(UserWarning, match=rf"could not store the checkpoints \(AuthenticationError\): they are in {tmp_path}"):
         loggers.upload_checkpoints(run, tmp_path, {})
 
 

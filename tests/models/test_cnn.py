@@ -64,9 +64,9 @@ def test_gradients_reach_every_parameter():
     ("shape", "arguments", "message"),
     [
         ((1, 3, 8), {}, r"height and width >= 4, got \(1, 3, 8\): resize the images"),
-        ((64,), {}, r"\(channels, height, width\) .* got \(64,\): .* use MLP"),
-        ((1, 8, 8), {"channels": ()}, r"at least one stage .*, got \(\)"),
-        ((1, 8, 8), {"channels": (8, 0)}, r"at least one channel, got \(8, 0\)"),
+        ((64,), {}, r"\(channels, height, width\) .* got \(64,\): .* use model=mlp"),
+        ((1, 8, 8), {"channels": ()}, r"channels must hold at least one number, each >= 1, got \(\)"),
+        ((1, 8, 8), {"channels": (8, 0)}, r"channels must hold at least one number, each >= 1, got \(8, 0\)"),
         ((1, 8, 8), {"dropout": 1.5}, "between 0 and 1, but got 1.5"),
     ],
 )

@@ -82,7 +82,7 @@ def test_gradients_reach_every_parameter(top_bn):
     ("shape", "arguments", "message"),
     [
         ((3, 11, 32), {}, r"height and width >= 12, got \(3, 11, 32\): resize the images"),
-        ((784,), {}, r"\(channels, height, width\) .* got \(784,\): .* use MLP"),
+        ((784,), {}, r"\(channels, height, width\) .* got \(784,\): .* use model=mlp"),
         ((3, 32, 32), {"dropout": 1.5}, "between 0 and 1, but got 1.5"),
         ((3, 32, 32), {"width": 0}, "width must be >= 1, got 0"),
     ],

@@ -61,7 +61,7 @@ def test_the_weights_of_the_folder_are_the_start_and_the_head_fits_the_classes(f
 
 @installed
 def test_wrong_folders_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="has 9 tokens, the data 10"):
+    with pytest.raises(ValueError, match="has 9 tokens, but the data has 10"):
         HuggingFace(2, 10, path=str(folder))
     (folder / "config.json").write_text('{"model_type": "none such"}')
     with pytest.raises(ValueError, match="cannot be used") as error:

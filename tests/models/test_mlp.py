@@ -116,8 +116,8 @@ def test_gradients_reach_every_parameter(batch_norm, batch_norm_logits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hidden": ()}, r"hidden must name at least one layer .*, got \(\)"),
-        ({"hidden": (8, 0)}, r"at least one unit, got \(8, 0\)"),
+        ({"hidden": ()}, r"hidden must hold at least one number, each >= 1, got \(\)"),
+        ({"hidden": (8, 0)}, r"hidden must hold at least one number, each >= 1, got \(8, 0\)"),
         ({"dropout": 1.5}, "between 0 and 1, but got 1.5"),
         ({"input_dropout": -0.1}, "between 0 and 1, but got -0.1"),
         ({"noise": -0.5}, "must be >= 0, got -0.5"),

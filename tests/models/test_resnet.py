@@ -76,7 +76,7 @@ def test_gradients_reach_every_parameter():
         ((3, 32, 32), {"depth": 27}, r"depth must be 10, 16, .*, got 27"),
         ((3, 32, 32), {"depth": 4}, r"depth must be 10, 16, .*, got 4"),
         ((3, 32, 32), {"width": 0}, "width must be >= 1, got 0"),
-        ((32, 32), {}, r"\(channels, height, width\) .* got \(32, 32\): .* use MLP"),
+        ((32, 32), {}, r"\(channels, height, width\) .* got \(32, 32\): .* use model=mlp"),
     ],
 )
 def test_bad_arguments_are_refused_by_value(shape, arguments, message):

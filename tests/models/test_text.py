@@ -28,7 +28,7 @@ def test_embeddings_have_mean_0_and_variance_1_over_the_words_as_often_as_they_o
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [1, -1]])
 def test_counts_that_are_none_are_refused(counts):
-    with pytest.raises(ValueError, match="counts must be"):
+    with pytest.raises(ValueError, match="counts must hold"):
         NormalizedEmbedding(counts, 4)
 
 

@@ -129,7 +129,7 @@ def test_gradients_reach_every_parameter():
 @pytest.mark.parametrize(
     ("shape", "arguments", "message"),
     [
-        ((3, 32, 32), {"widths": ()}, r"widths must name at least one block .*, got \(\)"),
+        ((3, 32, 32), {"widths": ()}, r"widths must hold at least one number, each >= 1, got \(\)"),
         ((3, 32, 32), {"widths": (8, 0)}, r"widths must .* got \(8, 0\)"),
         ((3, 7, 32), {}, r"height and width >= 8, got \(3, 7, 32\)"),
         ((100,), {}, "input_shape must be"),

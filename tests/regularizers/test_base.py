@@ -506,3 +506,8 @@ def test_one_that_stood_second_is_alone_in_another_run():
     first, second = VAT(1.0), VAT(2.0)
     assert list(by_unique_name([first, second])) == ["vat", "vat_2"]
     assert list(by_unique_name([second])) == ["vat"]
+
+
+def test_what_is_no_regularizer_is_refused():
+    with pytest.raises(TypeError, match=r"must be vat.Regularizer objects, got 3"):
+        by_unique_name([3])

@@ -81,7 +81,7 @@ def test_frequencies_that_cannot_be_are_refused(prior):
 
 
 def test_as_many_frequencies_as_classes_are_needed():
-    with pytest.raises(ValueError, match="prior has 2 frequencies for 3 classes"):
+    with pytest.raises(ValueError, match="prior must have one frequency for each of 3 classes, got 2"):
         ClassBalance(prior=[1, 1])(network(), X)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 GOOD = ("wonderful", "great", "superb", "lovely", "moving", "brilliant", "fine", "warm")
 BAD = ("awful", "dull", "boring", "bad", "weak", "tedious", "poor", "cold")
-OTHERS = "the film was a story of people with scenes and music that i saw last week".split()
+OTHERS = ["the", "film", "was", "a", "story", "of", "people", "with", "scenes", "and", "music", "that", "i", "saw", "last", "week"]
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_the_projects_files_come_first_and_that_is_said(here, capsys):
     (here / "conf" / "model" / "mlp.yaml").write_text("_target_: my_package.MyNet\n")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("train", ["model=mlp"]).model._target_ == "vat.models.mlp.MLP"
-    assert "not read, as the project has files of these names: conf/model/mlp.yaml" in capsys.readouterr().err
+    assert "ignored your conf/model/mlp.yaml, because the project has files of the same names" in capsys.readouterr().err
 
 
 def places(main):

@@ -273,7 +273,7 @@ FAULTS = {
     "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
     "NaN": (
         spoil_batch,
-        ["the loss is not finite at optimizer step 3", "cross_entropy = nan", "last.ckpt) or, from the start, the learning rate"],
+        ["the loss is not finite at optimizer step 3", "cross_entropy = nan", "last.ckpt). Or start again with a lower learning rate"],
     ),
 }
 

@@ -8,7 +8,15 @@ from vat.runs.robustness_report import show
 
 
 def found(number):
-    clean = {"accuracy": 0.9, "calibration_error": 0.1, "cross_entropy": 0.3, "lds": 0.2, "margin": None, "distance": None, "lipschitz": None}
+    clean = {
+        "accuracy": 0.9,
+        "calibration_error": 0.1,
+        "cross_entropy": 0.3,
+        "lds": 0.2,
+        "margin": None,
+        "distance": None,
+        "lipschitz": None,
+    }
     robust = {"l2": {"eps": [0.5, 1.0, 2.0, 4.0], "accuracy": {"apgd": [0.9, 0.8, 0.5, 0.0], "worst": [0.9, 0.7, 0.5, 0.0]}}}
     corruptions = {"noise": [0.9, 0.8, 0.7, 0.6, 0.5]}
     return {"examples": number, "of": number, "unit": "pixels", "spared": [], "warnings": {}} | {

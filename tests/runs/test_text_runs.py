@@ -164,7 +164,7 @@ def test_other_terms_train_on_texts(job, overrides, regularizer):
 
 
 def test_a_term_that_knows_no_padding_is_refused(job, overrides):
-    with pytest.raises(ValueError, match="knows no mask"):
+    with pytest.raises(ValueError, match="does not support a mask"):
         job(*overrides, "test=none", "figures=null", "regularizer=vat_published")
 
 

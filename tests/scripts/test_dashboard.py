@@ -52,7 +52,7 @@ def test_every_metric_it_shows_is_one_that_a_run_logs(panels, job):
 def test_saving_without_an_account_says_what_to_do(dashboard, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dashboard.py"])
     monkeypatch.setattr(dashboard.wandb, "login", lambda **_: False)
-    with pytest.raises(SystemExit, match="needs a W&B account: `wandb login`, or --json"):
+    with pytest.raises(SystemExit, match="needs a W&B account: run `wandb login`, or add --json"):
         dashboard.main()
 
 
@@ -62,5 +62,5 @@ def test_a_server_that_does_not_take_it_is_one_line(dashboard, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["dashboard.py", "--entity", "somebody"])
     monkeypatch.setattr(dashboard.wandb, "login", refused)
-    with pytest.raises(SystemExit, match=r"^error: W&B did not take the dashboard: no network$"):
+    with pytest.raises(SystemExit, match=r"^error: W&B could not save the dashboard: no network$"):
         dashboard.main()

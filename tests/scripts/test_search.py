@@ -155,7 +155,7 @@ def test_a_run_that_fails_stops_nothing(call, capsys):
 def test_a_study_of_other_settings_is_refused_and_kept(call):
     call(*SPACE, "--trials", "1", play=lambda *_: [0.5])
     before = Path("s/study.db").read_bytes()
-    with pytest.raises(SystemExit, match=r"error: s holds a study of other settings, .*choose another --folder"):
+    with pytest.raises(SystemExit, match=r"error: s contains a study with other settings, .*choose another --folder"):
         call("vat.eps=1,2", "--trials", "1", play=lambda *_: [0.5])
     assert Path("s/study.db").read_bytes() == before
 
@@ -163,7 +163,7 @@ def test_a_study_of_other_settings_is_refused_and_kept(call):
 def test_a_file_that_is_no_study_is_refused_and_kept(call):
     Path("s").mkdir()
     Path("s/study.db").write_text("something else entirely, and long enough to be looked at" * 20)
-    with pytest.raises(SystemExit, match=r"error: s/study.db is no study that this version can read"):
+    with pytest.raises(SystemExit, match=r"error: s/study.db is not a study that this version can read"):
         call(*SPACE, play=lambda *_: [0.5])
     assert Path("s/study.db").read_text().startswith("something else")
 
@@ -172,11 +172,11 @@ def test_a_file_that_is_no_study_is_refused_and_kept(call):
     ("overrides", "said"),
     [
         (["vat.esp=interval(0,1)"], "vat.esp"),
-        (["vat.eps=1"], "nothing to search"),
+        (["vat.eps=1"], "has nothing to search"),
         (["vat.eps=a,b"], "vat.eps"),
-        (["vat.eps=interval(2,1)"], "the interval must rise"),
-        (["vat.eps=tag(log,interval(0,1))"], "no logarithm of 0"),
-        (["vat.eps=1,2", "vat.eps=interval(1,2)"], "name each once"),
+        (["vat.eps=interval(2,1)"], "the end of the interval must be > its start"),
+        (["vat.eps=tag(log,interval(0,1))"], "logarithmic interval must be > 0, got 0"),
+        (["vat.eps=1,2", "vat.eps=interval(1,2)"], "has a key twice: give each key once"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_any_run(call, overrides, said):

@@ -1,8 +1,8 @@
-"""Attacks: each searches the ball of radius ε around an input for a point that the network takes for another class.
+"""Attacks: each searches the ball of radius ε around an input for a point that the network misclassifies.
 
-An attack is a call `attack(network, x, y, threat, generator)` which returns, for each example, the point at which it fell, or the input
-itself where it stands. Examples that have fallen are left alone, and everything random comes from the generator. Losses are computed in
-float64: in float32 the softmax of a certain prediction has no gradient, and a model would pass for robust because of it.
+An attack is a call `attack(network, x, y, threat, generator)`. For each example it returns a misclassified point, or the input itself if
+it finds none. It does not search further for an example once it is misclassified. All randomness comes from the generator. Losses are
+computed in float64: in float32 the softmax of a certain prediction has no gradient, and the model would seem robust because of that.
 """
 
 from vat.attacks.apgd import APGD

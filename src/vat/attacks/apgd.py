@@ -14,14 +14,14 @@ from vat.network import Forward
 
 
 class APGD(Attack):
-    """Auto-PGD (Croce & Hein, arXiv 2003.01690): momentum, and steps that are halved where the loss no longer rises.
+    """Auto-PGD (Croce & Hein, arXiv 2003.01690): it has momentum, and it halves the step if the loss no longer rises.
 
     Args:
-        steps: of each start.
-        restarts: starts, all from random points.
-        loss: that is raised: "cross_entropy" or "dlr", the scaled difference of logits.
-        targets: classes that are aimed at one after the other, from the runner-up on; 0 aims at none in particular. Such an attack is
-            spared what others have felled.
+        steps: Number of steps of each start, >= 1.
+        restarts: Number of starts, >= 1. Each begins at a random point.
+        loss: Loss that the attack raises: "cross_entropy" or "dlr", the scaled difference of logits.
+        targets: Number of classes to aim at one after the other, the most probable wrong class first. 0 aims at no particular class. A
+            targeted attack gets only the examples that the white-box attacks before it left robust.
     """
 
     def __init__(self, *, steps: int = 100, restarts: int = 1, loss: str = "cross_entropy", targets: int = 0):
@@ -37,13 +37,13 @@ class APGD(Attack):
         return f"apgd_{'ce' if self._loss_name == 'cross_entropy' else self._loss_name}{'_targeted' if self.targets else ''}"
 
     def __call__(self, network: Forward, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
-        found, standing = x.clone(), torch.arange(len(x), device=x.device)
+        found, robust = x.clone(), torch.arange(len(x), device=x.device)
         for aim in self._aims(network, x, y):
             for _ in range(self.restarts):
-                if len(standing):
-                    target = None if aim is None else aim[standing]
-                    found[standing], stands = self._ascend(network, x[standing], y[standing], target, threat, generator)
-                    standing = standing[stands]
+                if len(robust):
+                    target = None if aim is None else aim[robust]
+                    found[robust], held = self._ascend(network, x[robust], y[robust], target, threat, generator)
+                    robust = robust[held]
         return found
 
     def _aims(self, network: Forward, x: Tensor, y: Tensor) -> Sequence[Tensor | None]:
@@ -57,7 +57,7 @@ class APGD(Attack):
     def _ascend(
         self, network: Forward, x: Tensor, y: Tensor, target: Tensor | None, threat: Threat, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Where each example fell, or the input; and the rows that stand."""
+        """A misclassified point for each example, or the input; and the rows that are still robust."""
         found, rows = x.clone(), torch.arange(len(x), device=x.device)
         period = checkpoint = max(int(0.22 * self.steps), 1)
         shortest, shrinkage = max(int(0.06 * self.steps), 1), max(int(0.03 * self.steps), 1)
@@ -66,8 +66,8 @@ class APGD(Attack):
             aim = None if target is None else target[rows]
             view = look(network, point, y[rows], self.loss, aim)
             state = _Ascent.begin(point, view, 2 * threat.eps) if state is None else state.moved(point, view)
-            found[rows[view.fell]] = point[view.fell]
-            rows, state = rows[~view.fell], state.of(~view.fell)
+            found[rows[view.misclassified]] = point[view.misclassified]
+            rows, state = rows[~view.misclassified], state.of(~view.misclassified)
             if step == self.steps or not len(rows):
                 break
             if step == checkpoint:
@@ -82,15 +82,15 @@ class APGD(Attack):
 
 
 class _Ascent(NamedTuple):
-    """The state of APGD for each example that stands.
+    """The state of APGD for each example that is still robust.
 
     Attributes:
-        point, gradient, loss: At present.
-        previous: The point before.
-        size: Of a step.
-        best, best_gradient, best_loss: Where the loss was highest.
-        rises: Steps since the last checkpoint that raised the loss.
-        halved: At the last checkpoint.
+        point, gradient, loss: Current values.
+        previous: Point before the current one.
+        size: Length of a step.
+        best, best_gradient, best_loss: Values at the point of the highest loss so far.
+        rises: Number of steps since the last checkpoint that raised the loss.
+        halved: Whether the last checkpoint halved the step.
         checked_loss: Highest loss at the last checkpoint.
     """
 
@@ -130,7 +130,11 @@ class _Ascent(NamedTuple):
         )
 
     def checked(self, period: int) -> "_Ascent":
-        """After `period` steps: half the step and a return to the best, where less than 75 % of them rose or nothing came of them."""
+        """The state after a checkpoint: half the step and a return to the best point, for an example that makes too little progress.
+
+        That is: at most 75 % of the last `period` steps raised the loss, or the best loss did not rise since a checkpoint that left
+        the step as it was.
+        """
         stuck = ~self.halved & (self.best_loss <= self.checked_loss)
         halve = (self.rises <= 0.75 * period) | stuck
         wide = each(halve, self.point)

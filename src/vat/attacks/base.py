@@ -1,4 +1,4 @@
-"""What an attack is, and what all of them need."""
+"""The base class of attacks, and the helpers that they share."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ from vat.network import Forward
 
 
 def predictions(network: Forward, x: Tensor) -> Tensor:
-    """The class of each input (N,), without a gradient."""
+    """Predicted class of each input (N,), without a gradient."""
     with torch.no_grad():
         return as_classes(network(x)).argmax(1)
 
 
 class View(NamedTuple):
-    """What one pass tells of each example: its loss, the gradient of it, whether the example has fallen."""
+    """The result of one pass for each example: its loss, the gradient of the loss, whether the example is misclassified."""
 
     loss: Tensor
     gradient: Tensor
-    fell: Tensor
+    misclassified: Tensor
 
 
 def look(network: Forward, point: Tensor, y: Tensor, loss: Loss, target: Tensor | None = None) -> View:
-    """One pass at `point` (N, …) and the gradient of `loss` there."""
+    """Run one pass at `point` (N, …) and compute the gradient of `loss` there."""
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         logits = as_classes(network(leaf)).double()
@@ -36,11 +36,12 @@ def look(network: Forward, point: Tensor, y: Tensor, loss: Loss, target: Tensor 
 
 
 class Attack:
-    """One way to search.
+    """One way to search for adversarial examples.
 
     Attributes:
-        white_box: It uses gradients of the network that is attacked; None: in part.
-        spared: It is too dear to be given what the white-box attacks before it in a list have felled.
+        white_box: Whether the attack uses gradients of the attacked network. None: in part.
+        spared: Whether the attack is expensive. It then gets only the examples that the white-box attacks before it in the list left
+            robust.
     """
 
     white_box: bool | None = True
@@ -48,29 +49,36 @@ class Attack:
 
     @property
     def name(self) -> str:
-        """In reports and figures."""
+        """Name of the attack in reports and figures."""
         return type(self).__name__.lower()
 
     def __call__(self, network: Forward, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
-        """Points at which the examples fell, and the inputs themselves where they stand: (N, …).
+        """Search for a misclassified point for each example.
 
         Args:
-            network: x -> logits, in evaluation mode.
-            x: inputs (N, …) within the threat's bounds.
-            y: their classes (N,).
-            threat: what may be done to them.
-            generator: source of all that is random, on the device of x.
+            network: Function from inputs to logits, in evaluation mode.
+            x: Inputs (N, …) within the threat's bounds.
+            y: Classes of the inputs (N,).
+            threat: Set of allowed points.
+            generator: Source of all randomness, on the device of `x`.
+
+        Returns:
+            Misclassified points (N, …). If the search finds none for an example, its input.
         """
         raise NotImplementedError
 
 
 def at_least_one(name: str, value: int) -> int:
-    """`value`, which must be >= 1."""
+    """Return `value`.
+
+    Raises:
+        ValueError: If `value` is below 1.
+    """
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
     return value
 
 
 def each(value: Tensor, x: Tensor) -> Tensor:
-    """(N,) to (N, 1, …, 1), to go with x (N, …)."""
+    """Reshape (N,) to (N, 1, …, 1), so that it broadcasts over `x` (N, …)."""
     return value.view(-1, *[1] * (x.dim() - 1))

@@ -1,4 +1,4 @@
-"""Losses of one example each that attacks raise."""
+"""The losses that attacks raise: one value for each example."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,21 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """Of the class `y`; towards `target` where there is one, its negative. Logits (N, C), classes (N,), result (N,)."""
+    """Cross entropy of the class `y`, or with a `target` the negative cross entropy of the target.
+
+    Args:
+        logits: Logits (N, C).
+        y: Classes (N,).
+        target: Classes to aim at (N,), or None.
+
+    Returns:
+        Losses (N,).
+    """
     return F.cross_entropy(logits, y, reduction="none") if target is None else -F.cross_entropy(logits, target, reduction="none")
 
 
 def logit_difference(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """How far the best other class, or `target`, is ahead of `y`, in logits: positive where the example has fallen."""
+    """Logit of the best other class, or of `target`, minus the logit of `y`. Without a target it is positive if `y` is not predicted."""
     of_y = logits.gather(1, y[:, None])[:, 0]
     if target is not None:
         return logits.gather(1, target[:, None])[:, 0] - of_y
@@ -23,9 +32,10 @@ def logit_difference(logits: Tensor, y: Tensor, target: Tensor | None = None) ->
 
 
 def scaled_difference(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """The difference of logits ratio (DLR) of Croce & Hein, arXiv 2003.01690: blind to a scale of the logits.
+    """The difference of logits ratio (DLR) of Croce & Hein, arXiv 2003.01690. A scale of the logits does not change it.
 
-    With too few classes for the scale, two or for a target three, it is the difference itself: only its gradient's direction counts.
+    The ratio needs three classes, or four with a target. With fewer it is the plain difference, because attacks use only the direction of
+    the gradient.
     """
     difference = logit_difference(logits, y, target)
     if logits.shape[1] < (3 if target is None else 4):

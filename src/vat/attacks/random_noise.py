@@ -1,4 +1,4 @@
-"""Random perturbations."""
+"""Random perturbations as an attack."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from vat.network import Forward
 
 
 class RandomNoise(Attack):
-    """Perturbations of length ε in random directions: what robustness must at least mean.
+    """Perturbations of length ε in random directions: the weakest attack.
 
     Args:
-        draws: of which each example must stand all.
+        draws: Number of directions, >= 1. An example is robust if none of them changes its class.
     """
 
     white_box = False
@@ -29,9 +29,9 @@ class RandomNoise(Attack):
         found, rows = x.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.draws):
             point = threat.random(x[rows], generator)
-            fell = predictions(network, point) != y[rows]
-            found[rows[fell]] = point[fell]
-            rows = rows[~fell]
+            misclassified = predictions(network, point) != y[rows]
+            found[rows[misclassified]] = point[misclassified]
+            rows = rows[~misclassified]
             if not len(rows):
                 break
         return found

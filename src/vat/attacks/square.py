@@ -1,4 +1,4 @@
-"""Random search that sees logits alone."""
+"""Random search that uses only logits."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from vat.norms import LInf
 
 
 class Square(Attack):
-    """Random search that sees logits alone (Andriushchenko et al., arXiv 1912.00049): it sets windows of the image anew.
+    """Random search that uses only logits (Andriushchenko et al., arXiv 1912.00049): it changes random windows of the image.
 
-    Inputs that are no images (N, C, H, W) count as one row of pixels. In L2 a window takes over the length of another, as in the paper;
-    the pattern written into it is even, where theirs is a bump.
+    Inputs that are not images (N, C, H, W) count as one row of pixels. In L2 a window takes the length of another window, as in the paper.
+    The pattern in the window is constant. The paper's pattern is a bump.
 
     Args:
-        queries: passes, at most.
-        window: share of the pixels in a window at first; it falls as in the paper.
+        queries: Largest number of passes, >= 1.
+        window: Share of the pixels in the first window, > 0 and <= 1. It decreases as in the paper.
     """
 
     white_box = False
@@ -42,9 +42,9 @@ class Square(Attack):
                 ahead = logit_difference(as_classes(network(candidate)).double(), y[rows])
             better = ahead > lead
             best, lead = torch.where(each(better, best), candidate, best), torch.where(better, ahead, lead)
-            fell = lead > 0
-            found[rows[fell]] = best[fell]
-            rows, best, lead = rows[~fell], best[~fell], lead[~fell]
+            misclassified = lead > 0
+            found[rows[misclassified]] = best[misclassified]
+            rows, best, lead = rows[~misclassified], best[~misclassified], lead[~misclassified]
             if not len(rows):
                 break
             change = self._change_linf if isinstance(threat.norm, LInf) else self._change_l2

@@ -11,11 +11,11 @@ from vat.network import Forward
 
 
 class Transfer(Attack):
-    """Points found with the gradients of another network, which never sees the one that is attacked.
+    """Points found with the gradients of another network, without any pass of the attacked network.
 
     Args:
-        source: trained independently for the same classes, in evaluation mode.
-        steps: of PGD on the difference of its logits.
+        source: Network trained independently for the same classes, in evaluation mode.
+        steps: Number of PGD steps on the difference of its logits, >= 1.
     """
 
     white_box = False
@@ -28,5 +28,5 @@ class Transfer(Attack):
         for step in range(self.steps):
             gradient = look(self.source, point, y, logit_difference).gradient
             point = threat.step(x, point, gradient, 2.5 / self.steps * threat.eps * cosine(step / self.steps), generator)
-        fell = predictions(network, point) != y
-        return torch.where(each(fell, x), point, x)
+        misclassified = predictions(network, point) != y
+        return torch.where(each(misclassified, x), point, x)

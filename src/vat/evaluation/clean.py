@@ -1,4 +1,4 @@
-"""What is known of a network without an attack."""
+"""Measures of a network on clean inputs, without an attack."""
 
 from collections.abc import Callable
 
@@ -16,28 +16,34 @@ from vat.step import Key
 
 CALIBRATION_BINS = 15
 
-LIPSCHITZ_POINTS = 8  # random points of the ball, beside its centre
+LIPSCHITZ_POINTS = 8  # random points of the ball; its centre is one more
 
 
 def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, key: Key, generator: torch.Generator) -> Result:
-    """Sums over a batch of what is known without an attack.
+    """Sums over a batch of the measures without an attack.
 
     Returns:
-        `correct` (a 0 or 1 for each example), `cross_entropy`, `lds` (radius `lds_eps`), `confidence` (for each calibration bin the number
-        of examples, the sum of their confidences and the number that are right), and, over examples that are right and have a gradient,
-        whose number is `measured`: `margin` (by how many logits the class leads), `distance` (the first-order L2 distance to the nearest
-        boundary, margin over gradient) and `lipschitz` (the largest gradient of the margin, in L2, found in the ball of radius `lds_eps`:
-        a lower bound of its local Lipschitz constant).
+        Plain values:
+
+            - `correct`: a 0 or 1 for each example
+            - `cross_entropy`: sum over the examples
+            - `lds`: sum of LDS with radius `lds_eps`
+            - `confidence`: for each calibration bin the number of examples, the sum of their confidences, and the number of correct ones
+            - `measured`: number of examples that are correct and have a gradient. The next three are sums over these
+            - `margin`: logit of the class minus the best other logit
+            - `distance`: first-order L2 distance to the nearest boundary, that is margin / gradient
+            - `lipschitz`: largest L2 gradient of the margin found in the ball of radius `lds_eps`. It is a lower bound of the local
+              Lipschitz constant of the margin
 
     Raises:
-        ValueError: the outputs are not finite, or probabilities.
+        ValueError: If the outputs are not finite, or are probabilities.
     """
     with torch.no_grad():
         logits = as_classes(network(x))
     _check_outputs(logits)
     correct = logits.argmax(1) == y
     margin = -logit_difference(logits, y)
-    steepest = slope = _slope(network, x, y) if x.is_floating_point() else torch.zeros_like(margin)  # of words there is none
+    steepest = slope = _slope(network, x, y) if x.is_floating_point() else torch.zeros_like(margin)  # token numbers have no gradient
     for _ in range(LIPSCHITZ_POINTS if x.is_floating_point() else 0):
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         radius = torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator, device=x.device, dtype=x.dtype)
@@ -46,7 +52,7 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
     chance, chosen = probabilities(logits).max(1)
     in_bin = (chance * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=x.device)
-    module = None if isinstance(network, nn.Module) else ()  # a bare function is taken as it is, see `robustness.evaluate`
+    module = None if isinstance(network, nn.Module) else ()  # a function has no module to protect: `evaluating` leaves it as it is
     bins.index_add_(0, in_bin, torch.stack([torch.ones_like(chance), chance, (chosen == y).to(chance)], 1).double())
     return {
         "correct": to_bits(correct),
@@ -62,16 +68,16 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
 
 def _check_outputs(logits: Tensor) -> None:
     if not logits.isfinite().all():
-        raise ValueError("the network's outputs are not finite on clean inputs: there is nothing to attack")
+        raise ValueError("the network's outputs on clean inputs are NaN or infinite: evaluate needs finite logits")
     if len(logits) > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
         raise ValueError(
-            "the network's outputs are probabilities, each >= 0 with a sum of 1, where logits are wanted: leave out its softmax, whose "
+            "the network's outputs must be logits, got probabilities: each is >= 0 and they sum to 1. Remove the softmax, because its "
             "rounding hides gradients from attacks"
         )
 
 
 def gradient_of(network: Forward, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Gradient of the loss at each input, of the shape of x."""
+    """Gradient of the loss at each input, in the shape of `x`."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         value = loss(as_classes(network(leaf)).double(), y).sum()

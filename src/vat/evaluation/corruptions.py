@@ -1,4 +1,4 @@
-"""Inputs as a bad sensor would deliver them."""
+"""Corruptions of inputs, as a bad sensor makes them."""
 
 import math
 
@@ -10,22 +10,25 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corruptions(x: Tensor) -> tuple[str, ...]:
-    """The kinds of corruption that inputs like `x` can have: noise, and those of images (N, C, H, W)."""
+    """Kinds of corruption for inputs like `x`. Images (N, C, H, W) have four, other inputs only noise."""
     return ("noise", "blur", "shift", "contrast") if x.dim() == 4 else ("noise",)
 
 
 def corrupt(kind: str, x: Tensor, severity: int, generator: torch.Generator, bounds: tuple[float, float] | None = None) -> Tensor:
-    """Inputs (N, …) as a bad sensor would deliver them, within the bounds.
+    """Corrupt inputs (N, …) within the bounds.
 
-    For each step of `severity` (from 1 to 5): `noise`, normal, of 8 % of the range of inputs, or 20 % of their standard deviation where no
-    range is declared; `blur` by a Gaussian of 2 % of the width; `shift` by 4 % of the width in a random direction, the border repeated;
-    `contrast` lowered by 18 %.
+    Each step of `severity` (from 1 to 5) adds:
+
+    - `noise`: normal noise of 8 % of the range of inputs, or without bounds 20 % of their standard deviation
+    - `blur`: a Gaussian of 2 % of the width
+    - `shift`: 4 % of the width in a random direction; the border is repeated
+    - `contrast`: 18 % less contrast
 
     Raises:
-        ValueError: there is no such kind for these inputs.
+        ValueError: If `kind` does not exist for these inputs.
     """
     if kind not in corruptions(x):
-        raise ValueError(f"unknown corruption {kind!r} of inputs {tuple(x.shape)}: choose one of {', '.join(corruptions(x))}")
+        raise ValueError(f"kind={kind!r} is no corruption of inputs of shape {tuple(x.shape)}: choose one of {', '.join(corruptions(x))}")
     if kind == "noise":
         unit = 0.2 * float(x.std(correction=0)) if bounds is None else 0.08 * (bounds[1] - bounds[0])
         changed = x + severity * unit * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -33,7 +36,7 @@ def corrupt(kind: str, x: Tensor, severity: int, generator: torch.Generator, bou
         changed = _blurred(x, sigma=0.02 * severity * x.shape[-1])
     elif kind == "shift":
         angle = 2 * math.pi * torch.rand(len(x), generator=generator, device=x.device)
-        way = 2 * 0.04 * severity * torch.stack([angle.cos(), angle.sin()], 1)  # the grid is 2 wide
+        way = 2 * 0.04 * severity * torch.stack([angle.cos(), angle.sin()], 1)  # the width of the grid is 2
         identity = torch.eye(2, device=x.device).expand(len(x), 2, 2)
         grid = F.affine_grid(torch.cat([identity, way[:, :, None]], 2), list(x.shape), align_corners=False)
         changed = F.grid_sample(x, grid.to(x.dtype), padding_mode="border", align_corners=False)

@@ -1,4 +1,4 @@
-"""What a call costs: its seconds next to those of another call, and its peak memory."""
+"""Cost of a call: its time relative to another call, and its peak memory."""
 
 import time
 import weakref
@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Action = Callable[[], Any]
-CALLS = 20 if torch.cuda.is_available() else 1  # in a sample: a single one on an idle GPU would show how fast it is launched
+CALLS = 20 if torch.cuda.is_available() else 1  # in a sample; one call on an idle GPU would measure the launch
 
 
 def timed(action: Action, calls: int = 1) -> float:
-    """Seconds of a call, with the device's queue empty before and after them all."""
+    """Mean seconds of a call. The device's queue is empty before the first call and after the last."""
     _wait()
     began = time.perf_counter()
     for _ in range(calls):
@@ -31,8 +31,8 @@ def _wait() -> None:
 
 
 def in_turn(actions: Mapping[str, Action], *, reference: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each, and the median and range of its ratios to the reference, which is timed again before each of them."""
-    for action in actions.values():  # once for what is made or chosen at the first call
+    """Median seconds of each action, and the median and range of its ratios to the reference, which is timed again for each ratio."""
+    for action in actions.values():  # warm-up: the first calls allocate buffers and choose kernels
         action()
         action()
     seconds: dict[str, list[float]] = {name: [] for name in actions}
@@ -46,12 +46,12 @@ def in_turn(actions: Mapping[str, Action], *, reference: str, repeats: int) -> d
 
 
 def summary(seconds: Sequence[float], ratios: Sequence[float]) -> dict[str, float]:
-    """Median seconds, and the median and range of the ratios."""
+    """Summarize samples: median seconds, and the median and range of the ratios."""
     return {"seconds": median(seconds), "ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 class Peak(TorchDispatchMode):
-    """Most bytes of tensors alive at once within it; those of `held` count from the start. Buffers inside an operator are not seen."""
+    """Peak bytes of live tensors within the block. `held` tensors count from the start. Buffers inside an operator do not count."""
 
     def __init__(self, held: Sequence[Tensor]):
         super().__init__()
@@ -68,7 +68,7 @@ class Peak(TorchDispatchMode):
         return out
 
     def count(self, tensor: Tensor) -> None:
-        """Count its storage until it is freed."""
+        """Count the storage of a tensor until it is freed."""
         storage = tensor.untyped_storage()
         place, size = storage._cdata, storage.nbytes()
         if place in self.storages:
@@ -84,9 +84,14 @@ class Peak(TorchDispatchMode):
 
 
 def peak_memory(action: Action, held: Sequence[Tensor]) -> int:
-    """Bytes, with what is held, which has no gradients yet: the allocator's on a GPU, those of the tensors alive elsewhere."""
+    """Peak bytes of a call, including the `held` tensors. On a GPU the allocator counts them, elsewhere `Peak` does.
+
+    Args:
+        action: Call to measure.
+        held: Tensors that exist before the call, such as parameters, without gradients.
+    """
     if torch.cuda.is_available():
-        action()  # cuBLAS keeps a workspace from its first call on, which is no part of the step
+        action()  # cuBLAS allocates a permanent workspace in its first call, which is not part of the step
         for tensor in held:
             tensor.grad = None
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""A file of results to which an evaluation that is started again returns."""
+"""The file of results from which an evaluation resumes."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from vat import files
 
 
 class Ledger:
-    """A JSON-lines file: the settings, then a line for each part of each batch, in order. One process at a time writes it.
+    """A JSON-lines file: the settings, then a line for each part of each batch, in order. Only one process at a time can write it.
 
     Args:
-        path: the file; None keeps nothing.
-        settings: plain values.
+        path: Path of the file. None: nothing is written.
+        settings: Plain values that must be the same if the file exists.
 
     Raises:
-        ValueError: on entering, where the file was begun with other settings.
-        OSError: on entering, where another process writes it, or it cannot be written.
+        ValueError: If the file was started with other settings (raised on entering).
+        OSError: If another process is writing the file, or the file cannot be written (raised on entering).
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]):
@@ -32,7 +32,7 @@ class Ledger:
         self._file = files.regular(self.path).open("a+b")
         if not files.lock(self._file):
             self._file.close()
-            raise OSError(f"another process is at work on {self.path}: wait for it")
+            raise OSError(f"another process is writing {self.path}: wait until it ends")
         self._drop_broken_line()
         self._file.seek(0)
         first = self._file.readline()
@@ -40,7 +40,7 @@ class Ledger:
             self.append({"settings": self.settings})
         elif json.loads(first) != {"settings": self.settings}:
             self._file.close()
-            raise ValueError(f"{self.path} was begun with other settings: remove it, or choose another folder")
+            raise ValueError(f"{self.path} was started with other settings: remove it, or choose another folder")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -48,7 +48,7 @@ class Ledger:
             self._file.close()
 
     def _drop_broken_line(self) -> None:
-        """A process that was killed may have left half a line."""
+        """Cut off an incomplete last line, which a killed process can leave."""
         self._file.seek(0)
         whole = 0
         for line in self._file:
@@ -56,7 +56,7 @@ class Ledger:
         os.truncate(self._file.fileno(), whole)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The lines after the settings that are there already; to be read to their end before anything is appended."""
+        """Existing lines after the settings. Read them all before you append."""
         if self.path is None:
             return
         with self.path.open("rb") as file:
@@ -65,7 +65,7 @@ class Ledger:
                 yield json.loads(line)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write a line, at once."""
+        """Write a line to the file immediately."""
         if self.path is not None:
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()

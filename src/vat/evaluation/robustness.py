@@ -1,8 +1,11 @@
-"""How robust is a network? Accuracy, smoothness and margins on clean inputs, accuracy under attacks and corruptions, and the checks that
-tell robustness from an attack that failed.
+"""Measure the robustness of a network.
 
-`evaluate` goes through the examples batch by batch and writes what it measures of each as it comes; started again on the same file it goes
-on with the very next part. All that is random follows from (seed, batch, part), so the result is that of an unbroken run.
+The measures are accuracy, smoothness and margins on clean inputs, and accuracy under attacks and corruptions. Sanity checks tell a robust
+network from an attack that failed.
+
+`evaluate` takes the examples batch by batch and writes each result to a file immediately. If it is started again on the same file, it
+resumes with the next part. All randomness follows from (seed, batch, part), so a resumed evaluation gives the same result as one without
+interruption.
 """
 
 import math
@@ -22,16 +25,17 @@ from vat.evaluation.results import Result, from_bits, to_bits
 from vat.evaluation.sanity import sanity_probe
 from vat.evaluation.summary import Summary
 from vat.functional import by_name
-from vat.network import Forward, random_state
+from vat.network import Forward
 from vat.norms import NORMS
+from vat.random_state import random_state
 from vat.seeds import stable_seed
 from vat.step import Key
 
-PROBED = 200  # examples on which the sanity checks run attacks of their own
+PROBED = 200  # examples for the attacks of the sanity checks
 
 
 class Batches(Protocol):
-    """Batches (x, y) in an order that does not change."""
+    """Batches (x, y) in a fixed order."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -54,37 +58,45 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a classifier on all examples of `batches`.
 
-    An example that falls at one ε has fallen at every larger one, so attacks go from small to large and leave it alone.
+    Attacks run from the smallest ε to the largest. An example that is misclassified at one ε counts as misclassified at every larger ε,
+    and is not attacked again.
 
     Args:
-        network: x (N, …) -> logits (N, C), or (N,) for two classes; a module is put into evaluation mode for the time being.
-        batches: inputs and their classes.
-        attacks: of distinct names.
-        eps: radii for each norm ("l2", "linf"), in the units of the inputs.
-        bounds: least and greatest value of an input, from which no attack departs; None where any value is one.
-        lds_eps: radius of LDS and of the ball in which the Lipschitz constant is estimated.
-        seed: of all that is random.
-        device: of the network.
-        cascade: spare every attack what the white-box attacks before it have felled: their worst case for less, but no curve of each.
-        path: a JSON-lines file to append each part to, and to go on from; None keeps nothing.
-        settings: plain values that the file must have been begun with.
-        progress: told after each part how many are done, of how many, and which is next.
+        network: Function from inputs (N, …) to logits (N, C), or (N,) for two classes. A module is in evaluation mode during the call.
+        batches: Inputs and their classes.
+        attacks: Attacks with distinct names.
+        eps: Radii for each norm ("l2", "linf"), in the units of the inputs.
+        bounds: Least and greatest value of an input; attacks stay within them. None: any value is allowed.
+        lds_eps: Radius of LDS, and of the ball in which the Lipschitz constant is estimated, in the units of the inputs.
+        seed: Seed of all randomness.
+        device: Device of the network.
+        cascade: Give each attack only the examples that the white-box attacks before it left robust. This costs less and gives the worst
+            case, but no curve for each attack.
+        path: JSON-lines file that gets each result and from which an evaluation resumes. None: nothing is written.
+        settings: Plain values of this evaluation. A file that exists must have been started with the same ones.
+        progress: Function that is called before each part with the number of finished parts, the number of all parts, and the name of the
+            next part.
 
     Returns:
-        Plain values: `examples`, `clean` (accuracy and the like), `corruptions` (accuracy for each of `SEVERITIES`), `robust` (for each
-        norm `eps`, and for each attack and their `worst` case the accuracy at each ε), `warnings` (texts by the name of the check).
+        Plain values:
+
+            - `examples`: number of examples
+            - `clean`: accuracy and the other measures without an attack
+            - `corruptions`: accuracy for each of `SEVERITIES`
+            - `robust`: for each norm `eps`, and the accuracy at each ε for each attack and for the `worst` case
+            - `warnings`: texts by the name of the check
 
     Raises:
-        ValueError: there is no example, an argument is out of range, the inputs or outputs are not what they should be, or the file was
-            begun with other settings.
-        RuntimeError: an attack left its ball.
+        ValueError: If there is no example, an argument is out of range, inputs or outputs are invalid, or the file was started with
+            other settings.
+        RuntimeError: If an attack left its ball.
     """
     grid = {name: _checked_radii(name, radii) for name, radii in eps.items()}
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise ValueError(f"attacks must have distinct names, got {', '.join(names)}")
     if len(batches) == 0:
-        raise ValueError("there is no example to evaluate: the test part is empty")
+        raise ValueError("the test part is empty: evaluate needs at least one example")
     device = torch.device(device)
     total, summary = len(batches), Summary(attacks, grid)
     with Ledger(path, settings or {}) as ledger, evaluating(network):
@@ -112,7 +124,7 @@ def evaluate(
 
 @contextmanager
 def evaluating(network: Forward) -> Iterator[None]:
-    """A module in evaluation mode and with constant parameters, which it is given back as it was; a bare function as it is."""
+    """Within the block, put a module into evaluation mode and set its parameters' `requires_grad` to False. A function does not change."""
     if not isinstance(network, nn.Module):
         yield
         return
@@ -134,21 +146,21 @@ def _checked_radii(norm: str, radii: Sequence[float]) -> list[float]:
     by_name("norm", NORMS, norm)
     for radius in radii:
         if not (math.isfinite(radius) and radius >= 0):
-            raise ValueError(f"eps.{norm} must be finite numbers >= 0, got {radius}")
+            raise ValueError(f"eps.{norm} must hold finite numbers >= 0, got {radius}")
     return sorted({float(radius) for radius in radii})
 
 
 def _check_inputs(x: Tensor, bounds: tuple[float, float] | None) -> None:
     if not x.is_floating_point():
-        raise ValueError(f"inputs must be of a floating dtype to be perturbed, got {x.dtype}: pass images / 255")
+        raise ValueError(f"inputs must have a floating dtype, got {x.dtype}: pass images / 255")
     if bounds is None:
         return
     low, high = float(x.min()), float(x.max())
     slack = 1e-5 * (bounds[1] - bounds[0])
     if low < bounds[0] - slack or high > bounds[1] + slack:
         raise ValueError(
-            f"inputs reach from {low:g} to {high:g}, out of the declared range [{bounds[0]:g}, {bounds[1]:g}]: bring them, and eps, to "
-            "the units the network was trained in, or declare another range"
+            f"inputs must be in the declared range [{bounds[0]:g}, {bounds[1]:g}], got values from {low:g} to {high:g}. Convert the inputs "
+            "and eps to the units of the training inputs, or declare another range"
         )
 
 
@@ -165,7 +177,7 @@ def _parts(
     seed: int,
     cascade: bool,
 ) -> dict[str, Callable[[Mapping[str, Result]], Result]]:
-    """What is to be measured on a batch, by name; each function is told what the parts before it found."""
+    """The measurements of a batch, by name. Each function gets the results of the parts before it."""
 
     def generator(*purpose: str | float) -> torch.Generator:
         return torch.Generator(x.device).manual_seed(stable_seed(seed, number, *map(str, purpose)))
@@ -193,7 +205,7 @@ def _parts(
 
     parts: dict[str, Callable[[Mapping[str, Result]], Result]] = {"clean": clean}
     if not x.is_floating_point():
-        return parts  # words, whose numbers no attack or sensor can move
+        return parts  # token numbers: a small change of them means nothing, so there are no attacks and corruptions
     if number == 0:
         parts["sanity"] = lambda before: sanity_probe(
             network, *_probed(x, y, before["clean"]["correct"]), bounds=bounds, grid=grid, generator=generator("sanity")
@@ -212,8 +224,11 @@ def _probed(x: Tensor, y: Tensor, correct: str) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_outside(attack: Attack, threat: Threat, x: Tensor, point: Tensor) -> None:
-    """An attack's success counts only within the ball, whoever wrote the attack."""
+    """Raise an error if points of an attack are outside the ball or the range. The attack may be a user's own class."""
     length, slack = float(threat.norm.length(point - x).max()), 1e-5 * (threat.eps + float(x.abs().max()))
     outside = threat.bounds is not None and (float(point.min()) < threat.bounds[0] - slack or float(point.max()) > threat.bounds[1] + slack)
     if not length <= threat.eps + slack or outside:
-        raise RuntimeError(f"attack {attack.name} left its ball of radius {threat.eps:g} or the range of inputs, by a length of {length:g}")
+        raise RuntimeError(
+            f"attack {attack.name} must stay in the ball of radius {threat.eps:g} and in the range of inputs, got a perturbation of length "
+            f"{length:g}"
+        )

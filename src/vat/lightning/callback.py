@@ -1,4 +1,4 @@
-"""Any regularizer on any LightningModule."""
+"""A callback that adds regularizers to any LightningModule."""
 
 import inspect
 import warnings
@@ -19,51 +19,53 @@ from vat.step import Key, Step
 
 
 def first_tensors(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """The first tensor of a floating dtype in a batch (a tensor, or nested sequences and mappings), and the first of integers."""
+    """Find the first tensor of a floating dtype and the first of integers in a batch: a tensor, or nested sequences and mappings."""
     found = list(_tensors(batch))
     floating = [t for t in found if t.is_floating_point()]
     if not floating:
-        raise ValueError("the batch holds no tensor of a floating dtype: name the inputs by RegularizerCallback(inputs=function)")
+        raise ValueError("the batch contains no tensor of a floating dtype: give the inputs as RegularizerCallback(inputs=function)")
     x, *others = floating
     if any(t.dim() > 1 and t.shape[1:] == x.shape[1:] for t in others):  # labelled and unlabelled rows, two views
         warnings.warn(
-            "the batch holds several tensors that may be inputs, and the first is taken: name what is meant, as "
+            "the batch contains several tensors that may be inputs, and the first is used. Give the inputs, as "
             "RegularizerCallback(VAT(eps=2.0), inputs=lambda batch: torch.cat([batch['labeled'][0], batch['unlabeled']]))",
             stacklevel=2,
         )
-    elif x.dim() < 2 and any(t.dim() > 1 for t in others):  # a weight, a fold
+    elif x.dim() < 2 and any(t.dim() > 1 for t in others):  # the first tensor is not the inputs: a weight, a fold
         raise ValueError(
-            f"the first tensor of a floating dtype in the batch has shape {tuple(x.shape)}, and others have more dimensions: name the "
-            "inputs by RegularizerCallback(inputs=function), or let training_step call the module itself"
+            f"the first tensor of a floating dtype in the batch has shape {tuple(x.shape)}, but others have more dimensions. Give the "
+            "inputs as RegularizerCallback(inputs=function), or call the module itself in training_step"
         )
     return x, labels(found, len(x) if x.dim() else None)
 
 
 def labels(batch: Any, rows: int | None) -> Tensor | None:
-    """The first tensor of integers in a batch, of as many rows if that is known."""
+    """Find the first tensor of integers in a batch. If `rows` is known, it must have as many rows."""
     whole = (t for t in _tensors(batch) if not t.is_floating_point() and t.dtype != torch.bool and t.dim())
     return next((t for t in whole if rows is None or len(t) == rows), None)
 
 
 class RegularizerCallback(pl.Callback):
-    """Adds regularizers to the loss that a LightningModule's `training_step` returns, and logs them; the module is not edited.
+    """Add regularizers to the loss that a LightningModule's `training_step` returns, and log them. The module needs no edit.
 
         Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0))])
 
-    Works with automatic optimization, under DDP, gradient accumulation and mixed precision; a micro-batch's term counts as its loss does.
-    The network's call in `training_step` is repeated with what it was given there, so an augmentation or normalisation before it counts.
-    A `training_step` that calls no `forward` of the module needs `network` or `inputs`, unless its batch holds one tensor of inputs.
+    It works with automatic optimization, DDP, gradient accumulation and mixed precision. The term of a micro-batch has the same weight as
+    its loss. The callback repeats the network's call in `training_step` with the same arguments. An augmentation or normalisation before
+    the call therefore has its effect. If `training_step` does not call the module's `forward`, give `network` or `inputs`. Without either,
+    the batch must contain exactly one tensor of inputs.
 
         Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0), network="model", at="model.embeddings", mask="attention_mask")])
 
     Args:
-        regularizers: one or several.
-        inputs: batch -> the inputs (N, …), or (inputs, labels) for regularizers that need labels. None to repeat the network's call.
-        forward: (module, inputs) -> logits; the module's own `forward` if None.
-        network: name of the part that `training_step` calls once; the module itself if None.
-        at: what is perturbed: the name of a layer, of which the output is, or of an argument of the call, or its number; see `Step`.
-        mask: name or number of the call's argument that is 1 where inputs count, or batch -> mask; see `Step`.
-        class_dim: dimension of the outputs in which the classes lie; see `Step`.
+        regularizers: One or more regularizers.
+        inputs: Function from the batch to the inputs (N, …), or to (inputs, labels) for regularizers that need labels. None: repeat the
+            network's call.
+        forward: Function (module, inputs) -> logits. None: the module's own `forward`.
+        network: Name of the submodule that `training_step` calls once. None: the module itself.
+        at: Tensor to perturb: the name of a layer, for its output, or the name or number of an argument of the call. See `Step`.
+        mask: Name or number of the call's argument that is 1 for inputs that count, or a function from the batch to the mask. See `Step`.
+        class_dim: Dimension of the outputs that holds the classes. See `Step`.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class RegularizerCallback(pl.Callback):
         class_dim: int | None = None,
     ):
         if not regularizers:
-            raise ValueError("RegularizerCallback() adds nothing: name a regularizer, as RegularizerCallback(VAT(eps=2.0))")
+            raise ValueError("RegularizerCallback() has no regularizer: give one, as RegularizerCallback(VAT(eps=2.0))")
         self.regularizers = nn.ModuleDict(by_unique_name(regularizers))
         if (inputs is not None or forward is not None) and (network is not None or at is not None):
-            raise ValueError("inputs and forward say what is called, and so do network and at: give one or the other")
+            raise ValueError("inputs or forward cannot be combined with network or at: give one pair or the other")
         self.inputs = inputs
         self.forward = forward
         self.network = network
@@ -91,24 +93,24 @@ class RegularizerCallback(pl.Callback):
         self._restored = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put itself between the trainer and the module's `training_step`."""
+        """Wrap the module's `training_step`."""
         if not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} optimizes by hand, so there is no returned loss to add to: "
-                "call the regularizer in its training_step"
+                f"{type(pl_module).__name__} has automatic_optimization=False, so the callback cannot add to its loss: call the "
+                "regularizer in training_step"
             )
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
             if trainer.global_step == 0 and not self._restored:
-                regularizer.reset()  # it may have served another run
+                regularizer.reset()  # an earlier run may have used it
             regularizer.on_fit_start(pl_module)
         self._restored = False
         training_step = pl_module.training_step
         if "dataloader_iter" in inspect.signature(training_step).parameters:
-            raise ValueError(f"{type(pl_module).__name__}.training_step draws its batches itself: call the regularizer in it")
+            raise ValueError(f"{type(pl_module).__name__}.training_step takes dataloader_iter, not a batch: call the regularizer in it")
 
         def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            if not trainer.training:  # a validation_step may call it, too
+            if not trainer.training:  # a validation_step may also call training_step
                 return training_step(batch, *args, **kwargs)
             with self._calls(pl_module) as calls:
                 output = training_step(batch, *args, **kwargs)
@@ -117,7 +119,7 @@ class RegularizerCallback(pl.Callback):
         pl_module.training_step = _Regularized(regularized, training_step, pl_module.__dict__.get("training_step"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._num_updates = trainer.global_step  # restored by now, in a run that goes on
+        self._num_updates = trainer.global_step  # in a resumed run, Lightning has restored it before this hook
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         refuse_gradients_not_finite(trainer, pl_module)
@@ -126,8 +128,8 @@ class RegularizerCallback(pl.Callback):
         explain(trainer, self._regularizers())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the module as it was, also after an exception."""
-        # Through all wrappers at once, for where there are several callbacks, the first comes first.
+        """Restore the module's `training_step`, also after an exception."""
+        # The loop removes the wrappers of all callbacks: the first callback's teardown runs first, but its wrapper is the innermost.
         while isinstance(step := pl_module.__dict__.get("training_step"), _Regularized):
             del pl_module.training_step
             if step.replaced is not None:
@@ -137,14 +139,14 @@ class RegularizerCallback(pl.Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step > self._num_updates:  # not every batch ends an accumulation
+        if trainer.global_step > self._num_updates:  # with gradient accumulation, most batches make no optimizer step
             self._num_updates = trainer.global_step
             for regularizer in self._regularizers().values():
                 regularizer.on_optimizer_step_end(pl_module)
 
     @property
     def state_key(self) -> str:
-        """Names what it carries, so that two of these callbacks can be restored."""
+        """Key of the callback's state: it holds the regularizers' names, so that a trainer can have several such callbacks."""
         return self._generate_state_key(regularizers=list(self.regularizers))
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,18 +158,18 @@ class RegularizerCallback(pl.Callback):
 
     @contextmanager
     def _calls(self, pl_module: pl.LightningModule) -> Iterator[list["_Recorded"]]:
-        """Within it the network's calls are written down."""
+        """Record the network's calls within the block."""
         calls: list[_Recorded] = []
         if self.inputs is not None or self.forward is not None:
             yield calls
             return
         if self.network is not None and self.network not in dict(pl_module.named_modules()):
             known = ", ".join(name for name, _ in pl_module.named_children())
-            raise ValueError(f"network={self.network!r} is no part of {type(pl_module).__name__}, which has {known}")
+            raise ValueError(f"network={self.network!r} is no submodule of {type(pl_module).__name__}: choose one of {known}")
         network = pl_module if self.network is None else pl_module.get_submodule(self.network)
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.is_grad_enabled() and "log" not in vars(pl_module):  # another callback's passes are no calls of the step
+            if torch.is_grad_enabled() and "log" not in vars(pl_module):  # skip the passes of another callback
                 calls.append(_Recorded(Call(*args, **kwargs)))
 
         handle = network.register_forward_pre_hook(record, with_kwargs=True)
@@ -177,7 +179,7 @@ class RegularizerCallback(pl.Callback):
             handle.remove()
 
     def _called(self, pl_module: pl.LightningModule, batch: Any, calls: Sequence["_Recorded"]) -> dict[str, Any]:
-        """What a `Step` is made of."""
+        """Arguments of a `Step`."""
         found = None
         if self.inputs is not None or self.forward is not None or not (calls or self.network or self.at is not None):
             found = (self.inputs or first_tensors)(batch)
@@ -188,8 +190,8 @@ class RegularizerCallback(pl.Callback):
             return {"forward": forward, "x": x, "y": y, "mask": mask}
         if len(calls) != 1:
             raise ValueError(
-                f"training_step calls {self.network or 'the module'} {len(calls)} times, not once: name the part that it calls once, as "
-                "RegularizerCallback(VAT(eps=2.0), network='model'), or the inputs, as inputs=lambda batch: batch[0]"
+                f"training_step must call {self.network or 'the module'} once, got {len(calls)} calls. Name a submodule that it calls "
+                "once, as RegularizerCallback(VAT(eps=2.0), network='model'), or give the inputs, as inputs=lambda batch: batch[0]"
             )
         call = calls[0].unchanged()
         forward = pl_module if self.network is None else pl_module.get_submodule(self.network)
@@ -199,7 +201,7 @@ class RegularizerCallback(pl.Callback):
         return {"forward": forward, "x": x, "y": labels(batch, rows), "at": at, "mask": mask}
 
     def _at(self, pl_module: pl.LightningModule, call: Call) -> tuple[At | None, Any]:
-        """What is perturbed, and what the network is called with."""
+        """Tensor to perturb (`at`), and the network's input or call."""
         if self.at is not None:
             layer = dict(pl_module.named_modules()).get(self.at) if isinstance(self.at, str) else None
             return layer or self.at, call
@@ -207,18 +209,18 @@ class RegularizerCallback(pl.Callback):
         floating = [name for name, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point() and value.dim()]
         if len(floating) != 1:
             raise ValueError(
-                f"the network is called with {len(floating)} tensors of a floating dtype, not one: name what is perturbed, as at='x', or a "
-                "layer, as at='model.embeddings'"
+                f"the network's call must have one tensor of a floating dtype, got {len(floating)}. Name the argument to perturb, as "
+                "at='x', or a layer, as at='model.embeddings'"
             )
         return (None, call.args[0]) if list(arguments) == [0] else (floating[0], call)
 
     def _added(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, calls: list["_Recorded"], output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        if loss is None:  # the module skips this batch, or Lightning says what is missing
+        if loss is None:  # the module skips this batch; a missing "loss" key is refused by Lightning
             return output
         loss = loss.squeeze()
         if loss.dim():
-            raise ValueError(f"training_step returned a loss of shape {tuple(loss.shape)}, to which nothing can be added: return its mean")
+            raise ValueError(f"training_step must return a scalar loss, got shape {tuple(loss.shape)}: return its mean")
         report = due_report(trainer)
         with _unlogged(pl_module):
             terms = self._terms(trainer, pl_module, batch, report, calls)
@@ -249,7 +251,7 @@ class RegularizerCallback(pl.Callback):
             live=live(regularizers.values()),
             report=report,
         )
-        if not n:  # the rows of a layer's output
+        if not n:  # the input is a call or a layer's output, whose number of rows only the step knows
             step.start, step.total = trainer.global_rank * len(step.x), trainer.world_size * len(step.x)
         terms = {name: regularizer.term(step) for name, regularizer in regularizers.items()}
         for regularizer in regularizers.values():
@@ -261,22 +263,26 @@ class RegularizerCallback(pl.Callback):
 
 
 class _Recorded:
-    """A call of the network, as it was when it was made."""
+    """A recorded call of the network."""
 
     def __init__(self, call: Call):
         self.call = call
         self._versions = [(value, value._version) for value in _tensors([*call.args, *call.kwargs.values()]) if not value.is_inference()]
 
     def unchanged(self) -> Call:
-        """The call, of which nothing was changed in place since."""
+        """The call.
+
+        Raises:
+            ValueError: If a tensor of the call has been changed in place since.
+        """
         if any(value._version != version for value, version in self._versions):
-            raise ValueError("the network changes its inputs in place, so its call cannot be repeated: name them, inputs=lambda batch: …")
+            raise ValueError("the network changes its inputs in place, so its call cannot be repeated: give inputs=lambda batch: …")
         return self.call
 
 
 @contextmanager
 def _unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Within it a `self.log` in `forward` logs nothing: it would count the passes of a regularizer, too."""
+    """Disable the module's `log` within the block. A `self.log` in `forward` would also log the passes of a regularizer."""
     own = vars(pl_module)
     replaced = {name: own[name] for name in ("log", "log_dict") if name in own}
     own["log"] = own["log_dict"] = lambda *_, **__: None
@@ -288,17 +294,17 @@ def _unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
 
 
 class _Regularized:
-    """What takes the place of a `training_step`. A copy of the module has the module's own again, bound to the copy.
+    """The wrapper of a `training_step`. A copy of the module gets the module's own method again, bound to the copy.
 
     Args:
-        function: what is called.
-        training_step: the module's, or another of these around it.
-        replaced: what stood in the instance's place; None, as a rule, for a method is no entry of the instance.
+        function: Function to call.
+        training_step: The module's method, or another wrapper of it.
+        replaced: Earlier entry `training_step` of the instance. Usually None, because a method is no entry of the instance.
     """
 
     def __init__(self, function: Callable[..., Any], training_step: Callable[..., Any], replaced: Any):
         self.own = training_step.own if isinstance(training_step, _Regularized) else training_step
-        update_wrapper(self, self.own)  # Lightning reads from the signature what to hand in
+        update_wrapper(self, self.own)  # Lightning reads the signature to choose the arguments
         self.function = function
         self.replaced = replaced
 

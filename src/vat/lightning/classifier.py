@@ -15,34 +15,35 @@ from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
 from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
-from vat.network import random_state
+from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network by cross entropy on labelled inputs and regularizers on all of them.
+    """Train a network by cross entropy on labelled inputs and by regularizers on all inputs.
 
-    Running statistics of batch norm move on clean labelled passes only. Everything random in a training step follows from `seed`, the
-    micro-step and the rank; no random state has to be saved for a run to be resumed.
+    Only clean labelled passes update the running statistics of batch norm. All randomness in a training step follows from `seed`, the
+    micro-step and the rank. To resume a run, no random state is needed.
 
     Args:
-        network: x (N, …) -> logits (N, num_classes).
-        regularizers: terms added to the cross entropy.
-        num_classes: number of classes.
-        optimizer: parameters -> optimizer.
-        scheduler: optimizer -> schedule of its learning rate, moved after every optimizer step; None for a constant one.
-        seed: of the noise inside the network and of random directions.
-        lds_eps: radius at which the test measures LDS, in the units of the network's input.
-        reestimate_batch_norm: estimate the statistics over the training inputs before each evaluation.
-        record: plain values that travel in the checkpoint: settings, class names, the split.
+        network: Network from inputs (N, …) to logits (N, num_classes).
+        regularizers: Terms to add to the cross entropy.
+        num_classes: Number of classes.
+        optimizer: Function from the parameters to an optimizer.
+        scheduler: Function from the optimizer to a schedule of its learning rate, which advances after every optimizer step. None: a
+            constant learning rate.
+        seed: Seed of the noise inside the network and of random directions.
+        lds_eps: Radius at which the test measures LDS, in the units of the network's input.
+        reestimate_batch_norm: Whether to estimate the batch statistics over the training inputs before each evaluation.
+        record: Plain values for the checkpoint: settings, class names, the split.
 
     Attributes:
-        confusion: after a test, how many examples of each class (rows) were taken for each (columns): int64 (C, C).
-        val_counts: the same of the last validation.
+        confusion: Confusion matrix of the last test, int64 (C, C). Rows are classes, columns are predictions.
+        val_counts: Confusion matrix of the last validation.
 
     Raises:
-        FloatingPointError: in training and validation, when a term of the loss is NaN or infinite.
+        FloatingPointError: If a term of the loss is NaN or infinite, in training or validation.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Classifier(pl.LightningModule):
             terms = {"cross_entropy": share * cross_entropy(step.clean.logits, _labels(part))}
             terms |= {name: share * r.term(step) for name, r in on_labels.items()}
             _scale(report, share)
-        else:  # nobody asks for a gradient with respect to these inputs
+        else:  # no regularizer needs a gradient with respect to these inputs, so a `Step` would only cost time
             with random_state(key.own("labeled"), part.x.device):
                 terms = {"cross_entropy": share * cross_entropy(self.network(part.x), _labels(part))}
         if on_all and batch.unlabeled is not None:
@@ -130,7 +131,7 @@ class Classifier(pl.LightningModule):
         )
 
     def _share(self, part: Part) -> float:
-        """Weight of this rank's mean, so that the mean over ranks is the mean over the global batch though slices differ by a row."""
+        """Weight of this rank's mean. Slices differ by a row; with this weight the mean over ranks is the mean over the global batch."""
         return len(part.x) * self._world_size / part.total
 
     @property
@@ -174,7 +175,7 @@ class Classifier(pl.LightningModule):
         self._prepare_evaluation()
 
     def _prepare_evaluation(self) -> None:
-        # Here rather than in a callback's hook: those run first, and one of them may swap averaged weights in.
+        # Not in a callback's hook: callbacks run before the module's hooks, and one of them may swap in averaged weights.
         if self.reestimate_batch_norm:
             inputs = self.trainer.datamodule.training_inputs()  # pyright: ignore[reportAttributeAccessIssue]
             reestimate_batch_norm(self.network, (x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
@@ -184,8 +185,8 @@ class Classifier(pl.LightningModule):
         logits = as_classes(self.network(x))
         if batch_idx == 0 and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-2):
             warnings.warn(
-                f"the outputs of {type(self.network).__name__} are >= 0 and sum to 1, as after a softmax: leave it out, for training "
-                "and evaluation take logits",
+                f"the outputs of {type(self.network).__name__} must be logits, got values >= 0 that sum to 1, as after a softmax: remove "
+                "the softmax",
                 stacklevel=1,
             )
         log_probabilities = _log_probabilities(logits)
@@ -197,7 +198,7 @@ class Classifier(pl.LightningModule):
         self.val_metrics.reset()
         self.val_counts = self.val_confusion.compute().cpu()
         self.val_confusion.reset()
-        if not self.trainer.sanity_checking:  # an untrained network may say what it likes
+        if not self.trainer.sanity_checking:  # the sanity check runs an untrained network, whose outputs may be anything
             refuse_not_finite(self.trainer, {"val/cross_entropy": values["val/cross_entropy"]})
         self.log_dict(values)
 
@@ -206,7 +207,7 @@ class Classifier(pl.LightningModule):
         log_probabilities = _log_probabilities(self.network(x))
         self.test_metrics.update(log_probabilities, y)
         self.test_confusion.update(log_probabilities, y)
-        # Each row's random direction follows from its place in the batch of all ranks.
+        # The random direction of a row follows from the row's position in the batch of all ranks.
         lengths = torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).flatten().tolist()
         key, start = Key(0, batch_idx, self.global_rank), sum(lengths[: self.global_rank])
         for part in x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH)):
@@ -222,7 +223,7 @@ class Classifier(pl.LightningModule):
 
 
 def _scale(report: dict[str, Tensor] | None, share: float, *, without: Iterable[str] = ()) -> None:
-    """Weigh this rank's diagnostics by its share of the rows, so that their mean over ranks is that over the global batch."""
+    """Weight this rank's diagnostics by its share of the rows, so that their mean over ranks is the mean over the global batch."""
     if report is not None:
         report |= {name: share * value for name, value in report.items() if name not in set(without)}
 
@@ -256,10 +257,10 @@ def _metrics(stage: str, num_classes: int) -> MetricCollection:
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    # For torchmetrics, which takes logits that happen to lie in [0, 1] for probabilities.
+    # Not logits: torchmetrics treats logits that happen to be in [0, 1] as probabilities.
     return as_classes(logits).log_softmax(1)
 
 
 def _labels(part: Part) -> Tensor:
-    assert part.y is not None, "the labelled part of a batch carries labels"
+    assert part.y is not None, "the labelled part of a batch has labels"
     return part.y

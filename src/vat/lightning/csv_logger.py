@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each call of a logger, in one file also if the run is resumed."""
+"""Write metrics.csv: a row for each call of a logger, in one file even if the run is resumed."""
 
 import csv
 import io
@@ -18,14 +18,14 @@ LOGGED = "metrics.csv"
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which adds to the rows of an earlier attempt instead of deleting them."""
+    """Lightning's CSV logger, but it keeps the rows of an earlier attempt and appends to them. Lightning's own deletes them."""
 
     _experiment: "_Writer | None"
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> "_Writer":  # pyright: ignore[reportIncompatibleVariableOverride]  # Lightning's, too, is a property
-        """The writer of the file."""
+    def experiment(self) -> "_Writer":  # pyright: ignore[reportIncompatibleVariableOverride]  # Lightning's is a property too
+        """Writer of the file."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(self.log_dir)
@@ -33,15 +33,15 @@ class ResumableCSVLogger(CSVLogger):
 
     @property
     def num_rows(self) -> int:
-        """The rows in the file, after those that wait have been written; on rank 0 alone."""
+        """Number of rows in the file. Waiting rows are written first. For rank 0 only."""
         self.save()
         return self.experiment.num_rows
 
 
 class _Writer(ExperimentWriter):
-    """Adds whole rows to `metrics.csv`, and writes the file anew if there are new columns."""
+    """Append complete rows to `metrics.csv`. If there are new columns, write the file again."""
 
-    def _check_log_dir_exists(self) -> None:  # Lightning's deletes the file
+    def _check_log_dir_exists(self) -> None:  # Lightning's version deletes the file
         self.path = Path(self.log_dir) / self.NAME_METRICS_FILE
         self.metrics_keys, rows = read(self.path)
         self.num_rows = len(rows)
@@ -67,10 +67,10 @@ class _Writer(ExperimentWriter):
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and the rows of a file; a last line that a killed process has left half written is cut off the file.
+    """Read the columns and rows of a file. An incomplete last line, left by a killed process, is cut off the file.
 
     Args:
-        path: of the file; it may be absent.
+        path: Path of the file. If it does not exist, there are no columns and rows.
     """
     if not path.is_file():
         return [], []
@@ -84,7 +84,7 @@ def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the file anew, whole or not at all."""
+    """Write the complete file in one atomic step."""
     files.write(path, _text(columns, rows, header=True))
 
 

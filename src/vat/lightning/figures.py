@@ -1,4 +1,4 @@
-"""The figures of a run: drawn at an interval and at its end, into its folder and to its loggers."""
+"""Figures of a run, drawn at an interval and at its end, for its folder and its loggers."""
 
 import warnings
 from collections.abc import Mapping
@@ -27,27 +27,27 @@ MOST_EXAMPLES = 10_000
 MOST_PERTURBED = 500
 
 CAPTIONS = {
-    "curves": "Course of the run: validation, the terms of the loss, whether r beats a random one of its length",
-    "perturbations": "Inputs, their r, what the network says before and after; from the least to the most moved",
-    "features": "The features that r moves",
+    "curves": "Course of the run: validation, the terms of the loss, and the KL for r and for a random perturbation of the same length",
+    "perturbations": "Inputs, their r, and the predictions before and after, in the order of increasing KL",
+    "features": "The features that r changes most",
     "plane": "Decision boundary and LDS on the plane of the data, with the labelled points",
-    "kl": "How far predictions move, over the examples",
+    "kl": "Change of the predictions, over the examples",
     "confusion": "Confusion matrix",
     "class_error": "Error of each class",
-    "reliability": "Reliability: is the network as often right as it claims?",
+    "reliability": "Reliability: does the accuracy agree with the confidence?",
 }
 
 
 class Figures(pl.Callback):
-    """Draws a run's figures as PNG into its folder, and hands them to W&B and TensorBoard.
+    """Draw a run's figures as PNG files in its folder, and pass them to W&B and TensorBoard.
 
-    Those at an interval are of the validation examples, as those at the end of a run that is not tested. Where one fails (memory, disk,
-    W&B) the run goes on, without those that come after it.
+    Figures at an interval show validation examples. So do the final figures of a run without a test. If a figure fails (memory, disk,
+    W&B), the run continues without that figure and the following ones.
 
     Args:
-        folder: of the run. The figures of its end are `figures/NAME.png`, earlier ones `figures/step-N/NAME.png`.
-        every_n_steps: optimizer steps between two drawings, at the validation after them; 0 for the end alone.
-        at_end: draw at the end of "test", or of "validation" where there is none.
+        folder: Folder of the run. The final figures are `figures/NAME.png`, earlier ones `figures/step-N/NAME.png`.
+        every_n_steps: Optimizer steps between two drawings, >= 0. A drawing happens at the next validation. 0: only at the end.
+        at_end: When to draw the final figures: at the end of "test", or of "validation" if the run has no test.
     """
 
     def __init__(self, folder: Path, *, every_n_steps: int = 0, at_end: Literal["test", "validation"] = "test") -> None:
@@ -79,8 +79,8 @@ class Figures(pl.Callback):
             return
         try:
             self._draw_all(trainer, pl_module, part, place)
-        except Exception as error:  # whatever it is must not cost a run its result
-            warnings.warn(f"figures are missing, the run goes on: {type(error).__name__}: {error}", stacklevel=2)
+        except Exception as error:  # any kind: a figure must never stop a run
+            warnings.warn(f"figures are missing, the run continues: {type(error).__name__}: {error}", stacklevel=2)
 
     def _draw_all(self, trainer: pl.Trainer, pl_module: Any, part: str, place: Path) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -104,13 +104,16 @@ class Figures(pl.Callback):
 
 @torch.no_grad()
 def draw(network: nn.Module, data: Any, part: Literal["validation", "test"] | str, vat: VAT) -> dict[str, Figure]:
-    """The figures of a network on a part of its data, by name.
+    """Draw the figures of a network on a part of its data.
 
     Args:
-        network: in evaluation mode; left as it is.
-        data: the `ResidentDataModule` it was trained on, after `setup`.
-        part: of `data.split`.
-        vat: what finds r.
+        network: Network in evaluation mode. It does not change.
+        data: The `ResidentDataModule` of its training, after `setup`.
+        part: Part of `data.split`.
+        vat: `VAT` that finds r.
+
+    Returns:
+        Figures by name.
     """
     rows = evenly(getattr(data.split, part), MOST_EXAMPLES)
     loader = EvalLoader(data.x, data.y, rows, batch_size=EVALUATION_BATCH_SIZE)

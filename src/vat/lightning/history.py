@@ -1,4 +1,4 @@
-"""The course of a run, as lines of JSON in its folder: for those without an account, and for a search that stops hopeless runs."""
+"""The history of a run as lines of JSON in its folder. It needs no account, and a search reads it to stop hopeless runs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,17 +15,17 @@ from vat.lightning.csv_logger import LOGGED, ResumableCSVLogger
 HISTORY = "history.jsonl"
 
 COUNTS = "logged"
-"""In a checkpoint: how many records of each file belong to it."""
+"""Key in a checkpoint: number of records of each file at the time of the checkpoint."""
 
 
 class History(pl.Callback):
-    """Adds the metrics of each validation during training, with the latest ones of training, and logs `val/error`, also of the last.
+    """Write the metrics of each validation during training, with the latest training metrics, and log `val/error` at every validation.
 
-    `val/error` is a plain number in W&B, where a sweep can minimise it; `val/accuracy` has its best and its last. A checkpoint says how
-    many records came before it, so that `rewind` drops those of steps that are done again.
+    `val/error` is a plain number in W&B, so that a sweep can minimise it. `val/accuracy` has a best and a last value there. A checkpoint
+    holds the number of records before it. `rewind` then drops the records of steps that a resumed run repeats.
 
     Args:
-        path: of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,10 +52,10 @@ class History(pl.Callback):
 
 
 def rewind(folder: Path, checkpoint: Mapping[str, Any]) -> bool:
-    """Drop the records of a run that are later than its checkpoint, from `history.jsonl` and `metrics.csv`.
+    """Drop the records after a run's checkpoint from `history.jsonl` and `metrics.csv`.
 
     Returns:
-        Whether the checkpoint says how many rows `metrics.csv` had; older ones do not.
+        Whether the checkpoint holds the number of rows of `metrics.csv`. Older checkpoints do not hold it.
     """
     counts = checkpoint.get(COUNTS, {})
     records = read(folder / HISTORY)
@@ -69,7 +69,7 @@ def rewind(folder: Path, checkpoint: Mapping[str, Any]) -> bool:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The records of a history, the first first, up to a line that is torn."""
+    """Read the records of a history in order, up to the first incomplete line."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""The W&B logger that never asks, hangs or fails for want of an account or a network."""
+"""A W&B logger that works without an account and without an internet connection: it never asks, waits for ever or fails."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import WandbLogger
 from vat import files
 
 if TYPE_CHECKING:
-    import wandb  # its import takes as long as half of torch's: elsewhere only where a run is W&B's
+    import wandb  # imported in functions elsewhere: its import takes half as long as torch's, and only W&B runs need it
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ SUMMARIES = {
     "val/calibration_error": "min,last",
     "train/loss": "min,last",
 }
-"""What W&B keeps of a metric over optimizer steps; of all others the last value, a plain number, as sweeps need of `val/error`."""
+"""Values that W&B keeps for a metric. For all other metrics it keeps the last value, a plain number. Sweeps need that for `val/error`."""
 
-ANSWER_WITHIN = 5  # seconds; wandb itself would try for a minute and a half, and then fail
+ANSWER_WITHIN = 5  # seconds; wandb's own limit is 90 seconds, and then it fails
 
-FINISH_WITHIN = 600  # seconds for what is not yet sent at the end; without a network wandb itself would wait for ever
+FINISH_WITHIN = 600  # seconds to send the remaining data at the end; without a connection wandb would wait for ever
 
 
 def wandb_logger(
@@ -42,20 +42,21 @@ def wandb_logger(
     name: str | None = None,
     tags: list[str] | None = None,
 ) -> WandbLogger:
-    """A W&B run in `save_dir`: online where a key is set and the server answers, offline otherwise; a restart goes on in the same run.
+    """Make the logger of a W&B run in `save_dir`. A restart continues the same run.
 
-    `WANDB_MODE` (online, offline, disabled) decides where it is set. The choice is logged in one line.
+    The run is online if a key is set and the server answers, else offline. The environment variable `WANDB_MODE` (online, offline,
+    disabled) overrides this. A log line states the mode.
 
     Args:
-        save_dir: folder of the run's files.
+        save_dir: Folder of the run's files.
         project: W&B project.
         group: W&B group, for the jobs of a sweep.
-        name: shown name of the run; the folder's if None.
+        name: Shown name of the run. None: the folder's name.
         tags: W&B tags.
     """
     import wandb
 
-    # Its banners and console capture would cut the progress bar to pieces.
+    # wandb's banners and its console capture would break the progress bar.
     quiet = wandb.Settings(console="off", silent=True, finish_timeout=FINISH_WITHIN)
     wandb.setup(quiet)
     mode, reason = wandb_mode()
@@ -71,7 +72,7 @@ def wandb_logger(
         id=_run_id(folder),
         resume="allow" if mode == "online" else None,
         mode=mode,
-        log_model=False,  # `upload_checkpoints` stores the two that a run keeps
+        log_model=False,  # `upload_checkpoints` stores the run's two checkpoints
         settings=quiet,
     )
     for metric, summary in SUMMARIES.items():
@@ -83,9 +84,9 @@ def upload_checkpoints(run: "wandb.Run", folder: Path, metrics: dict[str, float]
     """Store the best and the last checkpoint as an artifact `model-ID` of an online run.
 
     Args:
-        run: the W&B run; nothing is done where it is offline.
-        folder: of the checkpoints.
-        metrics: kept with the artifact.
+        run: The W&B run. If it is offline, nothing is stored.
+        folder: Folder of the checkpoints.
+        metrics: Metrics to store with the artifact.
     """
     if run.offline or run.disabled:
         return
@@ -93,16 +94,16 @@ def upload_checkpoints(run: "wandb.Run", folder: Path, metrics: dict[str, float]
 
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
     for path in (folder / "best.ckpt", folder / "last.ckpt"):
-        if path.is_file():  # none is the best before the first validation
+        if path.is_file():  # there is no best.ckpt before the first validation
             artifact.add_file(str(path))
     try:
         run.log_artifact(artifact)
-    except Exception as error:  # of a network that has failed since, under several names
-        warnings.warn(f"W&B did not take the checkpoints ({type(error).__name__}): they are in {folder}", stacklevel=2)
+    except Exception as error:  # a lost connection has several exception types
+        warnings.warn(f"W&B could not store the checkpoints ({type(error).__name__}): they are in {folder}", stacklevel=2)
 
 
 class LenientWandbLogger(WandbLogger):
-    """Lets the run go on where W&B's own process dies."""
+    """W&B logger that warns if W&B's own process dies, so that the run continues."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with _warned():
@@ -111,7 +112,7 @@ class LenientWandbLogger(WandbLogger):
 
 @contextmanager
 def finishing_wandb() -> Iterator[None]:
-    """End the W&B run of the block, if there is one, as failed if the block raises; the next job of this process gets one of its own."""
+    """End the W&B run of the block, if there is one. It counts as failed if the block raises. The process's next job gets a new run."""
     try:
         yield
     except BaseException:  # Ctrl-C and SIGTERM too
@@ -138,14 +139,14 @@ def _warned() -> Iterator[None]:
         yield
     except ConnectionError as error:
         warnings.warn(
-            f"W&B's own process has died ({error}): it lacks what is logged from here on; all other files are whole", stacklevel=4
+            f"W&B's own process has died ({error}): W&B gets no further values of this run. All other files are complete", stacklevel=4
         )
 
 
 def wandb_mode() -> tuple[str, str]:
-    """The mode to run in, and why."""
+    """Choose the mode of the W&B run, with the reason."""
     if mode := os.environ.get("WANDB_MODE"):
-        return mode, "WANDB_MODE says so"
+        return mode, "set by WANDB_MODE"
     import wandb
 
     server = wandb.setup().settings.base_url
@@ -154,7 +155,7 @@ def wandb_mode() -> tuple[str, str]:
             return "offline", "no key is set; `wandb login` sets one"
         _reach(server)
         wandb.login(prompt=False, timeout=ANSWER_WITHIN)
-    except Exception as error:  # whatever is wrong with an account must not stop training
+    except Exception as error:  # any kind: a problem with an account must not stop training
         return "offline", f"{server} cannot be used: {type(error).__name__}"
     return "online", server
 
@@ -168,7 +169,11 @@ def _key_is_set() -> bool:
 
 
 def _reach(server: str) -> None:
-    """Raises: OSError, where no server answers in time; any answer will do."""
+    """Check that the server answers. Any answer is enough.
+
+    Raises:
+        OSError: If no server answers in time.
+    """
     with suppress(urllib.error.HTTPError):
         urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
 

@@ -1,4 +1,4 @@
-"""What the LightningModule and the callback share: when diagnostics are due, what they mean, the refusal of a loss that is not finite."""
+"""Code of both the LightningModule and the callback: when diagnostics are due, what they mean, errors if the loss is not finite."""
 
 import logging
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
-    """An empty report for regularizers to fill where the trainer hands this step's values to its loggers, else None."""
-    # Lightning's own question: values logged at any other step are dropped, and diagnostics cost seven forward passes.
+    """Make an empty report for the regularizers if the trainer passes the values of this step to its loggers, else None."""
+    # Lightning's own rule: it drops values that are logged at any other step, and diagnostics cost seven forward passes.
     due = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
     return {} if due else None
 
 
 def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> None:
-    """Warn, in words, where the diagnostics that were logged last say that a `VAT` does not work; its names are those in the logs."""
+    """Warn if the last logged diagnostics show that a `VAT` does not work. The warnings have the names of the logs."""
     for name, regularizer in regularizers.items():
         if looks_for_r(regularizer) and trainer.is_global_zero:
             prefix = f"train/{name}/"
@@ -32,32 +32,32 @@ def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> Non
 
 
 def refuse_gradients_not_finite(trainer: pl.Trainer, module: nn.Module) -> None:
-    """Stop the run at a gradient that is NaN or infinite, before it reaches the weights; the loss may be finite all the same.
+    """Stop the run if a gradient is NaN or infinite, before the optimizer changes the weights.
 
-    An infinite input behind a tanh is an example. float16 is left out: its scaler skips such steps.
+    The loss can still be finite, for example with an infinite input before a tanh. float16 is not checked: its scaler skips such steps.
 
     Raises:
-        FloatingPointError: names the step and the first such parameter.
+        FloatingPointError: If a gradient is not finite. The message names the step and the first such parameter.
     """
     if trainer.precision == "16-mixed":
         return
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    if torch.nn.utils.get_total_norm(found.values()).isfinite():  # one pass and one number for the usual case
+    if torch.nn.utils.get_total_norm(found.values()).isfinite():  # cheap for the usual case: one pass, one number
         return
     name = next((name for name, grad in found.items() if not grad.isfinite().all()), None)
-    if name is None:  # the sum of squares has overflowed
+    if name is None:  # all gradients are finite, only the sum of their squares has overflowed
         return
     raise FloatingPointError(
-        f"the gradient of {name} is not finite at optimizer step {trainer.global_step}, though the loss is. Look for NaN and infinity in "
-        f"the inputs, or set trainer.gradient_clip_val and a lower learning rate (ckpt_path=... resumes from {_last_checkpoint(trainer)})"
+        f"the gradient of {name} is not finite at optimizer step {trainer.global_step}, but the loss is finite. Look for NaN and infinity "
+        f"in the inputs, or set trainer.gradient_clip_val and a lower learning rate. ckpt_path=... resumes from {_last_checkpoint(trainer)}"
     )
 
 
 def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
-    """Stop the run at a term that is NaN or infinite, before it reaches the weights.
+    """Stop the run if a term of the loss is NaN or infinite, before the optimizer changes the weights.
 
     Raises:
-        FloatingPointError: names the step, the term and the checkpoint to go on from.
+        FloatingPointError: If a term is not finite. The message names the step, the term and the checkpoint to resume from.
     """
     values = torch.stack([term.detach() for term in terms.values()])
     if values.isfinite().all():
@@ -65,7 +65,7 @@ def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
     bad = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
     raise FloatingPointError(
         f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Look for such values in the inputs, or lower eps "
-        f"(ckpt_path=... goes on from the last checkpoint: {_last_checkpoint(trainer)}) or, from the start, the learning rate"
+        f"(ckpt_path=... resumes from the last checkpoint: {_last_checkpoint(trainer)}). Or start again with a lower learning rate"
     )
 
 

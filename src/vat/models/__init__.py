@@ -1,4 +1,4 @@
-"""The papers' networks, a small one for small images, one for colour images on a CPU, and those for texts; each maps a batch to logits."""
+"""Networks that map a batch to logits: the papers' networks, one for small images, one for colour images on a CPU, and text networks."""
 
 from vat.models.cnn import CNN
 from vat.models.conv import ConvLarge, ConvSmall

@@ -1,4 +1,4 @@
-"""The small convolutional network for small images: 8×8 digits up to 32×32, in seconds on a CPU."""
+"""A small convolutional network for images from 8×8 to 32×32 pixels. It trains in seconds on a CPU."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from vat.models.image_shape import image_channels
 class CNN(nn.Module):
     """Stages of 3×3 convolution, batch norm, ReLU and 2×2 average pooling, then dropout and one linear layer.
 
-    The linear layer sees where a feature lies, which tells a 6 from a 9; so the network takes images of one size only.
+    The linear layer sees the position of a feature, which tells a 6 from a 9. Therefore all images must have one size.
 
     Args:
-        input_shape: (channels, height, width) of one image; height and width at least 2 to the number of stages.
+        input_shape: Shape (channels, height, width) of one image. Height and width are at least 2 to the power of the number of stages.
         num_classes: Number of logits.
-        channels: Channels of each stage, from the input on.
+        channels: Channels of each stage, from the input to the output.
         dropout: Probability that an input of the linear layer is dropped in training mode.
 
     Raises:
@@ -32,7 +32,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
-            raise ValueError(f"channels must name at least one stage of at least one channel, got {tuple(channels)}")
+            raise ValueError(f"channels must hold at least one number, each >= 1, got {tuple(channels)}")
         shrinkage = 2 ** len(channels)
         in_channels = image_channels(input_shape, smallest=shrinkage)
         height, width = input_shape[1:]
@@ -43,7 +43,7 @@ class CNN(nn.Module):
                 nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(),
-                # Without channels_last a CPU takes several times longer over the maximum.
+                # Not max pooling: without channels_last it takes a CPU several times longer than the average.
                 nn.AvgPool2d(2),
             ]
             in_channels = out_channels

@@ -1,4 +1,4 @@
-"""conv-small and conv-large, the networks of TPAMI's SVHN and CIFAR-10 runs: one architecture, two sets of widths.
+"""conv-small and conv-large, the networks of TPAMI's SVHN and CIFAR-10 runs: one architecture with two sets of widths.
 
 Miyato, Maeda, Koyama, Ishii, *Virtual Adversarial Training*, arXiv 1704.03976, table of CNN models.
 """
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vat.models.image_shape import image_channels
 
-# The published code averages batch statistics with a decay of 0.99; torch's default of 0.1 remembers ten batches only,
-# and a batch is 32 labelled images. It adds 1e-6 to the variance, a tenth of torch's default.
+# The published code averages batch statistics with a decay of 0.99. Torch's default momentum of 0.1 averages only about ten
+# batches, and a batch has 32 labelled images. The published code adds 1e-6 to the variance, a tenth of torch's default.
 BATCH_NORM_MOMENTUM = 0.01
 BATCH_NORM_EPS = 1e-6
 LEAKY_RELU_SLOPE = 0.1
@@ -19,12 +19,13 @@ LEAKY_RELU_SLOPE = 0.1
 class _NineConvolutions(nn.Module):
     """Three 3×3 convolutions, pool, three more, pool, then 3×3 without padding, 1×1, 1×1, global average, linear.
 
-    The widths are those of the two triples and of the last three convolutions.
+    Args:
+        widths: Five numbers of channels: of the first three convolutions, of the next three, and of each of the last three.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, widths: Sequence[int], *, dropout: float, top_bn: bool) -> None:
         super().__init__()
-        # 12 -> 6 -> 3 by the poolings, -> 1 by the convolution without padding.
+        # An image of 12 pixels shrinks to 6 and 3 by the poolings, and to 1 by the convolution without padding.
         in_channels = image_channels(input_shape, smallest=12)
         first, second, *last = widths
         self.layers = nn.Sequential(
@@ -46,8 +47,8 @@ class _NineConvolutions(nn.Module):
             nn.Linear(last[2], num_classes, bias=not top_bn),
             *([nn.BatchNorm1d(num_classes, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)] if top_bn else []),
         )
-        # He's variance 2 / fan_in, as published: torch's default weights are √6 times smaller, and under batch norm a
-        # smaller weight is a higher learning rate.
+        # He's variance 2 / fan_in, as in the published code. Torch's default weights are √6 times smaller, and with batch
+        # norm a smaller weight acts as a higher learning rate.
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -71,11 +72,11 @@ class ConvSmall(_NineConvolutions):
     """TPAMI's conv-small, the discriminator of Salimans et al. (arXiv 1606.03498) with batch norm.
 
     Args:
-        input_shape: (channels, height, width) of one image, at least 12 × 12; the papers' are 3 × 32 × 32.
+        input_shape: Shape (channels, height, width) of one image, at least 12 × 12 pixels. The papers' shape is 3 × 32 × 32.
         num_classes: Number of logits.
-        width: Channels of the first three convolutions, the other six have twice as many: 96 for CIFAR-10, 64 for SVHN.
+        width: Channels of the first three convolutions: 96 for CIFAR-10, 64 for SVHN. The other six have twice as many.
         dropout: Probability that an entry is dropped after each pooling in training mode.
-        top_bn: Whether the logits have batch norm (affine) too, as the published SVHN runs do.
+        top_bn: Whether the logits also have (affine) batch norm, as in the published SVHN runs.
 
     Raises:
         ValueError: If the images are too small, or ``width`` or ``dropout`` is out of range.
@@ -91,19 +92,19 @@ class ConvSmall(_NineConvolutions):
         top_bn: bool = False,
     ) -> None:
         if width < 1:
-            raise ValueError(f"width must be >= 1, got {width}: 96 for CIFAR-10 and 64 for SVHN")
+            raise ValueError(f"width must be >= 1, got {width}: the paper has 96 for CIFAR-10 and 64 for SVHN")
         widths = (width, 2 * width, 2 * width, 2 * width, 2 * width)
         super().__init__(input_shape, num_classes, widths, dropout=dropout, top_bn=top_bn)
 
 
 class ConvLarge(_NineConvolutions):
-    """TPAMI's conv-large, of its best results on SVHN and CIFAR-10; later papers call it the 13-layer network.
+    """TPAMI's conv-large, the network of its best results on SVHN and CIFAR-10. Later papers call it the 13-layer network.
 
     Args:
-        input_shape: (channels, height, width) of one image, at least 12 × 12; the papers' are 3 × 32 × 32.
+        input_shape: Shape (channels, height, width) of one image, at least 12 × 12 pixels. The papers' shape is 3 × 32 × 32.
         num_classes: Number of logits.
         dropout: Probability that an entry is dropped after each pooling in training mode.
-        top_bn: Whether the logits have batch norm (affine) too, as the published SVHN runs do.
+        top_bn: Whether the logits also have (affine) batch norm, as in the published SVHN runs.
 
     Raises:
         ValueError: If the images are too small, or ``dropout`` is out of range.

@@ -1,4 +1,4 @@
-"""The multilayer perceptrons of both papers, and the noise layer that the later one adds to them."""
+"""The multilayer perceptrons of both papers, and the noise layer of the later paper."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class GaussianNoise(nn.Module):
-    """Add Gaussian noise in training mode; the identity in evaluation mode.
+    """Add Gaussian noise in training mode. In evaluation mode, return the input.
 
-    It draws from torch's default generator, as dropout does: who needs the same noise in two passes fixes that
-    generator's state around them.
+    The noise comes from torch's default generator, as for dropout. To get the same noise in two passes, set the state of
+    that generator before each.
 
     Args:
-        std: Standard deviation, in the units of the layer's input.
+        std: Standard deviation of the noise, >= 0, in the units of the layer's input.
 
     Raises:
         ValueError: If ``std`` is negative.
@@ -23,15 +23,15 @@ class GaussianNoise(nn.Module):
     def __init__(self, std: float) -> None:
         super().__init__()
         if not std >= 0.0:
-            raise ValueError(f"the noise's standard deviation must be >= 0, got {std}: 0 adds none")
+            raise ValueError(f"the standard deviation of the noise must be >= 0, got {std}: 0 adds no noise")
         self.std = std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of x's shape."""
+        """Map inputs of any shape to the same shape."""
         return x + self.std * torch.randn_like(x) if self.training else x
 
     def extra_repr(self) -> str:
-        """Show the standard deviation where the module is printed."""
+        """Text of the standard deviation in the printed module."""
         return f"std={self.std}"
 
 
@@ -43,26 +43,28 @@ def default_hidden(input_shape: Sequence[int]) -> list[int]:
 class MLP(nn.Module):
     """A multilayer perceptron with rectified linear units, on inputs of any shape.
 
-    A hidden layer is linear, batch norm, ReLU, Gaussian noise, dropout. The noise comes after the ReLU: the authors of
-    VAT take it from the discriminator of Salimans et al., arXiv 1606.03498, which adds it to what a hidden layer hands
-    on. Before the ReLU, half of it would be cut away.
+    A hidden layer is linear, batch norm, ReLU, Gaussian noise, dropout. The noise comes after the ReLU. The authors of VAT
+    take it from the discriminator of Salimans et al., arXiv 1606.03498, which adds noise to the output of a hidden layer.
+    A ReLU after the noise would remove half of it.
 
-    The papers' networks: DSVAT (arXiv 1507.00677), MNIST, ``hidden=(1200, 600, 300, 150)`` supervised and
-    ``(1200, 1200)`` semi-supervised, both with ``batch_norm_logits`` and ``init="fan_in"``; its synthetic sets,
-    ``hidden=(100,)``, no batch norm, ``init="fan_in"``; TPAMI (arXiv 1704.03976), semi-supervised MNIST,
-    ``hidden=(1200, 600, 300, 150)`` and ``noise=0.5``.
+    The papers' networks:
+
+    - DSVAT (arXiv 1507.00677), supervised MNIST: ``hidden=(1200, 600, 300, 150)``, ``batch_norm_logits``, ``init="fan_in"``
+    - DSVAT, semi-supervised MNIST: ``hidden=(1200, 1200)``, ``batch_norm_logits``, ``init="fan_in"``
+    - DSVAT, synthetic sets: ``hidden=(100,)``, no batch norm, ``init="fan_in"``
+    - TPAMI (arXiv 1704.03976), semi-supervised MNIST: ``hidden=(1200, 600, 300, 150)``, ``noise=0.5``
 
     Args:
-        input_shape: Shape of one example, without the batch; it is flattened.
+        input_shape: Shape of one example, without the batch. The network flattens it.
         num_classes: Number of logits.
-        hidden: Units of each hidden layer, from the input on; None: two layers as in `default_hidden`.
+        hidden: Units of each hidden layer, from the input to the output. None: two layers as in `default_hidden`.
         batch_norm: Whether every hidden layer has batch norm.
-        batch_norm_logits: Whether the logits have it too. It is affine, as in DSVAT's published code: without a
+        batch_norm_logits: Whether the logits also have batch norm. It is affine, as in DSVAT's published code. Without a
             learned scale the logits would have variance 1, and no prediction could become certain.
         noise: Standard deviation of the noise on each hidden layer in training mode.
         dropout: Probability that a hidden unit is dropped in training mode.
         input_dropout: Probability that an entry of the input is dropped in training mode.
-        init: ``"default"``, torch's; or ``"fan_in"``, DSVAT's: weights from N(0, 1 / fan_in), biases 0.
+        init: Initialisation: ``"default"`` is torch's, ``"fan_in"`` is DSVAT's: weights from N(0, 1 / fan_in), biases 0.
 
     Raises:
         ValueError: If a size, a probability, the noise or ``init`` is out of range.
@@ -84,7 +86,7 @@ class MLP(nn.Module):
         super().__init__()
         hidden = default_hidden(input_shape) if hidden is None else hidden
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden must name at least one layer of at least one unit, got {tuple(hidden)}")
+            raise ValueError(f"hidden must hold at least one number, each >= 1, got {tuple(hidden)}")
         if init not in ("default", "fan_in"):
             raise ValueError(f"init must be 'default' or 'fan_in', got {init!r}")
 
@@ -93,7 +95,7 @@ class MLP(nn.Module):
         if input_dropout:
             layers.append(nn.Dropout(input_dropout))
         for units in hidden:
-            # Batch norm subtracts what a bias adds: with it, a bias would be a parameter without a gradient.
+            # No bias before batch norm: batch norm subtracts it, so it would be a parameter without a gradient.
             layers.append(nn.Linear(width, units, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(units))

@@ -7,27 +7,28 @@ from torch import Tensor, nn
 
 from vat.models.image_shape import image_channels
 
-# Oliver et al. run 500,000 updates with momentum 0.001. A run of a few thousand would be evaluated on the statistics
-# it started from; 0.01 forgets those within 500 updates, and averages a hundred batches all the same.
+# Oliver et al. run 500,000 updates with momentum 0.001. After a few thousand updates with that momentum, the statistics
+# would still depend on their initial values. With 0.01 these are forgotten within 500 updates, and the average still
+# covers a hundred batches.
 BATCH_NORM_MOMENTUM = 0.01
 BATCH_NORM_EPS = 1e-3
 LEAKY_RELU_SLOPE = 0.1
 
 
 class WideResNet(nn.Module):
-    """A pre-activation wide residual network, WRN-``depth``-``width``; the default is WRN-28-2.
+    """A pre-activation wide residual network, WRN-``depth``-``width``. The default is WRN-28-2.
 
     Zagoruyko and Komodakis, *Wide Residual Networks*, arXiv 1605.07146, in the variant of Oliver et al.,
-    arXiv 1804.09170: leaky ReLU 0.1, no dropout, and only the very first unit's shortcut starts after the activation.
+    arXiv 1804.09170: leaky ReLU 0.1, no dropout, and only the first unit's shortcut starts after the activation.
 
     Args:
-        input_shape: (channels, height, width) of one image; the paper's are 3 × 32 × 32.
+        input_shape: Shape (channels, height, width) of one image. The paper's shape is 3 × 32 × 32.
         num_classes: Number of logits.
-        depth: 6 n + 4, for n residual units in each of the three groups.
-        width: Factor on the 16, 32 and 64 channels of the three groups.
+        depth: Number of layers: 6 n + 4, for n residual units in each of the three groups.
+        width: Factor on the 16, 32 and 64 channels of the three groups, >= 1.
 
     Raises:
-        ValueError: If ``input_shape`` is no image's, or ``depth`` or ``width`` fits no such network.
+        ValueError: If ``input_shape`` is not the shape of an image, or ``depth`` or ``width`` is out of range.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, depth: int = 28, width: int = 2) -> None:
@@ -74,7 +75,7 @@ class WideResNet(nn.Module):
 
 
 class _ResidualUnit(nn.Module):
-    """Two times batch norm, leaky ReLU, 3×3 convolution, and a shortcut, projected where the channels change."""
+    """Twice batch norm, leaky ReLU and 3×3 convolution, with a shortcut. If the channels change, the shortcut is a 1×1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, activate_shortcut: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks for texts, given as numbers of words."""
+"""Networks for texts. A text is a row of word numbers."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ PADDING = 0
 
 
 class NormalizedEmbedding(nn.Module):
-    """An embedding of words with mean 0 and variance 1 over the words as often as they occur, in each of its dimensions.
+    """An embedding of words. Each of its dimensions has mean 0 and variance 1 over the words, weighted by their counts.
 
-    Miyato, Dai and Goodfellow, arXiv 1605.07725, equation 1. Without it a network could make a perturbation of length ε harmless by larger
-    embeddings.
+    Miyato, Dai and Goodfellow, arXiv 1605.07725, equation 1. Without the normalisation, a network could learn larger embeddings, which
+    make a perturbation of length ε harmless.
 
     Args:
-        counts: How often each word occurs.
-        dim: Dimensions of an embedding.
+        counts: Number of occurrences of each word.
+        dim: Number of dimensions of an embedding.
 
     Raises:
-        ValueError: If no word occurs.
+        ValueError: If a count is negative, or all are 0.
     """
 
     share: Tensor
@@ -28,45 +28,45 @@ class NormalizedEmbedding(nn.Module):
     def __init__(self, counts: Sequence[int], dim: int) -> None:
         super().__init__()
         if not counts or min(counts) < 0 or not sum(counts):
-            raise ValueError("counts must be how often each word occurs, >= 0 and not all 0")
+            raise ValueError("counts must hold the number of occurrences of each word, >= 0 and not all 0")
         self.weight = nn.Parameter(torch.randn(len(counts), dim))
         self.register_buffer("share", torch.tensor([count / sum(counts) for count in counts]))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Map numbers of words, integers (N, T), to embeddings (N, T, dim)."""
+        """Map word numbers, integers (N, T), to embeddings (N, T, dim)."""
         mean = self.share @ self.weight
         variance = self.share @ (self.weight - mean).square()
         return (F.embedding(ids, self.weight) - mean) * (variance + 1e-6).rsqrt()
 
 
 class TextNetwork(nn.Module):
-    """What the networks here share: a normalised embedding, whose output is what a regularizer perturbs, and a mask of the padding.
+    """Base class of these networks: a normalised embedding, whose output a regularizer perturbs, and a mask of the padding.
 
-    Any network of integer inputs can say the same: `perturbed` is a layer that is called once in a pass, `mask(x)` is 1 where an input
-    counts. `vat.step.Step` reads both.
+    Any network of integer inputs can define the same two members, and `vat.step.Step` reads them. `perturbed` is a layer that each pass
+    calls once. `mask(x)` is 1 for inputs that count.
 
     Args:
-        counts: How often each word occurs, the padding (0) first.
-        dim: Dimensions of an embedding.
+        counts: Number of occurrences of each word, the padding (0) first.
+        dim: Number of dimensions of an embedding.
         dropout: Probability that a word is dropped in training mode.
     """
 
     def __init__(self, counts: Sequence[int], dim: int, dropout: float) -> None:
         super().__init__()
         self.embedding = NormalizedEmbedding(counts, dim)
-        self.word_dropout = nn.Dropout(dropout)  # of whole words: a random number for each dimension takes as long as all else
+        self.word_dropout = nn.Dropout(dropout)  # of complete words: random numbers for each dimension would double the time
 
     @property
     def perturbed(self) -> nn.Module:
-        """The layer whose output is perturbed."""
+        """Layer whose output a regularizer perturbs."""
         return self.embedding
 
     def mask(self, ids: Tensor) -> Tensor:
-        """Where there are words, bool (N, T)."""
+        """Mask of the words without the padding, bool (N, T)."""
         return ids != PADDING
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Map numbers of words, integers (N, T), to logits of shape (N, num_classes)."""
+        """Map word numbers, integers (N, T), to logits of shape (N, num_classes)."""
         return self.logits(self.embedding(ids), self.mask(ids))
 
     def logits(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -75,16 +75,16 @@ class TextNetwork(nn.Module):
 
 
 class TextMean(TextNetwork):
-    """The mean of the embeddings of a text's words, then a hidden layer: without the order of the words, and fast on a CPU.
+    """The mean of the embeddings of a text's words, then a hidden layer. It ignores the order of the words, and is fast on a CPU.
 
-    Iyyer et al., *Deep Unordered Composition Rivals Syntactic Methods for Text Classification* (2015). The mean is multiplied by √T of
-    the T words, so that it has variance 1 for long texts too.
+    Iyyer et al., *Deep Unordered Composition Rivals Syntactic Methods for Text Classification* (2015). The mean over T words is multiplied
+    by √T, so that it has variance 1 for long texts too.
 
     Args:
         num_classes: Number of logits.
-        counts: How often each word occurs, the padding first; told by the data.
-        dim: Dimensions of an embedding.
-        hidden: Units of the hidden layer.
+        counts: Number of occurrences of each word, the padding first. The data set gives them.
+        dim: Number of dimensions of an embedding.
+        hidden: Number of units of the hidden layer.
         dropout: Probability that a word, or a feature before the logits, is dropped in training mode.
     """
 
@@ -102,14 +102,14 @@ class TextMean(TextNetwork):
 class TextCNN(TextNetwork):
     """Convolutions over the words and the maximum of each over the text.
 
-    Kim, arXiv 1408.5882. A text's logits do not depend on how much padding follows.
+    Kim, arXiv 1408.5882. The logits of a text do not depend on the length of the padding.
 
     Args:
         num_classes: Number of logits.
-        counts: How often each word occurs, the padding first; told by the data.
-        dim: Dimensions of an embedding.
-        channels: Features of each width.
-        widths: Words that a convolution sees, odd numbers.
+        counts: Number of occurrences of each word, the padding first. The data set gives them.
+        dim: Number of dimensions of an embedding.
+        channels: Number of features for each width.
+        widths: Width of each convolution in words, odd numbers >= 1.
         dropout: Probability that a word, or a feature before the logits, is dropped in training mode.
 
     Raises:

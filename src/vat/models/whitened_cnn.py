@@ -1,7 +1,7 @@
 """A small convolutional network for colour images that learns in minutes on a CPU.
 
-The idea of a fixed whitening first layer and few wide blocks is that of the public record runs on CIFAR-10 (K. Jordan, *94% on
-CIFAR-10 in 3.29 Seconds on a Single GPU*, arXiv 2404.00498); this is another network, written from its description.
+Two ideas come from the public record runs on CIFAR-10: a fixed whitening first layer, and few wide blocks (K. Jordan, *94% on CIFAR-10 in
+3.29 Seconds on a Single GPU*, arXiv 2404.00498). This is a different network, written from the description.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from vat.models.image_shape import image_channels
 
 PATCH = 2  # pixels, height and width of a whitened patch
-EPS = 5e-4  # added to the variance of each direction, of standardised pixels: directions of less variance are noise
-LOGIT_SCALE = 1 / 9  # keeps the first softmax soft: the maximum over a map of unit variance is large
+EPS = 5e-4  # added to the variance of each direction of standardised pixels: a direction of less variance is noise
+LOGIT_SCALE = 1 / 9  # keeps the first softmax soft, because the maximum over a map of unit variance is large
 
 
 class PatchWhitening(nn.Module):
     """A fixed convolution that makes the values of each 2 × 2 patch uncorrelated and of variance 1.
 
-    There are two filters for each direction, one of either sign, and a learnt bias. The filters are a buffer: training does not change
-    them, and a checkpoint holds them. Until `fit` is called each filter copies one pixel of the patch, or its negative.
+    Each direction has two filters with opposite signs and learned biases. The filters are a buffer: training does not change them, and a
+    checkpoint holds them. Before a call of `fit`, each filter copies one pixel of the patch or its negative.
 
     Args:
-        channels: Channels of the images.
+        channels: Number of channels of the images.
     """
 
     filters: Tensor
@@ -38,12 +38,12 @@ class PatchWhitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set the filters from images (N, channels, height, width), as this layer receives them."""
+        """Compute the filters from images (N, channels, height, width), as this layer receives them."""
         height, width = x.shape[2] - PATCH + 1, x.shape[3] - PATCH + 1
         covariance = torch.zeros(self.size, self.size, dtype=torch.float64)
-        for images in x.split(500):  # the patches of so many take 50 MB at 32 × 32 pixels
+        for images in x.split(500):  # the patches of 500 images take 50 MB at 32 × 32 pixels
             patches = F.unfold(images.double(), PATCH).transpose(1, 2).reshape(-1, self.size)
-            covariance += (patches.T @ patches).cpu()  # about 0, which is the mean of standardised images
+            covariance += (patches.T @ patches).cpu()  # moments about 0: standardised images have mean 0
         variances, directions = torch.linalg.eigh(covariance / (len(x) * height * width))
         self.filters.copy_(self._filters((directions / (variances.clamp(min=0) + EPS).sqrt()).T))
 
@@ -62,11 +62,11 @@ class WhitenedCNN(nn.Module):
     Each block halves the height and the width after its first convolution. Call `whiten` on training images before training.
 
     Args:
-        input_shape: (channels, height, width) of one image; height and width at least 2 to the number of blocks.
+        input_shape: Shape (channels, height, width) of one image. Height and width are at least 2 to the power of the number of blocks.
         num_classes: Number of logits.
-        widths: Channels of each block, from the input on.
-        mirror: In evaluation mode, whether the logits are the mean over the image and its mirror image. It doubles the cost of
-            evaluation, and suits images of which the mirror image has the same class.
+        widths: Channels of each block, from the input to the output.
+        mirror: Whether, in evaluation mode, the logits are the mean over the image and its mirror image. This doubles the cost of
+            evaluation. Use it only if a mirror image has the same class.
 
     Raises:
         ValueError: If ``widths`` is out of range, or the images are too small for the blocks.
@@ -77,7 +77,7 @@ class WhitenedCNN(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise ValueError(f"widths must name at least one block of at least one channel, got {tuple(widths)}")
+            raise ValueError(f"widths must hold at least one number, each >= 1, got {tuple(widths)}")
         self.whitening = PatchWhitening(image_channels(input_shape, smallest=2 ** len(widths)))
         self.mirror = mirror
         channels = (2 * self.whitening.size, *widths)
@@ -95,14 +95,14 @@ class WhitenedCNN(nn.Module):
 
 
 class _ReachedError(Exception):
-    """A pass has come to the layer that it was for."""
+    """Ends a pass at the whitening layer."""
 
 
 def whiten(network: nn.Module, x: Tensor) -> None:
-    """Set the whitening layers of a network from training images; a network without one does not change.
+    """Compute the whitening layers of a network from training images. A network without such layers does not change.
 
     Args:
-        network: Any module. The layers before the whitening, such as a standardisation, see the images first.
+        network: Any module. The images first pass the layers before the whitening, such as a standardisation.
         x: Images (N, channels, height, width) as the network receives them. Labels are not needed.
     """
 
@@ -136,6 +136,6 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.GELU(),
     )
     for layer in block:
-        if isinstance(layer, nn.Conv2d):  # as many channels as can pass unchanged at first, the others are mixtures
+        if isinstance(layer, nn.Conv2d):  # at first, one output copies each input channel, the others are mixtures
             nn.init.dirac_(layer.weight.data[: layer.in_channels])
     return block

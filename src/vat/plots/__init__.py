@@ -1,4 +1,4 @@
-"""Figures: data in, `Figure` out, nothing read or written."""
+"""Functions that make a `Figure` from data. They read and write no files."""
 
 from vat.plots.course import curves_figure
 from vat.plots.images import adversarial_figure, perturbation_figure

@@ -10,10 +10,10 @@ from vat.plots.style import COLOURS, MARKERS, new_figure, tidy
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """The run from its start: validation error, the terms of the loss, the regularizers' diagnostics; as far as they are there.
+    """Curves of a run: validation error, the terms of the loss, the regularizers' diagnostics. A panel without data is left out.
 
     Args:
-        history: records by the names they are logged under, each with its `step`.
+        history: Records of logged values by name, each with its `step`.
     """
     names = list({name: None for record in history for name in record})
     terms = [name for name in names if name.startswith("train/") and name.count("/") == 1 and name not in ("train/lr", "train/loss")]

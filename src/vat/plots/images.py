@@ -1,4 +1,4 @@
-"""Images and what perturbations make of them."""
+"""Images and their perturbations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from vat.plots.style import WRONG, new_figure, shown_names
 def perturbation_figure(
     x: Tensor, r: Tensor, before: Tensor, after: Tensor, kl: Tensor, y: Tensor, *, class_names: Sequence[str], eps: float
 ) -> Figure:
-    """Up to eight images with their r, perturbed, and what the network says of both: from the least to the most moved.
+    """Up to eight images, their r, their sum, and the predictions for image and sum. Columns are in the order of increasing KL.
 
     Args:
-        x: images (N, C, H, W) of one or three channels.
-        r: perturbations (N, C, H, W).
-        before: probabilities (N, classes) at x.
-        after: probabilities (N, classes) at x + r.
-        kl: divergence of the two (N,).
-        y: labels (N,).
-        class_names: of the classes.
-        eps: length of r, for the title.
+        x: Images (N, C, H, W) of one or three channels.
+        r: Perturbations (N, C, H, W).
+        before: Probabilities (N, classes) at x.
+        after: Probabilities (N, classes) at x + r.
+        kl: Divergence of the two (N,), in nats.
+        y: Labels (N,).
+        class_names: Names of the classes.
+        eps: Length of r, for the title.
     """
     order = kl.argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(8, len(order))).round().long()]
@@ -44,16 +44,19 @@ def perturbation_figure(
 
 
 def _perturbed(figure: Figure, x: Tensor, r: Tensor, bounds: tuple[float, float] | None) -> tuple[Any, float]:
-    """Panels of images (N, C, H, W), of r, and of their sum, a column each; and the largest |r|, which has the full colour.
+    """Draw images (N, C, H, W), r and their sum, a column for each image.
 
     Black and white are the bounds, or the least and greatest value of the images.
+
+    Returns:
+        The panels, and the largest |r|, which has the full colour.
     """
     low, high = bounds or (float(x.amin()), float(x.amax()))
     reach = float(r.abs().amax()) or 1.0
     panels = figure.subplots(3, len(x), squeeze=False)
     for row, pictures in enumerate((x, r, x + r)):
         for panel, picture in zip(panels[row], pictures, strict=True):
-            if row == 1:  # its sign matters: white is 0
+            if row == 1:  # a diverging colour map, because the sign of r matters: white is 0
                 panel.imshow(_picture((picture / reach + 1) / 2), cmap="PuOr_r", vmin=0, vmax=1, interpolation="nearest")
             else:
                 panel.imshow(_picture((picture - low) / ((high - low) or 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -63,7 +66,7 @@ def _perturbed(figure: Figure, x: Tensor, r: Tensor, bounds: tuple[float, float]
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) as matplotlib takes it: (H, W) of one channel, else (H, W, 3)."""
+    """Convert (C, H, W) to matplotlib's shape: (H, W) for one channel, else (H, W, 3)."""
     image = image.float().clamp(0, 1)
     return (image[0] if len(image) == 1 else image[:3].movedim(0, -1)).numpy()
 
@@ -76,14 +79,14 @@ def adversarial_figure(
     bounds: tuple[float, float] | None,
     title: str,
 ) -> Figure:
-    """Images, what was added to them, and what became of them, a column each.
+    """Images, their perturbations, and the adversarial examples, a column for each image.
 
     Args:
-        x: images (N, C, H, W) of one or three channels.
-        adversarial: what they were changed to, likewise.
-        names: of the class of each, and of the class it is taken for.
-        bounds: black and white; the images' least and greatest value if None.
-        title: of the figure.
+        x: Images (N, C, H, W) of one or three channels.
+        adversarial: Adversarial examples (N, C, H, W).
+        names: Name of each image's class, and of the predicted class of its adversarial example.
+        bounds: Values drawn as black and white. None: the images' least and greatest value.
+        title: Title of the figure.
     """
     figure = new_figure(1.3 * len(x) + 0.4, 4.6)
     panels, largest = _perturbed(figure, x, adversarial - x, bounds)

@@ -12,7 +12,7 @@ from vat.functional import probabilities
 from vat.plots.style import MARKERS
 from vat.step import Key
 
-CLASS_COLOURS = ("#5e3c99", "#e66101")  # the ends of PuOr: told apart by the colour-blind, and in grey
+CLASS_COLOURS = ("#5e3c99", "#e66101")  # the ends of PuOr: they differ for colour-blind readers and in grey
 
 
 def plane_figure(
@@ -28,16 +28,16 @@ def plane_figure(
     """Decision boundary and LDS of several networks over a plane in input space: DSVAT's figure.
 
     Args:
-        networks: by name; each maps x = z @ embedding (N, D) to two logits. Put into evaluation mode.
-        z: training points in the plane (N, 2).
-        y: their classes (N,).
-        embedding: (2, D).
-        eps: radius of LDS.
-        title: of the figure.
-        resolution: points a side.
+        networks: Networks by name. Each maps x = z @ embedding (N, D) to two logits. They are put into evaluation mode.
+        z: Training points in the plane (N, 2).
+        y: Classes of the points (N,).
+        embedding: Map from the plane to the input space (2, D).
+        eps: Radius of LDS, in the units of x.
+        title: Title of the figure.
+        resolution: Number of points on each side of the grid.
 
     Returns:
-        A figure with a column for each network: p(class 1 | x) above, LDS below, on scales that the columns share.
+        A figure with a column for each network: p(class 1 | x) above, LDS below. All columns have the same scales.
     """
     low, high = z.amin(0) - 0.6, z.amax(0) + 0.6
     horizontal, vertical = (torch.linspace(float(low[i]), float(high[i]), resolution) for i in (0, 1))
@@ -50,7 +50,7 @@ def plane_figure(
             chances[name] = probabilities(network(x))[:, 1].view(resolution, resolution).T.cpu().numpy()
         lds = local_distributional_smoothness(network, x, eps=eps, key=Key(0))
         smoothness[name] = lds.view(resolution, resolution).T.cpu().numpy()
-    worst = max(float(lds.max()) for lds in smoothness.values()) or 1.0  # a constant network's is 0, and levels must differ
+    worst = max(float(lds.max()) for lds in smoothness.values()) or 1.0  # LDS of a constant network is 0, but contour levels must differ
 
     across, up = horizontal.numpy(), vertical.numpy()
     figure = Figure(figsize=(3.2 * len(networks) + 0.9, 6.2), layout="constrained")

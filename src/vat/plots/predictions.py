@@ -1,4 +1,4 @@
-"""Which classes are taken for which, how often, and how surely."""
+"""Confusions, calibration and the error of each class."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from vat.plots.style import COLOURS, WRONG, new_figure, shown_names, tidy
 
 
 def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix: the share of each class (rows) that was taken for each (columns); colour is for mistakes alone.
+    """Confusion matrix: the share of each class (rows) that was predicted as each class (columns). Only mistakes are coloured.
 
     Args:
-        counts: int64 (classes, classes).
-        class_names: of the classes.
+        counts: Confusion matrix, int64 (classes, classes).
+        class_names: Names of the classes.
     """
     shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
     mistakes = shares.clone().fill_diagonal_(0)
@@ -40,19 +40,19 @@ def confusion_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
         axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="taken for", ylabel="class", title="Confusion, % of each class")
+    axes.set(xlabel="predicted class", ylabel="class", title="Confusion, % of each class")
     figure.colorbar(drawn, ax=axes, label="mistakes, %", shrink=0.8)
     return figure
 
 
 def reliability_figure(chances: Tensor, y: Tensor) -> Figure:
-    """Is the network as often right as it claims to be? Accuracy against confidence, and how often each confidence occurs.
+    """Reliability diagram: accuracy against confidence, and how often each confidence occurs.
 
     Args:
-        chances: probabilities (N, classes).
-        y: labels (N,).
+        chances: Probabilities (N, classes).
+        y: Labels (N,).
     """
-    bins = 15  # of equal width, as the calibration error has them
+    bins = 15  # of equal width, as in the calibration error
     confidence, said = chances.max(1)
     right = (said == y).to(confidence.dtype)
     edges = torch.linspace(0, 1, bins + 1)
@@ -77,21 +77,21 @@ def reliability_figure(chances: Tensor, y: Tensor) -> Figure:
     above.set(ylabel="accuracy", ylim=(0, 1.02), title=f"Reliability: calibration error {error:.3f}")
     legend = [
         Patch(color=COLOURS[0], alpha=0.8, label="accuracy"),
-        Patch(color=WRONG, label="claims too much by"),
-        Patch(color="black", label="claims too little by"),
+        Patch(color=WRONG, label="overconfident by"),
+        Patch(color="black", label="underconfident by"),
     ]
-    above.legend(handles=legend, framealpha=0.85, edgecolor="none", loc="upper left", fontsize=8.5)  # bars may stand behind it
+    above.legend(handles=legend, framealpha=0.85, edgecolor="none", loc="upper left", fontsize=8.5)  # bars may be behind the legend
     below.bar(centres, (100 * number / len(y)).tolist(), width=0.92 / bins, color="#999999")
     below.set(xlabel="confidence", ylabel="examples, %", xlim=(0, 1))
     return figure
 
 
 def class_error_figure(counts: Tensor, class_names: Sequence[str]) -> Figure:
-    """Error of each class with its 95 % interval (Wilson's), the worst above.
+    """Error of each class with its 95 % interval (Wilson's). The class with the largest error is at the top.
 
     Args:
-        counts: confusion matrix, int64 (classes, classes).
-        class_names: of the classes.
+        counts: Confusion matrix, int64 (classes, classes).
+        class_names: Names of the classes.
     """
     total = counts.sum(1).double()
     seen = torch.nonzero(total)[:, 0]

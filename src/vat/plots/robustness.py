@@ -13,10 +13,10 @@ def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, 
     """Accuracy against ε, a panel for each norm and a line for each attack.
 
     Args:
-        robust: for each norm `eps`, the radii, and `accuracy`, for each attack those at the radii; as
+        robust: For each norm the radii `eps`, and `accuracy`: for each attack its accuracy at each radius.
             `vat.evaluation.robustness.evaluate` returns it.
-        clean: accuracy at ε = 0.
-        unit: of ε.
+        clean: Accuracy at ε = 0.
+        unit: Unit of ε.
     """
     figure = new_figure(5.2 * max(1, len(robust)), 4)
     panels = figure.subplots(1, max(1, len(robust)), squeeze=False, sharey=True)[0]
@@ -33,11 +33,11 @@ def robustness_figure(robust: Mapping[str, Mapping[str, Any]], clean: float, *, 
 
 
 def study_figure(tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Clean and worst-case accuracy: a row of panels for each table, a panel for each norm, a line for each method, a point for each seed.
+    """Clean and worst-case accuracy of a study. Each table is a row of panels, each norm a panel, each method a line, each seed a point.
 
     Args:
-        tables: for each table and method what `vat.evaluation.robustness.evaluate` returned for each seed;
-            radii are those of the table's first.
+        tables: For each table and method, the results of `vat.evaluation.robustness.evaluate`, one for each seed. The first result of a
+            table gives its radii.
     """
     first = {name: next(iter(found.values()))[0] for name, found in tables.items()}
     norms = list(next(iter(first.values()))["robust"])

@@ -1,4 +1,4 @@
-"""What perturbations change: features and predictions."""
+"""Which features a perturbation changes, and by how much predictions change."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from vat.plots.style import COLOURS, new_figure, shown_names, tidy
 
 
 def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 20) -> Figure:
-    """The features that r moves: mean |r| over the examples, the largest above.
+    """The features that r changes most: mean |r| over the examples. The largest is at the top.
 
     Args:
-        r: perturbations (N, features).
-        names: of the features.
-        eps: length of r, for the title.
-        most: features that are shown.
+        r: Perturbations (N, features).
+        names: Names of the features.
+        eps: Length of r, for the title.
+        most: Largest number of features to show.
     """
     size, place = r.abs().mean(0).topk(min(most, r.shape[1]))
     figure = new_figure(6, 0.26 * len(size) + 1.3)
@@ -34,12 +34,12 @@ def feature_figure(r: Tensor, *, names: Sequence[str], eps: float, most: int = 2
 
 
 def kl_figure(kl: Tensor, at_random: Tensor, *, eps: float) -> Figure:
-    """How much the prediction changes, over the examples: at the r that is found, and at a random one of the same length.
+    """Histogram of the change of predictions: for the r that the method finds, and for a random r of the same length.
 
     Args:
-        kl: divergence at the r that is found (N,), in nats.
-        at_random: at a random r (N,).
-        eps: length of r.
+        kl: Divergence at the r that the method finds (N,), in nats.
+        at_random: Divergence at a random r (N,), in nats.
+        eps: Length of r.
     """
     smallest = 1e-8
     kl, at_random = (v.double().clamp_min(smallest).log10() for v in (kl, at_random))

@@ -11,14 +11,14 @@ from vat.plots.style import COLOURS, MARKERS, new_figure, tidy
 
 
 def sweep_figure(settings: Sequence[Mapping[str, str]], errors: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Error against what was swept: mean over seeds, bars of one standard deviation, validation beside test.
+    """Error against the swept options: mean over seeds, bars of one standard deviation, validation next to test.
 
-    Swept numbers have a row of panels each, those of one last name (`vat.eps`, `adversarial.eps`) one together; a setting without any is
-    a dashed line. Where nothing is a number, the settings stand below one another.
+    Each swept number has a row of panels. Numbers with the same last name (`vat.eps`, `adversarial.eps`) share a row. A setting without
+    such a number is a dashed line. If no swept option is a number, each setting has a line of one panel.
 
     Args:
-        settings: values by key, one mapping a setting.
-        errors: validation and test errors of each setting's seeds, in %; the second empty where there was no test.
+        settings: Values by key, one mapping for each setting.
+        errors: Validation and test errors of each setting's seeds, in %. The second is empty if there was no test.
     """
     numbers = {key for key in {k for s in settings for k in s} if _is_number(s[key] for s in settings if key in s)}
     axis = {key: key.rsplit(".", 1)[-1] for key in sorted(numbers)}
@@ -97,10 +97,10 @@ def _is_number(values: Iterable[str]) -> bool:
 
 
 def _named(setting: Mapping[str, str]) -> str:
-    """A setting in words: what is chosen from a group needs no key."""
+    """A setting as text. A choice from a config group is shown without its key."""
     return ", ".join(value if "." not in key else f"{key.rsplit('.', 1)[-1]} = {value}" for key, value in setting.items())
 
 
 def _natural(label: str) -> list[tuple[int, float, str]]:
-    """Sorts 0.3, 1, 10 as numbers."""
+    """Sort key that orders numbers in a label by value: 0.3, 1, 10."""
     return [(0, float(part), "") if _is_number([part]) else (1, 0.0, part) for part in label.split()]

@@ -13,14 +13,14 @@ from vat.step import Step
 class Adversarial(Regularizer):
     """Cross entropy at the first-order adversarial example of each labelled input (Goodfellow et al., arXiv 1412.6572).
 
-    r maximises the linearised loss within ‖r‖ ≤ ε: ε g / ‖g‖₂ in L2, ε sign(g) in L∞, g = ∇ₓ of the cross entropy; no gradient flows
-    through r. 4 F and a clean pass.
+    r maximises the linearised loss within ‖r‖ ≤ ε: ε g / ‖g‖₂ in L2, ε sign(g) in L∞, with g = ∇ₓ of the cross entropy. No gradient flows
+    through r. Cost: 4 F and a clean pass.
 
     Args:
-        eps: radius ε, in the units of the tensor that is handed in.
-        norm: of r: "l2", "linf", or a `vat.norms.Norm`.
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        eps: Radius ε of the perturbation, in the units of `x`.
+        norm: Norm of r: "l2", "linf", or a `vat.norms.Norm`.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     needs_labels = True
@@ -33,7 +33,7 @@ class Adversarial(Regularizer):
     def penalty(self, step: Step) -> Tensor:
         """Cross entropy of the perturbed inputs."""
         if step.y is None:
-            raise ValueError("adversarial training needs labels: call it as regularizer(model, x, y)")
+            raise ValueError("Adversarial needs labels, got none: call it as regularizer(model, x, y)")
         clean = step.clean
         with torch.enable_grad():
             logits = wide(clean.logits.detach()).requires_grad_()

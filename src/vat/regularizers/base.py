@@ -141,9 +141,15 @@ class Regularizer(nn.Module):
 
 
 def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer]:
-    """Regularizers by their names in logs, after a second one of a kind was given its number."""
+    """Regularizers by their names in logs; a second one of a kind gets a number.
+
+    Raises:
+        TypeError: If one is no `Regularizer`.
+    """
     named: dict[str, Regularizer] = {}
     for regularizer in regularizers:
+        if not isinstance(regularizer, Regularizer):
+            raise TypeError(f"regularizers must be vat.Regularizer objects, got {regularizer!r}")
         regularizer.number = 1
         while regularizer.name in named:
             regularizer.number += 1

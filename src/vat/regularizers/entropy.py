@@ -8,11 +8,11 @@ from vat.step import Step
 
 
 class Entropy(Regularizer):
-    """Mean entropy of the predictions, with its gradient (Grandvalet and Bengio, 2005); TPAMI's "+ EntMin". Softmax outputs only.
+    """Mean entropy of the predictions, with its gradient (Grandvalet and Bengio, 2005): TPAMI's "+ EntMin". For softmax outputs only.
 
     Args:
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     differentiates_clean_pass = True

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vat.functional import probabilities
-from vat.network import unwrapped
+from vat.layers import unwrapped
 from vat.regularizers.base import Regularizer, share
 from vat.step import Step
 
@@ -15,14 +15,14 @@ from vat.step import Step
 class MeanTeacher(Regularizer):
     """Mean squared difference of the class probabilities from those of a teacher, the moving average of the weights.
 
-    Tarvainen and Valpola, arXiv 1703.01780. The teacher is a set of weights, not a second module: it sees other noise and, where there is
-    one, the second view; no gradient flows through it. 1 F and a clean pass. A loop of your own calls `on_fit_start(model)` once and
-    `on_optimizer_step_end(model)` after each step.
+    Tarvainen and Valpola, arXiv 1703.01780. The teacher is a set of weights, not a second module. It gets different noise, and the second
+    view if the data has one. No gradient flows through it. Cost: 1 F and a clean pass. In your own loop, call `on_fit_start(model)` once
+    and `on_optimizer_step_end(model)` after each step.
 
     Args:
-        decay: of the moving average; the first steps use min(1 - 1 / (t + 1), decay), so that the start is forgotten.
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        decay: Decay of the moving average. The first steps use min(1 - 1 / (t + 1), decay), to forget the initial weights.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     needs_view = True
@@ -34,13 +34,13 @@ class MeanTeacher(Regularizer):
         self.teacher: dict[str, Tensor] = {}
 
     def reset(self) -> None:
-        """Without a teacher."""
+        """Reset the state and remove the teacher."""
         super().reset()
         self.teacher = {}
 
     @torch.no_grad()
     def on_fit_start(self, model: nn.Module) -> None:
-        """The teacher starts as the model, or moves to the model's device after a restart."""
+        """Copy the model's weights to the teacher. After a restart, move the teacher to the model's device."""
         self.teacher = {
             name: self.teacher[name].to(p.device) if name in self.teacher else p.detach().clone()
             for name, p in unwrapped(model).named_parameters()
@@ -48,11 +48,11 @@ class MeanTeacher(Regularizer):
 
     @torch.no_grad()
     def on_optimizer_step_end(self, model: nn.Module) -> None:
-        """The teacher follows."""
+        """Update the teacher."""
         self._refuse_absence()
         decay = min(1 - 1 / (self.num_updates + 1), self.decay)
         names, weights = zip(*unwrapped(model).named_parameters(), strict=True)
-        get_ema_multi_avg_fn(decay)([self.teacher[name] for name in names], weights, None)  # all in a few kernels
+        get_ema_multi_avg_fn(decay)([self.teacher[name] for name in names], weights, None)  # all weights in a few kernels
         super().on_optimizer_step_end(model)
 
     def penalty(self, step: Step) -> Tensor:
@@ -66,13 +66,13 @@ class MeanTeacher(Regularizer):
 
     def _refuse_absence(self) -> None:
         if not self.teacher:
-            raise RuntimeError("the teacher has no weights yet: call on_fit_start(model) before the first step")
+            raise RuntimeError("the teacher has no weights: call on_fit_start(model) before the first step")
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The teacher's weights beside the base's state."""
+        """State of the base class and the teacher's weights."""
         return super().get_extra_state() | {"teacher": self.teacher}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` gave."""
+        """Restore the state of `get_extra_state`."""
         super().set_extra_state(state)
         self.teacher = {name: t.clone() for name, t in state["teacher"].items()}

@@ -1,4 +1,4 @@
-"""The Π-model: agreement of two noisy passes."""
+"""The Π-model: two noisy passes must agree."""
 
 from torch import Tensor
 
@@ -10,12 +10,12 @@ from vat.step import Step
 class PiModel(Regularizer):
     """Mean squared difference of the class probabilities of two passes with different noise and augmentation.
 
-    Laine and Aila, arXiv 1610.02242: the mean is over classes too, and the gradient flows through both passes. A network without dropout
-    or noise, on inputs without augmentation, has a penalty of 0. 3 F and a clean pass.
+    Laine and Aila, arXiv 1610.02242. The mean is also over the classes, and the gradient flows through both passes. Without dropout, noise
+    and augmentation the penalty is 0. Cost: 3 F and a clean pass.
 
     Args:
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     needs_view = True

@@ -1,4 +1,4 @@
-"""VAT as widely used implementations compute it, for comparison."""
+"""VAT as other implementations compute it, for comparison."""
 
 from collections.abc import Callable
 from itertools import count
@@ -13,20 +13,20 @@ from vat.step import Step
 
 
 class PublishedVAT(Regularizer):
-    """VAT by the recipe of the authors' Chainer code (arXiv 1704.03976), and by those of its ports; to see what a choice costs.
+    """VAT as in the authors' Chainer code (arXiv 1704.03976), with options for the choices of its ports. It shows what a choice costs.
 
-    Finite differences, and dropout drawn anew in each of the passes (their TensorFlow code draws it from one seed, as this project does).
-    L2 and softmax outputs. Written from descriptions. 6 F.
+    It has finite differences, and new dropout masks in each pass. (The authors' TensorFlow code draws the masks from one seed, as this
+    project does.) It works with L2 and softmax outputs. It is written from descriptions. Cost: 6 F.
 
     Args:
-        eps: radius ε, in the units of the tensor that is handed in.
-        xi: length of the finite differences' probe, in the same units.
-        num_power_iterations: iterations of the search.
-        reverse_kl: KL[p(y|x + r) ‖ p(y|x)] in place of KL[p(y|x) ‖ p(y|x + r)].
-        move_statistics: every pass moves the running statistics of batch norm, as an ordinary call does.
-        adversarial_entropy: weight of the entropy of the perturbed predictions, which is then part of the penalty.
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        eps: Radius ε of the perturbation, in the units of `x`.
+        xi: Length of the finite differences' probe, in the units of `x`.
+        num_power_iterations: Number of power iterations.
+        reverse_kl: Whether to use KL[p(y|x + r) ‖ p(y|x)] instead of KL[p(y|x) ‖ p(y|x + r)].
+        move_statistics: Whether every pass updates the running statistics of batch norm, as an ordinary call does.
+        adversarial_entropy: Weight of the entropy of the perturbed predictions in the penalty.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class PublishedVAT(Regularizer):
         self.adversarial_entropy = not_negative("adversarial_entropy", adversarial_entropy)
 
     def penalty(self, step: Step) -> Tensor:
-        """Mean divergence of the perturbed from the clean prediction, and the perturbed ones' entropy where that is asked for."""
+        """Mean divergence of the perturbed from the clean prediction, plus the weighted entropy of the perturbed predictions."""
         if step.mask is not None or step.group is not None or step.mask_of(step.target) is not None:
-            raise ValueError("PublishedVAT knows no mask and no groups: take VAT")
+            raise ValueError("PublishedVAT does not support a mask or groups: use VAT")
         network = self._passes(step)
         with torch.no_grad():
             clean = network(step.x)
@@ -70,6 +70,6 @@ class PublishedVAT(Regularizer):
         return Categorical()(perturbed, clean) if self.reverse_kl else Categorical()(clean, perturbed)
 
     def _passes(self, step: Step) -> Callable[[Tensor], Tensor]:
-        """The network, with noise of its own in every call."""
+        """The network with different noise in every call."""
         numbers = count()
         return lambda x: step.network(x, noise=f"pass {next(numbers)}", track=self.move_statistics)

@@ -1,4 +1,4 @@
-"""The control: smoothness along random directions."""
+"""Random perturbations as a control: smoothness along random directions."""
 
 from vat.functional import Divergence
 from vat.norms import Norm
@@ -6,15 +6,15 @@ from vat.regularizers.vat import VAT
 
 
 class RandomPerturbation(VAT):
-    """Random perturbation training (RPT in Miyato et al.): VAT with a random r of length ε. 4 F.
+    """Random perturbation training (RPT in Miyato et al.): VAT with a random r of length ε. Cost: 4 F.
 
     Args:
-        eps: radius ε, in the units of the tensor that is handed in.
-        norm: of r, as for `VAT`.
-        per: as for `VAT`.
-        divergence: as for `VAT`.
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        eps: Radius ε of the perturbation, in the units of `x`.
+        norm: Norm of r, as for `VAT`.
+        per: Unit of the norm, as for `VAT`.
+        divergence: Divergence of the predictions, as for `VAT`.
+        weight: Factor of the penalty.
+        ramp_up: Number of optimizer steps over which the weight rises.
     """
 
     def __init__(

@@ -34,8 +34,8 @@ def pooled(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
     side_runs.refuse_several_devices(cfg, f"data.folds={cfg.data.folds}")
     folder, number = FOLDER / settings, len(data.split.labeled)
     report.console.print(
-        f"data.folds={cfg.data.folds}: {cfg.data.folds} runs, each with another fold of the labelled examples for validation, then one that "
-        f"trains on all {number} labels. The runs of the folds are kept in {folder}; the same command resumes them"
+        f"data.folds={cfg.data.folds}: {cfg.data.folds} runs, each with another fold of the labelled examples for validation, then one "
+        f"that trains on all {number} labels. The runs of the folds are kept in {folder}; the same command resumes them"
     )
     jobs = {}
     for fold in range(cfg.data.folds):

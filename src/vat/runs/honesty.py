@@ -14,8 +14,8 @@ from vat.data.splits import evenly
 from vat.evaluation.choosing import Pilot, pilot
 from vat.evaluation.diagnosis import looks_for_r
 from vat.evaluation.few_examples import left_out, warning_of_few
+from vat.layers import is_divided
 from vat.lightning.classifier import Classifier
-from vat.network import is_divided
 from vat.runs import report, schema
 
 MOST_OF_THE_POOL = 1000

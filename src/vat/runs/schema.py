@@ -19,8 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 
-import vat
-from vat import attacks, models
+from vat import attacks, models, regularizers
 from vat.data.own.arrays import Arrays
 from vat.data.own.datasets import Datasets
 from vat.data.own.images import Images
@@ -33,7 +32,6 @@ from vat.data.sets.svhn import SVHN
 from vat.data.sets.synthetic import Circles, Moons
 from vat.lightning import loggers
 from vat.lightning.csv_logger import ResumableCSVLogger
-from vat.regularizers import PublishedVAT
 from vat.runs import choices
 from vat.schedule import LinearDecay, WarmedLinearDecay
 
@@ -60,15 +58,10 @@ NETWORKS = (
     models.TextMean,
     models.HuggingFace,
 )
-REGULARIZERS = (
-    vat.VAT,
-    PublishedVAT,
-    vat.RandomPerturbation,
-    vat.Adversarial,
-    vat.Entropy,
-    vat.ClassBalance,
-    vat.PiModel,
-    vat.MeanTeacher,
+REGULARIZERS = tuple(
+    term
+    for term in map(vars(regularizers).get, regularizers.__all__)
+    if isinstance(term, type) and issubclass(term, regularizers.Regularizer) and term is not regularizers.Regularizer
 )
 
 

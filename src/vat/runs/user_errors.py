@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -21,6 +21,8 @@ from vat.runs.text import visible, visible_warnings
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
+WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # the second: this program set the first, not the user
+
 OUT_OF_MEMORY = (
     "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
     "or the model's size; ckpt_path=last goes on where the settings stay the same"
@@ -28,22 +30,29 @@ OUT_OF_MEMORY = (
 
 
 def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
-    """Start a command, once Hydra can read what was typed: its own words for what it cannot read name no remedy.
+    """Start a command. What Hydra refuses ends in one line.
 
     Args:
         main: The command.
         without_choice: Groups that have no choice unless one is typed.
     """
-    with readable_errors():
-        typed = get_args_parser().parse_known_args()[0].overrides
-        overrides.refuse_unreadable(typed)
-        overrides.refuse_settings_without_choice(typed, without_choice)
+    before = dict(os.environ)
+    if before.get(WHOLE) != "1":
+        os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises what it refuses; otherwise it prints its search path
     try:
-        main()
-    except SystemExit as end:  # Hydra's own, after lines about its search path
-        if said := unknown_name(end.__context__):
-            print(f"error: {said}", file=sys.stderr)
-        raise
+        with readable_errors():
+            typed = get_args_parser().parse_known_args()[0].overrides
+            overrides.refuse_unreadable(typed)
+            overrides.refuse_settings_without_choice(typed, without_choice)
+            main()
+    finally:
+        for name in (WHOLE, OURS):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def _wants_the_whole_error() -> bool:
+    return os.environ.get(WHOLE) == "1" and OURS not in os.environ
 
 
 def unknown_name(error: BaseException | None) -> str | None:
@@ -80,18 +89,21 @@ def readable_errors() -> Iterator[None]:
         print("interrupted: ckpt_path=last, or the same sweep, goes on from the last validation", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
+        if _wants_the_whole_error() or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
             raise
         raise SystemExit(f"error: {readable(error)}") from None
 
 
 def readable(error: BaseException) -> str:
     """What an error says to a user."""
-    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    if name := unknown_name(error):
+        return name
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     if _out_of_memory(cause):
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
-        return visible(str(cause).splitlines()[0])
+        said, key = str(cause).splitlines()[0], cause.full_key or ""
+        return visible(said if key in said else f"{key}: {said}")
     # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
     return visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
 

@@ -82,8 +82,8 @@ class Arrays(OwnData):
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
             warnings.warn(
-                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are taken as they are: ε is in these units. Save them "
-                "as bytes (uint8), or divide by 255",
+                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are taken as they are: ε is in these units. Save "
+                "them as bytes (uint8), or divide by 255",
                 stacklevel=2,
             )
         if self.standardize and x.ndim == 4:

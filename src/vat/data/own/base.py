@@ -41,7 +41,6 @@ class OwnData(ResidentDataModule):
         fold: Which of them, from 0, is the validation part; None: none is, and all are trained on. A class of which a fold has every
             example is trained on all the same.
         split_seed: Determines the validation and test parts; None: `seed` does, so that a spread over seeds is one over splits too.
-        num_labeled: Labels that training sees; None for all in the pool.
         options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
 
     Raises:
@@ -57,19 +56,9 @@ class OwnData(ResidentDataModule):
         folds: int | None = None,
         fold: int | None = None,
         split_seed: int | None = None,
-        num_labeled: int | None = None,
-        batch_size_labeled: int = 32,
-        batch_size_unlabeled: int = 128,
-        steps_per_epoch: int = 100,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
+        super().__init__(**options)
         self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
         if folds is not None and folds < 2:
             raise ValueError(f"folds={folds}: must be >= 2, or null for none")

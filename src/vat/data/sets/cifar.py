@@ -108,23 +108,11 @@ class _CIFAR(PublishedImages):
         *,
         num_labeled: int | None = 4000,
         num_validation: int = 5000,
-        batch_size_labeled: int = 32,
-        batch_size_unlabeled: int = 128,
-        steps_per_epoch: int = 400,
         translate: int = 2,
         flip: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            num_validation=num_validation,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            translate=translate,
-            flip=flip,
-            **options,
-        )
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, translate=translate, flip=flip, **options)
         self.class_names = self.names.split()
 
     def read(self) -> Sequence[Examples]:
@@ -151,7 +139,7 @@ class CIFAR10(_CIFAR):
     """60,000 photographs (3, 32, 32) of ten classes: 45,000 in the pool, 5,000 for validation, 10,000 for the test.
 
     Files: `cifar-10-binary.tar.gz` in the data folder, or its six `.bin` files in `cifar-10-batches-bin/`.
-    Arguments and errors as in `PublishedImages`; batches and augmentation are those of TPAMI (arXiv 1704.03976).
+    Arguments and errors as in `PublishedImages`; the augmentation is that of TPAMI (arXiv 1704.03976).
     """
 
     archive = PublishedFile(

@@ -25,22 +25,8 @@ class Digits(ResidentDataModule):
     unit = "standard deviations of the pixels, each about 6 of the 16 grey levels"
     lds_eps = 2.0
 
-    def __init__(
-        self,
-        *,
-        num_labeled: int | None = 50,
-        batch_size_labeled: int = 32,
-        batch_size_unlabeled: int = 128,
-        steps_per_epoch: int = 100,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
+    def __init__(self, *, num_labeled: int | None = 50, **options: Any) -> None:
+        super().__init__(num_labeled=num_labeled, **options)
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Standardised images, labels and parts."""

@@ -46,30 +46,14 @@ class MNIST(PublishedImages):
     Files: the four idx files, compressed or not, in `mnist/` of the data folder. `mean` and `std` are None: the papers use pixels
     in [0, 1] as they are.
 
-    Arguments and errors as in `PublishedImages`; the batches are those of the semi-supervised runs of DSVAT (arXiv 1507.00677).
+    Arguments and errors as in `PublishedImages`.
     """
 
     num_published = 60_000, 10_000
     lds_eps = 2.0  # about the radius of DSVAT's supervised runs, 2.1
 
-    def __init__(
-        self,
-        *,
-        num_labeled: int | None = 100,
-        num_validation: int = 1000,
-        batch_size_labeled: int = 100,
-        batch_size_unlabeled: int = 250,
-        steps_per_epoch: int = 500,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            num_validation=num_validation,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
+    def __init__(self, *, num_labeled: int | None = 100, num_validation: int = 1000, **options: Any) -> None:
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, **options)
         self.class_names = [str(digit) for digit in range(10)]
 
     def read(self) -> Sequence[Examples]:

@@ -134,19 +134,9 @@ class NORB(PublishedImages):
         num_labeled: int | None = 1000,
         num_validation: int = 1000,
         validation_instance: int | None = None,
-        batch_size_labeled: int = 100,
-        batch_size_unlabeled: int = 250,
-        steps_per_epoch: int = 500,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            num_validation=num_validation,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, **options)
         if size < 1 or SIZE % size:
             raise ValueError(f"size must be a divisor of {SIZE}, as 32, 48 and 96 are; got {size}")
         self.size = size

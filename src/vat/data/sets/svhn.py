@@ -60,7 +60,7 @@ class SVHN(PublishedImages):
     Args:
         extra: Whether the 531,131 easier examples of the extra set join the pool: 1.6 GB more. They are never labelled, nor
             held out for validation, so labels and validation are those without them.
-        options: Others and errors as in `PublishedImages`; batches and translation are those of TPAMI (arXiv 1704.03976).
+        options: Others and errors as in `PublishedImages`; the translation is that of TPAMI (arXiv 1704.03976).
     """
 
     lds_eps = 1.0
@@ -74,21 +74,10 @@ class SVHN(PublishedImages):
         extra: bool = False,
         num_labeled: int | None = 1000,
         num_validation: int = 5000,
-        batch_size_labeled: int = 32,
-        batch_size_unlabeled: int = 128,
-        steps_per_epoch: int = 400,
         translate: int = 2,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            num_validation=num_validation,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            translate=translate,
-            **options,
-        )
+        super().__init__(num_labeled=num_labeled, num_validation=num_validation, translate=translate, **options)
         self.files = (TRAIN, TEST, EXTRA) if extra else (TRAIN, TEST)
         self.num_published = (NUM_TRAIN, NUM_TEST, NUM_EXTRA)[: len(self.files)]
         self.class_names = [str(digit) for digit in range(10)]

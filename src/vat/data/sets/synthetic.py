@@ -2,12 +2,13 @@
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vat.data.datamodule import ResidentDataModule
-from vat.data.splits import Split, labeled_subset
+from vat.data.splits import Split
 from vat.seeds import stable_seed
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 200, 1000  # points of both classes together
@@ -58,22 +59,8 @@ class _PlaneInSpace(ResidentDataModule):
     unit = "lengths in the plane, where the (outer) circle has radius 1; the embedding keeps lengths"
     lds_eps = 0.5  # DSVAT's monitor
 
-    def __init__(
-        self,
-        *,
-        num_labeled: int | None = None,
-        batch_size_labeled: int = NUM_TRAIN,
-        batch_size_unlabeled: int = NUM_TRAIN,
-        steps_per_epoch: int = 100,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            num_labeled=num_labeled,
-            batch_size_labeled=batch_size_labeled,
-            batch_size_unlabeled=batch_size_unlabeled,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-        )
+    def __init__(self, *, batch_size_labeled: int = NUM_TRAIN, batch_size_unlabeled: int = NUM_TRAIN, **options: Any) -> None:
+        super().__init__(batch_size_labeled=batch_size_labeled, batch_size_unlabeled=batch_size_unlabeled, **options)
 
     @abstractmethod
     def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -88,8 +75,7 @@ class _PlaneInSpace(ResidentDataModule):
         self.z, y = (torch.cat(tensors) for tensors in zip(*draws, strict=True))
         self.embedding = embedding(generator)
         train, validation, test = torch.arange(len(y)).split(sizes)
-        labeled = train[labeled_subset(y[train], self.num_labeled, balanced=self.balanced, seed=self.seed)]
-        return self.z @ self.embedding, y, Split(labeled, train, validation, test)
+        return self.z @ self.embedding, y, self.divide(y, pool=train, validation=validation, test=test)
 
 
 class Moons(_PlaneInSpace):

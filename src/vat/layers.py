@@ -1,0 +1,113 @@
+"""What the layers of a network hold: weights, buffers and plain attributes."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+Held = dict[str, Any]
+"""What a layer holds by name: its parameters, its buffers, or its attributes."""
+Places = list[tuple[Held, str]]
+OF_EVERY_MODULE = vars(nn.Module()).keys()
+COPIED = {Tensor, list, dict, set}
+
+
+def all_layers(roots: Iterable[Any]) -> list[nn.Module]:
+    """All layers of networks, each once; `Module.modules()` takes three times as long."""
+    found: dict[nn.Module, None] = {}
+    waiting = [*roots][::-1]
+    while waiting:
+        layer = waiting.pop()
+        if layer is not None and layer not in found:
+            found[layer] = None
+            waiting.extend(reversed(layer._modules.values()))
+    return list(found)
+
+
+def weights_of(layers: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The parameters of layers; a tied one comes once for each of its places."""
+    return (weight for layer in layers for weight in layer._parameters.values() if weight is not None)
+
+
+def places_of(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
+    """Each tensor that layers hold, with its places: tied weights have several."""
+    places: dict[int, tuple[Tensor, Places]] = {}
+    for held in tensors:
+        for name, tensor in held.items():
+            if not (tensor is None or is_lazy(tensor)):
+                places.setdefault(id(tensor), (tensor, []))[1].append((held, name))
+    return list(places.values())
+
+
+def hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
+    """Put each tensor into its place."""
+    for held, name, tensor in tensors:
+        held[name] = tensor
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
+        if inner is None:
+            return module
+        module = inner
+
+
+def kept_values(layers: Iterable[nn.Module]) -> list[tuple[Any, Places]]:
+    """Each tensor or container in plain attributes, with its places."""
+    places: dict[int, tuple[Any, Places]] = {}
+    for layer in layers:
+        held = vars(layer)
+        for name, value in held.items():
+            if type(value) in COPIED and name not in OF_EVERY_MODULE:
+                places.setdefault(id(value), (value, []))[1].append((held, name))
+    return list(places.values())
+
+
+def copy_of(value: Any) -> Any:
+    """A copy of a tensor or container; a large container is returned as it is."""
+    if type(value) is Tensor:
+        return value.clone()
+    # Thousands of entries are a table, a vocabulary perhaps, and no state.
+    return value.copy() if len(value) < 1000 else value
+
+
+def put_back(held: Held, before: Held) -> None:
+    """Make `held` equal to `before`, object by object."""
+    if len(held) == len(before) and all(map(is_, held.values(), before.values())):
+        return
+    for name in held.keys() - before.keys():
+        del held[name]
+    held.update(before)
+
+
+def size_of(layers: Iterable[nn.Module]) -> int:
+    """Number of parts and weights."""
+    return sum(len(layer._modules) + len(layer._parameters) for layer in layers)
+
+
+@lru_cache(maxsize=1024)
+def is_torchs(kind: type) -> bool:
+    """Whether a layer is torch's own or of `vat.models`, and keeps nothing in plain attributes; torch makes some classes around others'."""
+    return all(base.__module__.startswith(("torch.", "vat.models.", "builtins", "typing")) for base in kind.__mro__)
+
+
+def has_no_hooks(layer: nn.Module) -> bool:
+    """Whether no forward hook is registered on the layer."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1024)
+def divides(kind: type) -> bool:
+    """Whether a class of layers is FSDP2's."""
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, for its import takes a second
+
+
+def is_divided(module: nn.Module | None) -> bool:
+    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
+    return module is not None and any(divides(type(layer)) for layer in all_layers([module]))
