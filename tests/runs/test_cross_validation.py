@@ -58,17 +58,13 @@ def test_folds_that_are_done_are_not_done_again(job, overrides, monkeypatch):
 def test_the_error_is_said_with_its_count_and_interval(job, overrides, monkeypatch, capsys):
     monkeypatch.setattr(report.console, "width", 1000)
     monkeypatch.setattr(report.console, "quiet", False)
-    from vat.runs import training
-
-    real = training.train
-    monkeypatch.setattr(training, "train", lambda cfg, folder, start=None: real(cfg, folder, start))
     run = job(*overrides, "data.folds=3")
-    report.console.quiet = True
     wrong = round(25 * (1 - run.metrics["val/accuracy"]))
     low, high = wilson(wrong, 25)
-    assert cross_validation.said(run.metrics) == (
-        f"validation error over 3 folds: {4 * wrong:.2f} % ({wrong} of 25; 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
-    )
+    said = capsys.readouterr().out
+    error = f"validation error over 3 folds: {4 * wrong:.2f} % ({wrong} of 25; 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+    assert said.index("3 runs, each with another fold") < said.index(error) < said.index("Result")
+    assert said.count("Result") == 1  # runs of folds print nothing of their own
 
 
 def test_pilot_runs_and_folds_go_together(job, overrides, monkeypatch):
@@ -107,5 +103,5 @@ def test_a_fold_without_validation_examples_does_not_count():
 
 
 def test_several_devices_are_refused(job, overrides):
-    with pytest.raises(ValueError, match="data.folds=2 runs on one device"):
+    with pytest.raises(ValueError, match=r"data\.folds=2 runs on one device"):
         job(*overrides, "data.folds=2", "trainer.devices=2")

@@ -38,7 +38,7 @@ def tell_of_tuned(cfg: DictConfig) -> None:
         return
     choices, typed = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
     experiment, data = choices.get("experiment"), choices.get("data")
-    tuned_for = schema.tuned_for().get(experiment, data)
+    tuned_for = schema.tuned_for().get(str(experiment), data)
     if data != tuned_for:
         report.console.print(
             f"experiment={experiment}: its tuned values (conf/tuned.yaml) are for data={tuned_for}, and are not used for data={data}. Its "

@@ -90,8 +90,8 @@ def tuned() -> dict[str, Any]:
     """The values in `conf/tuned.yaml`, by `<experiment>_<data>_<regularizer>`: of Hydra's own files each would need one."""
     found = {}
     for experiment, data in tuned_for().items():
-        for regularizers, node in _table()[experiment].items():
-            found |= {f"{experiment}_{data}_{one}": node for one in regularizers.split(", ") if one != "data"}
+        for several, node in _table()[experiment].items():
+            found |= {f"{experiment}_{data}_{one}": node for one in several.split(", ") if one != "data"}
     return found
 
 
@@ -101,7 +101,7 @@ def tuned_for() -> dict[str, str]:
 
 
 def _table() -> dict[str, Any]:
-    table = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
+    table: Any = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
     assert isinstance(table, dict)
     return table
 
