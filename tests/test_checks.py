@@ -57,26 +57,6 @@ def test_a_module_that_is_not_named_is_told_of():
         RandomPerturbation(1.0)(head, rows(), module=())
 
 
-@pytest.mark.parametrize(
-    ("shape", "options", "told"), [((2, 12, 5), {}, True), ((2, 12, 5), {"class_dim": 1}, False), ((2, 3, 7), {}, False)]
-)
-def test_classes_that_seem_to_be_last_are_pointed_out(shape, options, told):
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        VAT(1.0)(nn.Identity(), rows(*shape), **options)
-    assert any("say class_dim=-1 if the classes are last" in str(w.message) for w in seen) == told
-
-
-def test_class_dim_is_where_the_classes_lie():
-    torch.manual_seed(0)
-    model, x = nn.Linear(5, 4), rows(2, 7, 5)
-    torch.manual_seed(1)
-    last = VAT(1.0)(model, x, class_dim=-1)
-    torch.manual_seed(1)
-    first = VAT(1.0)(lambda x: model(x).movedim(-1, 1), x, module=model)
-    assert torch.equal(last, first)
-
-
 # ----------------------------------------------------------------------------------------------------------------- derivatives
 
 

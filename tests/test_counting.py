@@ -153,7 +153,7 @@ def test_the_same_sentences_padded_further_have_the_same_penalty(name, tags):
 def test_positions_that_do_not_count_are_out_of_the_mean_of_the_pi_model():
     torch.manual_seed(0)
     model, x, mask = nn.Conv1d(2, 3, 1), torch.randn(2, 2, 4), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
-    step = Step(model, x, mask=mask[:, None], view=x + 1, live=True)
+    step = Step(model, x, mask=mask[:, None], class_dim=1, view=x + 1, live=True)
     squares = (model(x).softmax(1) - model(x + 1).softmax(1)).square().mean(1)
     torch.testing.assert_close(PiModel().penalty(step), ((squares[0, 0] + squares[0, 1]) / 2 + squares[1, 0]) / 2)
 
@@ -198,7 +198,7 @@ def test_logits_that_are_no_numbers_where_nothing_counts_do_no_harm():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     for direction in ("random_margin", "margin", "exact", "finite_difference", "ascent"):
         model = Padded()
-        value = VAT(0.5, direction=direction)(model, torch.randn(2, 3, 4), mask=mask)
+        value = VAT(0.5, direction=direction)(model, torch.randn(2, 3, 4), mask=mask, class_dim=1)
         value.backward()
         assert value.isfinite()
         assert model.layer.weight.grad.isfinite().all()
@@ -209,7 +209,7 @@ def test_a_mask_that_fits_nothing_is_refused():
     with pytest.raises(ValueError, match=r"mask of shape \(2, 6\) does not fit x of shape \(2, 4, 6\): give its first dimensions"):
         Step(model, x, mask=torch.ones(2, 6))
     with pytest.raises(ValueError, match=r"does not fit the positions of an output of shape \(2, 4, 3\).*say class_dim=-1"):
-        VAT(1.0)(model, x, mask=torch.ones(2, 4))
+        VAT(1.0)(model, x, mask=torch.ones(2, 4), class_dim=1)
     with pytest.raises(ValueError, match="class_dim=3 is no dimension of an output"):
         VAT(1.0)(model, x, class_dim=3)
     with pytest.raises(ValueError, match="PublishedVAT does not support a mask"):
@@ -220,7 +220,7 @@ def test_the_outputs_may_have_a_mask_of_their_own():
     torch.manual_seed(0)
     model = nn.Conv1d(2, 3, 3, stride=2).double()  # fewer positions than x
     x, counts = torch.randn(2, 2, 9, dtype=torch.float64), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    step = Step(model, x, output_mask=counts, key=KEY, live=True)
+    step = Step(model, x, output_mask=counts, class_dim=1, key=KEY, live=True)
     vat = VAT(0.5)
     perturbed = model(x + vat.virtual_adversarial_perturbation(step))
     wanted = torch.stack([Categorical()(model(x)[row : row + 1, :, :n], perturbed[row : row + 1, :, :n])[0] for row, n in ((0, 2), (1, 4))])

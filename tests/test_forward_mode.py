@@ -53,7 +53,23 @@ class Foreign(nn.Module):
         return Double.apply(x).tanh()
 
 
+class Recurrent(nn.Module):
+    """All that an LSTM gives: its outputs, and its last h and c."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True, **options)
+
+    def forward(self, x):
+        outputs, last = self.lstm(x)
+        return torch.cat([outputs.flatten(1), *(state.transpose(0, 1).flatten(1) for state in last)], 1)
+
+
 NETWORKS = {
+    "lstm": (Recurrent, (5, 3)),
+    "lstm, two layers, two sides": (lambda: Recurrent(num_layers=2, bidirectional=True), (5, 3)),
+    "lstm, no bias": (lambda: Recurrent(bias=False, bidirectional=True), (5, 3)),
+    "lstm, projected": (lambda: Recurrent(proj_size=2), (5, 3)),
     "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (3, 8)),
     "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding="same", groups=2), (4, 5, 6)),
     "conv2d, no bias, dilated": (lambda: nn.Conv2d(2, 3, 3, dilation=2, bias=False), (2, 7, 7)),

@@ -8,7 +8,17 @@ from torch.distributions import Bernoulli as BernoulliDistribution
 from torch.distributions import Categorical as CategoricalDistribution
 from torch.distributions import Independent, Normal, kl_divergence
 
-from vat.functional import DIVERGENCES, Bernoulli, Categorical, Divergence, Gaussian, cross_entropy, entropy, probabilities
+from vat.functional import (
+    DIVERGENCES,
+    Bernoulli,
+    Categorical,
+    Divergence,
+    Gaussian,
+    GaussianWithVariance,
+    cross_entropy,
+    entropy,
+    probabilities,
+)
 
 float64 = torch.float64
 
@@ -35,6 +45,9 @@ def naive(name, clean, perturbed):
         elif name == "bernoulli":
             value = kl_divergence(BernoulliDistribution(logits=a), BernoulliDistribution(logits=b))
             values.append((value.sum(0) if value.dim() else value).mean())
+        elif name == "gaussian with variance":
+            (mean, variance), (other, others_variance) = ((z.chunk(2)[0], z.chunk(2)[1].exp()) for z in (a, b))
+            values.append(kl_divergence(Normal(mean, variance.sqrt()), Normal(other, others_variance.sqrt())).sum())
         else:
             value = kl_divergence(Normal(a, 0.7), Normal(b, 0.7))
             values.append(value.sum())
@@ -45,12 +58,14 @@ SHAPES = {
     "categorical": [(5, 4), (5, 2), (5, 1), (5,), (3, 4, 6), (3, 4, 2, 3), (3, 1, 2, 3)],
     "bernoulli": [(5, 4), (5, 1), (5,), (3, 4, 2, 3)],
     "gaussian": [(5, 4), (5, 1), (5,), (3, 4, 2, 3)],
+    "gaussian with variance": [(5, 4), (5, 2), (3, 4, 2, 3)],
 }
 CASES = [pytest.param(name, shape, id=f"{name}-{shape}") for name, shapes in SHAPES.items() for shape in shapes]
 
 
 def divergence(name):
-    return Gaussian(sigma=0.7) if name == "gaussian" else DIVERGENCES[name]
+    others = {"gaussian": Gaussian(sigma=0.7), "gaussian with variance": GaussianWithVariance()}
+    return others.get(name) or DIVERGENCES[name]
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
@@ -330,3 +345,19 @@ def test_a_bernoulli_margin_is_the_mean_over_positions_of_the_nearest_or_the_cho
 def test_a_standard_deviation_that_cannot_be_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must be a finite number > 0"):
         Gaussian(sigma)
+
+
+@pytest.mark.parametrize("log_variance", [-200.0, 0.0, 200.0])
+def test_predicted_variances_out_of_range_give_finite_values_and_gradients(log_variance):
+    clean = torch.tensor([[1.0, log_variance]])
+    perturbed = (clean + torch.tensor([[0.0, 1e-3]])).requires_grad_()
+    d = GaussianWithVariance()
+    (gradient,) = torch.autograd.grad(d(clean, perturbed).sum(), perturbed)
+    for value in (d(clean, perturbed), gradient, d.gradient(clean, perturbed), d.hvp(clean, torch.ones(1, 2))):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4,)])
+def test_outputs_without_a_variance_for_each_mean_are_refused(shape):
+    with pytest.raises(ValueError, match=r"must be \(N, 2K, …\) for GaussianWithVariance"):
+        GaussianWithVariance()(torch.zeros(shape), torch.zeros(shape))

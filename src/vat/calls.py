@@ -124,7 +124,12 @@ class Perturbed:
         calls = [0] * len(self.layers)
 
         def put(number: int) -> Callable[..., Tensor]:
-            def hook(*_: Any) -> Tensor:
+            def hook(layer: nn.Module, *_: Any) -> Tensor:
+                if _in_checkpoint():
+                    raise ValueError(
+                        f"at={type(layer).__name__} is inside of torch.utils.checkpoint, which would compute its output again without r: "
+                        "name a layer outside of it, or an argument of the call"
+                    )
                 calls[number] += 1
                 return tensors[number]
 
@@ -164,6 +169,13 @@ class Perturbed:
                 handle.remove()
         missing = type(self.layers[next(n for n in range(len(self.layers)) if n not in found)]).__name__
         raise ValueError(f"at={missing} is not called in a pass of the network: name a layer that is")
+
+
+def _in_checkpoint() -> bool:
+    """Whether a forward pass is inside of a block that is computed again in the backward pass; torch has no public word for it."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    pack, _ = hooks or (None, None)
+    return "_checkpoint_hook" in getattr(pack, "__qualname__", "")
 
 
 class _Found(Exception):  # noqa: N818  # no error: the call may end here

@@ -45,13 +45,29 @@ def warn_of_passes_that_differ(step: Step) -> None:
         )
 
 
-def warn_of_classes_last(step: Step) -> None:
-    """Point out logits (N, T, C) that are read as T classes at C positions."""
-    logits = step.target
-    if step.class_dim is None and logits.dim() == 3 and logits.shape[1] > logits.shape[2] > 1:
+def warn_of_misread_outputs(step: Step, *, classes: bool) -> None:
+    """Point out logits (N, H, W, C) that are read as H classes, and outputs (N, T) that a mask of positions (N, T) does not reach.
+
+    Args:
+        step: of which the clean pass is looked at.
+        classes: the outputs have some.
+    """
+    logits, inputs = step.target, step.x.shape
+    first, last = logits.shape[1:-1], logits.shape[2:]
+
+    def are_positions(shape: torch.Size) -> bool:
+        return len(set(shape)) == 1 or shape in (inputs[1:-1], inputs[2:])
+
+    if classes and step.class_dim is None and logits.dim() > 3 and are_positions(first) and not are_positions(last):
         warnings.warn(
-            f"logits of shape {tuple(logits.shape)} are read as {logits.shape[1]} classes at {logits.shape[2]} positions: say class_dim=-1 "
-            "if the classes are last, and class_dim=1 if they are not",
+            f"logits of shape {tuple(logits.shape)} are read as {first[0]} classes at {' × '.join(map(str, last))} positions: say "
+            "class_dim=-1 if the classes are last, and class_dim=1 if they are not",
+            stacklevel=4,
+        )
+    if step.mask is not None and logits.dim() == 2 and logits.shape == inputs[:2] and len(inputs) > 2 and step.mask_of(logits) is None:
+        warnings.warn(
+            f"outputs of shape {tuple(logits.shape)} are read as {logits.shape[1]} outputs of each example, to which the mask of the "
+            "inputs does not apply: if there is one for each position, say output_mask, too",
             stacklevel=4,
         )
 

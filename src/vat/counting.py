@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vat.functional import Divergence
-from vat.norms import Norm
+from vat.norms import L2, LInf, Norm
 
 Rows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 """How a tensor shaped like x becomes rows of which each has a norm of its own, and back."""
@@ -49,7 +49,7 @@ class NormOfStep(Norm):
     Args:
         norm: of a row.
         shape: of x.
-        mask: 1 where x counts, bool, shaped like x; None if it does everywhere.
+        mask: 1 where x counts, bool, with as many dimensions as x, or ones among them; None if it does everywhere.
         rows: how x is rows; each example is one if None.
     """
 
@@ -58,6 +58,10 @@ class NormOfStep(Norm):
         self.shape = shape
         self.mask = mask
         self._to, self._back = rows or (_same, _same)
+        if mask is not None:
+            self._mask_of_rows = mask if rows is None else self._to(mask.expand(shape))
+            counted = self._mask_of_rows.flatten(1).any(1)
+            self._counted = counted.view(-1, *[1] * (self._mask_of_rows.dim() - 1))
 
     def length(self, r: Tensor) -> Tensor:
         return self._back(self.norm.length(self._to(self._masked(r))))
@@ -66,28 +70,29 @@ class NormOfStep(Norm):
         lengths = self.norm.length(self._to(self._masked(x))).flatten()
         if self.mask is None:
             return lengths.mean()
-        counted = self._counted()
+        counted = self._counted.flatten()
         return torch.where(counted, lengths, 0).sum() / counted.sum().clamp(min=1)
 
     def dual(self, g: Tensor, otherwise: Tensor) -> Tensor:
-        otherwise = otherwise.expand(self.shape)
-        if self.mask is not None:  # a row of which nothing counts keeps a direction, for a gradient that is no NaN
-            rows = self._to(self.mask)
-            left_out = self._back((~self._counted()).view(-1, *[1] * (rows.dim() - 1)).expand_as(rows))
-            otherwise = torch.where(self.mask | left_out, otherwise, 0)
-        d = self._back(self.norm.dual(self._to(self._masked(g)), self._to(otherwise)))
-        return self._masked(d)
+        g, otherwise = self._to(self._masked(g)), self._to(otherwise.expand(self.shape))
+        if self.mask is None:
+            return self._back(self.norm.dual(g, otherwise))
+        # A row of which nothing counts has a direction until the end, for numbers and gradients that are no NaN. Products take an eighth of
+        # the time of torch.where.
+        otherwise = otherwise * self._mask_of_rows.to(otherwise.dtype) + (~self._counted).to(otherwise.dtype)
+        return self._back(self.norm.dual(g, otherwise) * self._counted.to(g.dtype))
 
     def project(self, r: Tensor, eps: float) -> Tensor:
         return self._back(self.norm.project(self._to(self._masked(r)), eps))
 
+    def sample(self, noise: Tensor) -> Tensor:
+        if len(noise) == 1 < self.shape[0] and isinstance(self.norm, L2 | LInf):
+            return self.norm.sample(noise)  # for all examples without a gradient: their `dual` brings it to length
+        return super().sample(noise)
+
     def _masked(self, r: Tensor) -> Tensor:
         r = r.expand(self.shape)
         return r if self.mask is None else torch.where(self.mask, r, 0)
-
-    def _counted(self) -> Tensor:
-        assert self.mask is not None
-        return self._to(self.mask).flatten(1).any(1)
 
 
 class NormOfInputs(Norm):
@@ -150,7 +155,7 @@ class DivergenceOfStep(Divergence):
     def _scaled(self, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not self.divergence.averages_positions:
             return value
-        return value * share_of_positions(mask).to(value.dtype).view(-1, *[1] * (value.dim() - 1))
+        return value * share_of_positions(mask, value.dtype).view(-1, *[1] * (value.dim() - 1))
 
 
 def kept(value: Tensor, mask: Tensor | None) -> Tensor:
@@ -158,16 +163,43 @@ def kept(value: Tensor, mask: Tensor | None) -> Tensor:
     return value if mask is None else torch.where(mask, value, 0)
 
 
-def share_of_positions(mask: Tensor) -> Tensor:
+def share_of_positions(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Number of all positions over that of those that count (N,), from an output's mask (N, C, …); 0 if none does."""
     if mask.dim() < 3:
-        return torch.ones(len(mask), device=mask.device)
-    counted = mask.any(1).flatten(1).sum(1)
+        return torch.ones(len(mask), device=mask.device, dtype=dtype)
+    counted = mask.any(1).flatten(1).sum(1, dtype=dtype)
     return torch.where(counted > 0, math.prod(mask.shape[2:]) / counted.clamp(min=1), 0)
 
 
+def share_of_flips(flips: Tensor, mask: Tensor | None) -> Tensor:
+    """The share (N,) of each example's decisions that flip, among those that count.
+
+    Args:
+        flips: of decisions (N,), of classes (N, …), or of each output (N, C, …).
+        mask: of an output, as `mask_of_outputs` gives it.
+    """
+    if flips.dim() == 1 or mask is None:
+        return flips.double().flatten(1).mean(1) if flips.dim() > 1 else flips.double()
+    counted = (mask if flips.dim() == mask.dim() else mask[:, 0]).expand_as(flips)
+    return (flips & counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1).double()
+
+
+def refuse_weights(*masks: Tensor | None) -> None:
+    """Refuse masks of floats other than 0 and 1: one that is added to attention scores is 0 where something counts.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    for mask in masks:
+        if mask is not None and mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                "a mask is 1 where something counts and 0 elsewhere, got other numbers: pass mask == 0 for one that is added to attention "
+                "scores, and mask > 0 for weights"
+            )
+
+
 def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
-    """A mask shaped like x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
+    """A mask of as many dimensions as x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
 
     Raises:
         ValueError: If it fits neither.
@@ -175,15 +207,23 @@ def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
     mask = mask.bool()
     try:
         if mask.dim() < x.dim() and mask.shape == x.shape[: mask.dim()]:
-            return mask.view(*mask.shape, *[1] * (x.dim() - mask.dim())).expand(x.shape)
-        if mask.dim() == x.dim():
-            return mask.expand(x.shape)
+            return mask.view(*mask.shape, *[1] * (x.dim() - mask.dim()))
+        if mask.dim() == x.dim() and mask.expand(x.shape).dim():
+            return mask
     except RuntimeError:
         pass
     raise ValueError(
         f"mask of shape {tuple(mask.shape)} does not fit x of shape {tuple(x.shape)}: give its first dimensions, as (N, T) for "
         "(N, T, D), or as many as x has, as mask[:, None] for images (N, C, H, W)"
     )
+
+
+def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
+    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
+    if mask.dim() < x.dim() or mask.dim() == 1:
+        return mask if mask.dim() > 1 else None
+    dims = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
+    return mask.reshape([mask.shape[n] for n in dims]) if 1 < len(dims) < x.dim() else None
 
 
 def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | None:

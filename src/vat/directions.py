@@ -110,8 +110,6 @@ def exact(step: Step, divergence: Divergence, norm: Norm, *, num_power_iteration
         raise ValueError(
             "direction='exact' does not work with FSDP2, which frees the weights after the first of its two backward passes: use 'margin'"
         )
-    if torch.compiler.is_compiling():
-        raise RuntimeError("direction='exact' cannot be compiled: call the regularizer outside torch.compile, or use 'random_margin'")
     d = random(step, divergence, norm)
     with torch.enable_grad():
         for iteration in range(num_power_iterations):

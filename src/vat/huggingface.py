@@ -10,7 +10,13 @@ from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
 
 
-def add_regularizers(trainer: Any, *regularizers: Regularizer, at: str | None = None, mask: str | None = "attention_mask") -> None:
+def add_regularizers(
+    trainer: Any,
+    *regularizers: Regularizer,
+    at: str | None = None,
+    mask: str | None = "attention_mask",
+    class_dim: int | None = None,
+) -> None:
     """Add regularizers to the loss of a `transformers.Trainer`, and log them; the model is not edited.
 
         trainer = Trainer(model, args, train_dataset=texts)
@@ -25,6 +31,7 @@ def add_regularizers(trainer: Any, *regularizers: Regularizer, at: str | None = 
         at: what is perturbed: the name of a layer in the model, of which the output is, or of an input of floats, as "pixel_values". If
             None, that input, or the output of the model's input embeddings.
         mask: name of the input that is 1 where tokens count; None if all do.
+        class_dim: dimension of the outputs with the classes; see `Step`.
 
     Raises:
         ValueError: If there is no regularizer, or at training `at` is not found.
@@ -39,7 +46,7 @@ def add_regularizers(trainer: Any, *regularizers: Regularizer, at: str | None = 
         output = compute_loss(model, inputs, *args, **kwargs)
         if not (model.training and torch.is_grad_enabled()):
             return output
-        step = _step(trainer, model, call, labels, at, mask, live=live(named.values()))
+        step = _step(trainer, model, call, labels, at, mask, class_dim=class_dim, live=live(named.values()))
         terms = {name: regularizer.term(step) for name, regularizer in named.items()}
         for regularizer in named.values():
             regularizer.through_checkpoints(regularizer.first_call, step)
@@ -56,7 +63,13 @@ def add_regularizers(trainer: Any, *regularizers: Regularizer, at: str | None = 
 
 
 def _step(
-    trainer: Any, model: nn.Module, call: Mapping[str, Any], labels: Tensor | None, at: str | None, mask: str | None, *, live: bool
+    trainer: Any,
+    model: nn.Module,
+    call: Mapping[str, Any],
+    labels: Tensor | None,
+    at: str | None,
+    mask: str | None,
+    **of_step: Any,
 ) -> Step:
     inner = trainer.accelerator.unwrap_model(model)
     if at is None:
@@ -69,7 +82,7 @@ def _step(
     rank, world = trainer.args.process_index, trainer.args.world_size
     key = Key(trainer.args.seed, _next_number(trainer), rank)
     counted = call.get(mask) if mask is not None and not (isinstance(place, str) and call[place].dim() > 3) else None
-    step = Step(model, call, labels, at=place, mask=counted, key=key, live=live)
+    step = Step(model, call, labels, at=place, mask=counted, key=key, **of_step)
     step.start, step.total = rank * len(step.x), world * len(step.x)
     return step
 

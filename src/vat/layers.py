@@ -1,4 +1,4 @@
-"""What the layers of a network hold: weights, buffers and plain attributes."""
+"""Access to the weights, buffers and plain attributes of a network's layers."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -10,14 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 Held = dict[str, Any]
-"""What a layer holds by name: its parameters, its buffers, or its attributes."""
+"""A layer's dictionary of parameters, buffers or attributes."""
 Places = list[tuple[Held, str]]
 OF_EVERY_MODULE = vars(nn.Module()).keys()
 COPIED = {Tensor, list, dict, set}
 
 
 def all_layers(roots: Iterable[Any]) -> list[nn.Module]:
-    """All layers of networks, each once; `Module.modules()` takes three times as long."""
+    """All layers of networks, each once. `Module.modules()` takes three times as long."""
     found: dict[nn.Module, None] = {}
     waiting = [*roots][::-1]
     while waiting:
@@ -29,12 +29,12 @@ def all_layers(roots: Iterable[Any]) -> list[nn.Module]:
 
 
 def weights_of(layers: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """The parameters of layers; a tied one comes once for each of its places."""
+    """The parameters of layers. A tied parameter appears once for each of its places."""
     return (weight for layer in layers for weight in layer._parameters.values() if weight is not None)
 
 
 def places_of(tensors: Iterable[Held]) -> list[tuple[Tensor, Places]]:
-    """Each tensor that layers hold, with its places: tied weights have several."""
+    """Each tensor of the dictionaries, with its places. Tied weights have several."""
     places: dict[int, tuple[Tensor, Places]] = {}
     for held in tensors:
         for name, tensor in held.items():
@@ -50,7 +50,7 @@ def hold(tensors: Iterable[tuple[Held, str, Tensor | None]]) -> None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside what `DistributedDataParallel` and `torch.compile` put around it: its weights have the same names in both."""
+    """The module inside the wrappers of `DistributedDataParallel` and `torch.compile`. Wrapped or not, its weights keep their names."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else module._modules.get("_orig_mod")
         if inner is None:
@@ -70,15 +70,15 @@ def kept_values(layers: Iterable[nn.Module]) -> list[tuple[Any, Places]]:
 
 
 def copy_of(value: Any) -> Any:
-    """A copy of a tensor or container; a large container is returned as it is."""
+    """Copy a tensor or container. A large container is returned without a copy."""
     if type(value) is Tensor:
         return value.clone()
-    # Thousands of entries are a table, a vocabulary perhaps, and no state.
+    # A container of thousands of entries is a table, such as a vocabulary, not state.
     return value.copy() if len(value) < 1000 else value
 
 
 def put_back(held: Held, before: Held) -> None:
-    """Make `held` equal to `before`, object by object."""
+    """Give `held` the same objects under the same names as `before`."""
     if len(held) == len(before) and all(map(is_, held.values(), before.values())):
         return
     for name in held.keys() - before.keys():
@@ -87,27 +87,36 @@ def put_back(held: Held, before: Held) -> None:
 
 
 def size_of(layers: Iterable[nn.Module]) -> int:
-    """Number of parts and weights."""
+    """Number of layers inside `layers`, and of their weights."""
     return sum(len(layer._modules) + len(layer._parameters) for layer in layers)
 
 
 @lru_cache(maxsize=1024)
 def is_torchs(kind: type) -> bool:
-    """Whether a layer is torch's own or of `vat.models`, and keeps nothing in plain attributes; torch makes some classes around others'."""
+    """Whether a class of layers is from torch or `vat.models`, whose layers keep no state in plain attributes.
+
+    All base classes count, because torch derives some classes from those of users.
+    """
     return all(base.__module__.startswith(("torch.", "vat.models.", "builtins", "typing")) for base in kind.__mro__)
 
 
 def has_no_hooks(layer: nn.Module) -> bool:
-    """Whether no forward hook is registered on the layer."""
+    """Whether the layer has no forward hook."""
     return not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 @lru_cache(maxsize=1024)
+def is_quantized(kind: type) -> bool:
+    """Whether it is one of torch's layers with weights of integers, through some of which a gradient passes as if they were not there."""
+    return kind.__module__.startswith(("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized."))
+
+
+@lru_cache(maxsize=1024)
 def divides(kind: type) -> bool:
-    """Whether a class of layers is FSDP2's."""
-    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, for its import takes a second
+    """Whether a class of layers is from FSDP2."""
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)  # by name, because its import takes a second
 
 
 def is_divided(module: nn.Module | None) -> bool:
-    """Whether FSDP2 has divided its weights, or those of a part, among the processes, which must then call it together."""
+    """Whether FSDP2 divides weights of the module among processes. All processes must then call it together."""
     return module is not None and any(divides(type(layer)) for layer in all_layers([module]))

@@ -6,8 +6,8 @@ of them starts from the same key.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakSet
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from vat.layers import (
     Places,
@@ -24,6 +25,7 @@ from vat.layers import (
     divides,
     has_no_hooks,
     hold,
+    is_quantized,
     is_torchs,
     kept_values,
     places_of,
@@ -41,6 +43,14 @@ EMBEDDINGS = (
     "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
     "mask=batch['attention_mask']), with the batch as the model takes it."
 )
+NO_GRADIENT = (
+    "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an argmax or a "
+    "quantized operation in between?"
+)
+QUANTIZED = (
+    "the network has quantized layers, through which no gradient leads to its input: regularize the network in floats, and quantize it "
+    "after the training. The control works without: direction='random'"
+)
 _RECOMPUTE: WeakSet[nn.Module] = WeakSet()
 """Networks seen to be under `torch.utils.checkpoint`."""
 
@@ -57,7 +67,7 @@ class Network:
         forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
         module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
             if there is none. None if `forward` shows it.
-        class_dim: dimension of the outputs in which the classes lie, which becomes dimension 1.
+        class_dim: dimension of the outputs with the classes, which becomes dimension 1; see `Step`.
         grouped: outputs may be fewer than inputs.
 
     Raises:
@@ -74,13 +84,17 @@ class Network:
         self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
         self.forward = forward
         self._class_dim = class_dim
+        self._classes_at = 1
+        self._undecided: torch.Size | None = None
         self._grouped = grouped
         self._own = all_layers(modules)
         self._layers = all_layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
-        self._divided = any(divides(kind) for kind in set(map(type, self._own)))
+        kinds = set(map(type, self._own))
+        self._divided = any(map(divides, kinds))
+        self._quantized = any(map(is_quantized, kinds))
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, weights_of(self._layers)))
         self._keepers = [layer for layer in self._layers if not (is_torchs(type(layer)) and has_no_hooks(layer))]
@@ -122,11 +136,10 @@ class Network:
                 f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
                 "of both counts the examples; hand in a function that puts it there"
             )
+        if x.requires_grad and self._quantized:
+            raise RuntimeError(QUANTIZED)
         if x.requires_grad and not logits.requires_grad:
-            raise RuntimeError(
-                "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an "
-                "argmax or a quantized layer in between?"
-            )
+            raise RuntimeError(NO_GRADIENT)
         return logits
 
     def called(
@@ -142,8 +155,16 @@ class Network:
         """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
         trains = torch.is_grad_enabled() and not constant and parameters is None
         noise = random_state(seed, device, torch_alone=True) if self._draws_from_torch else random_state(seed, device)
-        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path():
+        with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path(), self._whole(constant):
             return function()
+
+    def _whole(self, constant: bool) -> AbstractContextManager[Any]:
+        """Within it `torch.utils.checkpoint` computes all of a block again, and not only until it has as many tensors as it had.
+
+        A pass with constant weights saves fewer than the block with its own. That is an error then. Otherwise one tensor would be taken for
+        another of its shape, a weight for an activation perhaps.
+        """
+        return nullcontext() if not constant or self._recomputes else set_checkpoint_early_stop(False)
 
     def _logits(self, output: Any) -> Tensor:
         """The logits in an output, with the classes in dimension 1."""
@@ -154,11 +175,33 @@ class Network:
                 "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
             )
         class_dim = self._class_dim
-        if class_dim is None and logits is not output and logits.dim() == 3:
-            class_dim = -1  # of tokens (N, T, C), as all models of Hugging Face give them
+        if class_dim is None and logits.dim() == 3:
+            if _is_huggingfaces(type(output)):
+                class_dim = -1  # of tokens (N, T, C)
+            else:
+                self._undecided = logits.shape
         if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
             raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
-        return logits if class_dim in (None, 1) or logits.dim() < 2 else logits.movedim(class_dim, 1)
+        self._classes_at = 1 if class_dim is None else class_dim
+        return self.with_classes_first(logits)
+
+    def with_classes_first(self, outputs: Tensor) -> Tensor:
+        """What is shaped like the network's outputs, with their classes in dimension 1."""
+        return outputs if self._classes_at == 1 or outputs.dim() < 2 else outputs.movedim(self._classes_at, 1)
+
+    def refuse_undecided(self) -> None:
+        """Refuse an output (N, T, C) or (N, C, L) of which it is not said where the classes are: both are common.
+
+        The number of dimensions decides, not their sizes: a batch of as many tokens as classes would otherwise stop a run in the middle.
+
+        Raises:
+            ValueError: If there was one.
+        """
+        if self._undecided is not None:
+            raise ValueError(
+                f"the network's output of shape {tuple(self._undecided)} has its classes in dimension 1 or in the last one: say "
+                "class_dim=-1 if they are last, as of tokens (N, T, C), or class_dim=1 if not, as of a convolution (N, C, L)"
+            )
 
     def keep_own_weights(self) -> None:
         """Take no weights as constants from now on, in other steps neither: the module computes activations again."""
@@ -276,6 +319,11 @@ def _shown(forward: Forward) -> list[nn.Module]:
 
 def _same(value: Any) -> Any:
     return value
+
+
+@lru_cache(maxsize=1024)
+def _is_huggingfaces(kind: type) -> bool:
+    return any(base.__name__ == "ModelOutput" for base in kind.__mro__)  # by name, for its import takes seconds
 
 
 @contextmanager

@@ -37,7 +37,12 @@ class Norm:
 
 
 class L2(Norm):
-    """Euclidean length."""
+    """Euclidean length.
+
+    Example:
+        >>> L2().dual(torch.tensor([[3.0, 4.0]]), otherwise=torch.tensor([[1.0, 0.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
 
     def length(self, r: Tensor) -> Tensor:
         r = wide(r)

@@ -18,6 +18,8 @@ from vat.counting import (
     mask_of_outputs,
     per_group,
     per_token,
+    positions_of_inputs,
+    refuse_weights,
     share_of_positions,
 )
 from vat.functional import Divergence
@@ -77,7 +79,8 @@ class Step:
         mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
             those positions are left out.
         output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
-        class_dim: dimension of the outputs in which the classes lie; 1 if None, but the last of (N, T, C) in an output with `logits`.
+        class_dim: dimension of the outputs with the classes. If None, it is 1 in (N, C) and (N, C, H, W), and the last in (N, T, C) of
+            Hugging Face's models. Any other output of three dimensions needs it.
         group: the group (N,) of each example, numbered from 0, as the graph of each node. Norms are per group, outputs may be.
         scale: factor of the radius: a number, or (N,), or more of x's dimensions; of several inputs a list, one for each.
         key: of the step's randomness; a fresh one from torch's default generator if None.
@@ -134,8 +137,10 @@ class Step:
         self.x = x.detach()
         self.inputs = x
         self.y = y
-        self.mask = None if mask is None else mask_of_inputs(mask, x)
-        self._positions = output_mask if output_mask is not None or mask is None else _positions(mask, x)
+        self._mask = None if mask is None else mask_of_inputs(mask, x)
+        self.mask = None if self._mask is None else self._mask.expand(x.shape)
+        refuse_weights(mask, output_mask)
+        self._positions = output_mask if output_mask is not None or mask is None else positions_of_inputs(mask, x)
         self._names_outputs = output_mask is not None
         self.group = group
         self._scale = None if scale is None else self._shaped(scale)
@@ -184,19 +189,29 @@ class Step:
         if self.mask is None and self.group is None and per == "example":
             return norm
         rows = per_token(self.x.shape) if per == "token" else None if self.group is None else per_group(self.group)
-        return NormOfStep(norm, self.x.shape, self.mask, rows)
+        return NormOfStep(norm, self.x.shape, self._mask, rows)
 
     def divergence(self, divergence: Divergence) -> Divergence:
         """A divergence of the outputs that count in this step."""
-        return divergence if self._positions is None else DivergenceOfStep(divergence, self.mask_of)
+        if self._positions is None and (self.class_dim is not None or not divergence.averages_positions):
+            return divergence  # a sum over all entries, wherever the classes are
+        return DivergenceOfStep(divergence, self.mask_of)
 
     def radius(self, eps: float) -> float | Tensor:
         """ε in this step: `eps`, or a tensor that broadcasts to x if it is not everywhere the same."""
         return eps if self._scale is None else eps * self._scale
 
     def mask_of(self, logits: Tensor) -> Tensor | None:
-        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do."""
-        return None if self._positions is None else mask_of_outputs(self._positions, logits, named=self._names_outputs)
+        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do.
+
+        Raises:
+            ValueError: If it is not known which dimension has the classes.
+        """
+        self._network.refuse_undecided()
+        mask = self._positions
+        if mask is not None and self._names_outputs and mask.dim() == logits.dim():
+            mask = self._network.with_classes_first(mask)
+        return None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
@@ -208,7 +223,7 @@ class Step:
             raise ValueError(
                 "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
             )
-        mask = self._positions if self._names_outputs else self.mask
+        mask = self._positions if self._names_outputs else self._mask
         if mask is None or len(mask) != len(value):
             return value.sum() / max(1, len(value))
         counted = mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
@@ -221,7 +236,7 @@ class Step:
         mask = self.mask_of(value[:, None])
         if mask is None:
             return value.flatten(1).mean(1)
-        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask)
+        return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask, value.dtype)
 
     def for_rows(self, value: Tensor) -> Tensor:
         """A value for each output (N,) or group, as one for each example, which broadcasts to x."""
@@ -314,22 +329,15 @@ class Step:
     def _normal_where_counted(self, purpose: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """The same for a masked x: each row has a stream for what counts in it, so that they do not depend on the padding."""
         assert self.mask is not None
+        seed, rows = self.key.shared(purpose), []
+        for number, count in enumerate(self.mask.flatten(1).sum(1).tolist()):
+            generator.manual_seed(stable_seed(seed, self.start + number))
+            rows.append(torch.randn(count, generator=generator, dtype=dtype, device=self.x.device))
         noise = torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)
-        for number, (row, mask) in enumerate(zip(noise, self.mask, strict=True)):
-            generator.manual_seed(stable_seed(self.key.shared(purpose), self.start + number))
-            row[mask] = torch.randn(int(mask.sum()), generator=generator, dtype=dtype, device=self.x.device)
-        return noise
+        return noise.masked_scatter_(self.mask, torch.cat(rows)) if rows else noise
 
 
 PER = ("example", "token", "input")
-
-
-def _positions(mask: Tensor, x: Tensor) -> Tensor | None:
-    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
-    if mask.dim() < x.dim() or mask.dim() == 1:
-        return mask if mask.dim() > 1 else None
-    kept = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
-    return mask.reshape([mask.shape[n] for n in kept]) if 1 < len(kept) < x.dim() else None
 
 
 def _refuse_unfit(x: Any) -> None:
@@ -337,8 +345,8 @@ def _refuse_unfit(x: Any) -> None:
         raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model")
     if not x.is_floating_point():
         raise TypeError(
-            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, or for ids "
-            "vat(model, ids, at=model.get_input_embeddings())"
+            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, of complex numbers torch.view_as_real(x), or "
+            "for ids vat(model, ids, at=model.get_input_embeddings())"
         )
     if x.is_nested or x.layout is not torch.strided or not x.dim():
         raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")

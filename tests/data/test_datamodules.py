@@ -77,7 +77,7 @@ def test_a_pool_of_more_than_what_has_labels_is_trained_on_though_all_are_asked_
 
 @pytest.mark.parametrize("option", [{"translate": 1}, {"flip": True}])
 def test_an_augmentation_of_images_is_refused_for_features(option):
-    with pytest.raises(ValueError, match=r"translate and flip are for images; the inputs of Small have the shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"translate and flip are only for images, got inputs of shape \(2,\) from Small"):
         Small(**option).setup()
 
 
@@ -119,15 +119,15 @@ def spoilt(shape=(30, 2), *cells):
     [
         (
             Small(spoilt((30, 2), ((9, 1), math.nan), ((17, 0), math.inf))),
-            "Small: inputs must be finite; row 9 is the first of 2",
+            "Small: inputs must be finite, got NaN or infinity in row 9 .affected rows: 2.",
         ),
-        (Small(spoilt((30, 1, 2, 2), ((29, 0, 1, 1), -math.inf))), "row 29 is the first of 1"),
-        (Small(y=torch.arange(30) % 3), r"Small: labels must lie in 0\.\.1; got 2 in row 2"),
-        (Small(y=torch.arange(30) % 2 - 1), r"Small: labels must lie in 0\.\.1; got -1 in row 0"),
-        (Small(y=torch.zeros(29).long()), r"one for each of the 30 inputs; got torch.int64 of shape \(29,\)"),
+        (Small(spoilt((30, 1, 2, 2), ((29, 0, 1, 1), -math.inf))), "in row 29 .affected rows: 1."),
+        (Small(y=torch.arange(30) % 3), r"Small: labels must be in 0\.\.1, got 2 in row 2"),
+        (Small(y=torch.arange(30) % 2 - 1), r"Small: labels must be in 0\.\.1, got -1 in row 0"),
+        (Small(y=torch.zeros(29).long()), r"one for each of the 30 inputs, got torch.int64 of shape \(29,\)"),
         (Small(y=torch.zeros(30)), r"labels must be int64.*got torch.float32 of shape \(30,\)"),
-        (Small(num_labeled=21), "num_labeled must be between 1 and the 20 examples"),
-        (Small(num_labeled=1), "num_labeled must be at least the 2 classes"),
+        (Small(num_labeled=21), "num_labeled must be from 1 to 20, the number of examples"),
+        (Small(num_labeled=1), "num_labeled must be at least 2, the number of classes"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused_in_setup(data, message):
@@ -143,7 +143,7 @@ def test_examples_without_a_label_are_possible_in_the_pool_alone():
     for rows in (data.split.labeled, data.split.validation, data.split.test):
         y = torch.arange(30) % 2
         y[rows[-1]] = -1
-        with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.1; got -1 in row {rows[-1]}\. .*possible in the pool alone"):
+        with pytest.raises(ValueError, match=rf"labels must be in 0\.\.1, got -1 in row {rows[-1]}\. .*Only the pool may hold -1"):
             Small(y=y).setup()
     y = torch.arange(30) % 2
     y[:20][~torch.isin(torch.arange(20), data.split.labeled)] = -1
@@ -154,13 +154,13 @@ def test_examples_without_a_label_are_possible_in_the_pool_alone():
 
 
 def test_a_negative_translation_is_refused():
-    with pytest.raises(ValueError, match="pixels must be >= 1, or the augmentation left out; got -1"):
+    with pytest.raises(ValueError, match="pixels must be >= 1, got -1"):
         Small(translate=-1)
 
 
 def test_a_translation_out_of_sight_is_refused():
     Small(x=torch.randn(30, 1, 4, 5), translate=3).setup()
-    with pytest.raises(ValueError, match=r"translate=4 may shift all of an image of \(1, 4, 5\) out of sight: lower it"):
+    with pytest.raises(ValueError, match=r"translate must be less than both sides of an image of \(1, 4, 5\), got 4"):
         Small(x=torch.randn(30, 1, 4, 5), translate=4).setup()
 
 

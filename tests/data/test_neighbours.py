@@ -1,4 +1,4 @@
-"""Distances are scikit-learn's; the default radius does not depend on how many examples there are."""
+"""Distances agree with scikit-learn. The default radius does not depend on the number of examples."""
 
 import math
 

@@ -201,11 +201,11 @@ def test_equal_groups_change_sides_with_the_seed():
 @pytest.mark.parametrize(
     ("groups", "sizes", "message"),
     [
-        (torch.arange(100) // 50, [20, 10, 70], "3 parts need at least as many groups; got 2"),
-        (torch.arange(99), [50, 50], r"groups must be int64, one for each of 100 labels; got torch.int64 of shape \(99,\)"),
+        (torch.arange(100) // 50, [20, 10, 70], "3 parts need at least as many groups, got 2"),
+        (torch.arange(99), [50, 50], r"groups must be int64, one for each of 100 labels, got torch.int64 of shape \(99,\)"),
         (torch.arange(100.0), [50, 50], "groups must be int64.*got torch.float32"),
-        (torch.arange(100), [50, 51], r"add up to the 100 examples; got \[50, 51\]"),
-        (torch.arange(100), [100, 0], r"sizes must be >= 1 each.*got \[100, 0\]"),
+        (torch.arange(100), [50, 51], r"add up to the 100 examples, got \[50, 51\]"),
+        (torch.arange(100), [100, 0], r"each of sizes must be >= 1.*got \[100, 0\]"),
         (torch.arange(100), [], r"got \[\]"),
     ],
 )
@@ -241,7 +241,7 @@ def test_every_class_has_an_example_to_train_on(grouped):
 
 
 def test_the_last_example_of_a_part_does_not_move():
-    with pytest.raises(ValueError, match="3 labelled examples of 3 classes are too few to hold some out and to train on each class"):
+    with pytest.raises(ValueError, match="3 labelled examples of 3 classes are too few for validation and training on each class"):
         with_every_class([torch.tensor([1]), torch.tensor([0, 2])], torch.arange(3), None)
 
 
@@ -272,13 +272,13 @@ def test_the_digest_tells_each_part_apart():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"labeled": (7, 8)}, "labeled must lie within unlabeled; row 7 does not"),
-        ({"validation": (2, 3)}, "unlabeled and validation must be disjoint; both hold row 2"),
-        ({"test": (0, 4)}, "unlabeled and test must be disjoint; both hold row 0"),
-        ({"test": (3, 4)}, "validation and test must be disjoint; both hold row 3"),
-        ({"test": ()}, r"test must be a non-empty int64 vector; got torch.float32 of shape \(0,\)"),
-        ({"validation": (3.0,)}, "validation must be a non-empty int64 vector; got torch.float32"),
-        ({"validation": ((3,),)}, r"validation must be a non-empty int64 vector; got torch.int64 of shape \(1, 1\)"),
+        ({"labeled": (7, 8)}, "all rows of labeled must be in unlabeled, got row 7 only in labeled"),
+        ({"validation": (2, 3)}, "unlabeled and validation must be disjoint, got row 2 in both"),
+        ({"test": (0, 4)}, "unlabeled and test must be disjoint, got row 0 in both"),
+        ({"test": (3, 4)}, "validation and test must be disjoint, got row 3 in both"),
+        ({"test": ()}, r"test must be a non-empty int64 vector, got torch.float32 of shape \(0,\)"),
+        ({"validation": (3.0,)}, "validation must be a non-empty int64 vector, got torch.float32"),
+        ({"validation": ((3,),)}, r"validation must be a non-empty int64 vector, got torch.int64 of shape \(1, 1\)"),
     ],
 )
 def test_an_inconsistent_split_is_refused(parts, message):
@@ -289,11 +289,11 @@ def test_an_inconsistent_split_is_refused(parts, message):
 @pytest.mark.parametrize(
     ("num_labeled", "balanced", "message"),
     [
-        (0, True, "num_labeled must be between 1 and the 100 examples, or None for all; got 0"),
+        (0, True, "num_labeled must be from 1 to 100, the number of examples, or None for all, got 0"),
         (-5, False, "got -5"),
-        (101, False, "num_labeled must be between 1 and the 100 examples, or None for all; got 101"),
-        (3, True, "num_labeled must be at least the 4 classes in a balanced split; got 3"),
-        (16, True, "num_labeled=16 asks for 4 examples of class 3, which has 3"),
+        (101, False, "num_labeled must be from 1 to 100, the number of examples, or None for all, got 101"),
+        (3, True, "num_labeled must be at least 4, the number of classes, in a balanced split, got 3"),
+        (16, True, "num_labeled=16 needs 4 examples of class 3, got 3"),
     ],
 )
 def test_a_number_of_labels_that_cannot_be_met_is_refused(num_labeled, balanced, message):
@@ -302,16 +302,16 @@ def test_a_number_of_labels_that_cannot_be_met_is_refused(num_labeled, balanced,
 
 
 def test_a_class_without_examples_is_named():
-    with pytest.raises(ValueError, match="asks for 1 examples of class 1, which has 0"):
+    with pytest.raises(ValueError, match="needs 1 examples of class 1, got 0"):
         labeled_subset(torch.tensor([0, 0, 2, 2]), 3, balanced=True, seed=0)
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([50, 51], r"at most the 100 examples; got \[50, 51\] = 101"),
-        ([50, 0], r"sizes must be >= 1 each.*got \[50, 0\]"),
-        ([], r"sizes must be >= 1 each.*got \[\]"),
+        ([50, 51], r"at most the 100 examples, got \[50, 51\] = 101"),
+        ([50, 0], r"each of sizes must be >= 1.*got \[50, 0\]"),
+        ([], r"each of sizes must be >= 1.*got \[\]"),
     ],
 )
 def test_sizes_that_cannot_be_met_are_refused(sizes, message):
@@ -322,8 +322,8 @@ def test_sizes_that_cannot_be_met_are_refused(sizes, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([0, 1, -1]), "labels must be classes 0..C-1; got -1 in row 2"),
-        (torch.tensor([0.0, 1.0]), "labels must be a non-empty int64 vector; got torch.float32"),
+        (torch.tensor([0, 1, -1]), "labels must be classes 0..C-1, got -1 in row 2"),
+        (torch.tensor([0.0, 1.0]), "labels must be a non-empty int64 vector, got torch.float32"),
         (torch.zeros(2, 2, dtype=torch.int64), r"got torch.int64 of shape \(2, 2\)"),
         (torch.zeros(0, dtype=torch.int64), r"got torch.int64 of shape \(0,\)"),
     ],

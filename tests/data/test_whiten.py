@@ -1,4 +1,4 @@
-"""Whitened pixels, against the covariance they must have and numpy's own computation."""
+"""Whitened pixels have the required covariance, and agree with numpy."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_directions_without_variance_are_mapped_to_zero():
     assert torch.linalg.matrix_rank(flat.T @ flat / 300, atol=0.01) == 10
 
 
-@pytest.mark.parametrize(("x", "message"), [(torch.ones(1, 4), "at least 2 examples, got 1"), (torch.ones(5, 4), "all equal")])
+@pytest.mark.parametrize(("x", "message"), [(torch.ones(1, 4), "at least 2 examples, got 1"), (torch.ones(5, 4), "got only equal ones")])
 def test_too_little_to_estimate_from_is_refused(x, message):
     with pytest.raises(ValueError, match=message):
         ZCA(x)

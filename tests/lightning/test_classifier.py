@@ -308,7 +308,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(tmp_path):
         trainer(tmp_path, Spoiling(), enable_checkpointing=False).fit(classifier(network()), Points())
 
 
-@pytest.mark.parametrize(("value", "message"), [(CLASSES, r"0\.\.2; got 3 in row 5"), (-1, r"0\.\.2; got -1 in row 5")])
+@pytest.mark.parametrize(("value", "message"), [(CLASSES, r"0\.\.2, got 3 in row 5"), (-1, r"0\.\.2, got -1 in row 5")])
 def test_labels_out_of_range_are_refused_with_their_row(tmp_path, value, message):
     def spoil(x, y):
         y[5] = value
@@ -322,7 +322,7 @@ def test_inputs_that_are_not_finite_are_refused_with_their_row(tmp_path, value):
         x[7, 2] = value
         x[9] = value
 
-    check_refused(tmp_path, spoil, r"row 7 is the first of 2 with NaN or infinity\. Repair")
+    check_refused(tmp_path, spoil, r"got NaN or infinity in row 7 .affected rows: 2.\. Repair")
 
 
 def check_refused(folder, spoil, message):

@@ -207,7 +207,7 @@ def test_the_page_of_a_run_holds_figures_settings_results_and_origin(page_of):
     pool, labeled, validation, test = (
         f"{len(rows):,}" for rows in (moons.split.unlabeled, moons.split.labeled, moons.split.validation, moons.split.test)
     )
-    assert f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test" in shown
+    assert f"{pool} for training, {labeled} of them labelled; {validation} for validation, {test} for the test" in shown
 
 
 @pytest.mark.long

@@ -64,7 +64,7 @@ def test_a_single_logit_is_two_classes_and_positions_are_pooled():
     assert ClassBalance()(Constant([[3.0], [-3.0]]), torch.ones(2, 2)).item() == pytest.approx(0, abs=1e-6)
     maps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     flat = maps.movedim(1, -1).reshape(8, 3)
-    pooled = [ClassBalance()(Constant(logits.tolist()), torch.ones(len(logits), 2)) for logits in (maps, flat)]
+    pooled = [ClassBalance()(Constant(logits.tolist()), torch.ones(len(logits), 2), class_dim=1) for logits in (maps, flat)]
     torch.testing.assert_close(*pooled)
 
 

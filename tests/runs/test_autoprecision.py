@@ -147,5 +147,5 @@ def test_clipping_for_a_fused_optimizer_stays_in_float32(measured, job):
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer.strategy=ddp", "trainer.num_nodes=2"])
 def test_several_processes_are_refused(override, main, monkeypatch):
     monkeypatch.setattr("vat.data.sets.digits.Digits.setup", lambda *_: pytest.fail("reached the data"))
-    with pytest.raises(SystemExit, match=r"trainer\.precision=auto measures in one process: take trainer\.devices=1"):
+    with pytest.raises(SystemExit, match=r"trainer\.precision=auto works only in one process\. Set trainer\.devices=1"):
         main(AUTO, override)

@@ -265,7 +265,7 @@ def test_the_report_on_the_direction_says_where_the_run_had_no_vat(main, trained
     monkeypatch.setattr(report.console, "quiet", False)
     main(evaluate, "report=direction", f"ckpt_path={trained.mlp}", "limit=10")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the run had no VAT: the default direction is judged, at the radius where LDS is monitored" in printed
+    assert "The run had no VAT. This report judges the default direction, at the radius of the monitored LDS." in printed
     assert "Direction random_margin, ε = 2 " in printed
 
 
@@ -276,7 +276,7 @@ def test_the_report_on_the_direction_says_where_the_runs_vat_is_a_published_one(
     monkeypatch.setattr(report.console, "quiet", False)
     main(evaluate, "report=direction", f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "limit=10")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the run's VAT is computed in a published way, whose r this cannot judge: the default direction is judged" in printed
+    assert "The r of PublishedVAT cannot be judged. This report judges the default direction" in printed
 
 
 def test_a_checkpoint_of_other_data_of_the_same_shape_is_refused(main, trained, tmp_path):
@@ -553,7 +553,7 @@ def test_an_export_that_predicts_otherwise_is_refused(main, trained, tmp_path, m
 
     monkeypatch.setitem(exporting.FORMATS, "torch_export", exporting.FORMATS["torch_export"]._replace(load=load))
     message = refused(main, export, f"ckpt_path={trained.mlp}", "format=torch_export", f"output={tmp_path / 'wrong.pt2'}")
-    assert "gives other predictions" in message
+    assert "predicts differently" in message
     assert not (tmp_path / "wrong.pt2").exists()
 
 

@@ -62,7 +62,7 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
         paths = official.write_imdb(tmp_path)
         overrides += [*(f"data.{name}={path}" for name, path in paths.items()), "data.num_labeled=20", "data.validation_share=0.2"]
     if cfg.data._target_ in WRITERS:
-        with pytest.warns(UserWarning, match="results are not those of the published set"):
+        with pytest.warns(UserWarning, match="Results are not comparable to those of the published set"):
             ran = job(f"experiment={name}", *control, *overrides)
     else:
         ran = job(f"experiment={name}", *control, *overrides)

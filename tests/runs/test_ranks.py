@@ -309,6 +309,6 @@ def test_a_port_that_is_taken_is_refused_before_another_process_waits_for_it(set
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with socket.create_server(("", 0)) as taken:
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(ValueError, match=r"MASTER_PORT=\d+ cannot be used .*in use.*name a free port"):
+        with pytest.raises(ValueError, match=r"MASTER_PORT=\d+ cannot be used .*in use.*set a free port"):
             training.train(settings("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -397,14 +397,14 @@ def test_data_that_changed_since_are_noticed(main, tmp_path, monkeypatch):
     monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
     small = ["data=cifar10", "data.num_labeled=20", "data.num_validation=20", "data.batch_size_labeled=4", "data.batch_size_unlabeled=6"]
     small += ["model=mlp", "model.hidden=[4]", "test=none"]
-    with pytest.warns(UserWarning, match="published are"):
+    with pytest.warns(UserWarning, match="the published"):
         main(*small)
     archive = tmp_path / "cifar-10-binary.tar.gz"
     content = bytearray(gzip.decompress(archive.read_bytes()))
     content[5000] ^= 1  # a pixel
     whole = archive.read_bytes()
     archive.write_bytes(gzip.compress(bytes(content)))
-    with pytest.warns(UserWarning, match="published are"), pytest.raises(SystemExit, match=r"last\.ckpt was trained on other data"):
+    with pytest.warns(UserWarning, match="the published"), pytest.raises(SystemExit, match=r"last\.ckpt was trained on other data"):
         main(*small, "ckpt_path=last")
     archive.write_bytes(whole[:-1000])
     with pytest.raises(SystemExit, match=r"cifar-10-binary\.tar\.gz .*(ends too early|cannot be read)"):

@@ -75,7 +75,7 @@ def test_jobs_find_the_users_packages_and_folders_of_any_name(study, tmp_path, m
 
 def test_a_job_that_leaves_no_metrics_is_named(study, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
-    with pytest.raises(SystemExit, match=r"3 jobs failed, the first in .*none/0: see .*none/log.txt"):
+    with pytest.raises(SystemExit, match=r"3 jobs failed, the first in .*none/0\. See .*none/log.txt"):
         tables.run(study, [(study.methods[0], study.seeds, (None,), ())], tmp_path, jobs=1)
 
 
@@ -88,7 +88,7 @@ def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(study, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tables.subprocess, "run", interrupted)
-    with pytest.raises(SystemExit, match="interrupted: the same command goes on with what is missing"):
+    with pytest.raises(SystemExit, match=r"interrupted\. The same command resumes the missing jobs"):
         tables.run(study, [(study.methods[1], study.seeds, tuple(range(50)), ())], tmp_path, jobs=1)
     assert len(started) < 50
 
@@ -142,7 +142,7 @@ def test_a_method_that_lacks_a_seed_is_not_run(study, tmp_path):
 def test_a_mean_over_jobs_of_different_settings_is_refused(study, tmp_path):
     for seed in study.seeds:
         leave(tmp_path / "test" / "none" / str(seed), lr=0.5 if seed == 2 else 1.0, test__accuracy=0.5, test__lds=0.2, seconds=1)
-    with pytest.raises(SystemExit, match=r"none: .*none/0 was run with optimizer\.lr=1\.0, .*none/2 with 0\.5: remove one"):
+    with pytest.raises(SystemExit, match=r"none: .*none/0 was run with optimizer\.lr=1\.0, .*none/2 with 0\.5\. Remove one"):
         tables.show(study, {"none": None, "VAT": 2}, tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_rows_of_other_data_or_length_than_the_first_are_refused(study, tmp_path
             leave(place, test__accuracy=0.5, test__lds=0.2, seconds=1)
             with (place / "config.yaml").open("a") as file:
                 file.write(f"trainer:\n  max_steps: {steps}\n")
-    with pytest.raises(SystemExit, match=r"VAT: .* was run with trainer\.max_steps=6, .* with 5: remove one"):
+    with pytest.raises(SystemExit, match=r"VAT: .* was run with trainer\.max_steps=6, .* with 5\. Remove one"):
         tables.show(study, {"none": None, "VAT": 2}, tmp_path)
     says_so = replace(study.methods[1], overrides=("regularizer=vat", "trainer.max_steps=6"))
     tables.show(replace(study, methods=(study.methods[0], says_so)), {"none": None, "VAT": 2}, tmp_path)
@@ -203,7 +203,7 @@ def test_jobs_are_told_to_end_when_the_budget_is_used_up(study, tmp_path, monkey
     monkeypatch.setattr(tables.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options))
     blocks = [(method, study.seeds, (None,), ()) for method in study.methods]
     began = time.monotonic()
-    with pytest.raises(SystemExit, match="--budget is used up, 6 jobs are not done: the same command resumes them"):
+    with pytest.raises(SystemExit, match="--budget is used up, and 6 jobs are not finished"):
         tables.run(study, blocks, tmp_path / "results", 1, began + 2)
     assert time.monotonic() - began < 30
     assert told.read_text() == "saved"

@@ -148,12 +148,12 @@ def test_without_a_compiler_compilation_is_refused_in_a_line(job, monkeypatch):
     import torch._inductor.config
 
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ValueError, match=r"compile=true takes a C\+\+ compiler, and none is found: install g\+\+"):
+    with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler, but none is found\. Install g\+\+"):
         job("compile=true")
 
 
 def test_what_cannot_be_compiled_is_refused_before_the_run(job):
-    with pytest.raises(ValueError, match=r"compile=true.*differentiates twice"):
+    with pytest.raises(ValueError, match=r"compile=true cannot differentiate twice"):
         job("compile=true", "vat.gradient_through_r=true")
 
 

@@ -1,4 +1,4 @@
-"""What every data set shares: checks, the move to the training device, the loaders."""
+"""Common part of every data set: checks, the move to the training device, the loaders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,49 +11,50 @@ from torch import Tensor
 from vat.data.loader import Chain, EvalLoader, Flip, Inputs, ResidentLoader, Translate
 from vat.data.splits import Split, labeled_subset, restricted
 
-EVALUATION_BATCH_SIZE = 1000  # without a graph this fits wherever a training batch does; no result depends on it
-ROWS_WITH_GRAPH = 32  # of them, where a search for r keeps one: no more than a training step has
+EVALUATION_BATCH_SIZE = 1000  # without a graph this needs no more memory than a training batch; no result depends on it
+ROWS_WITH_GRAPH = 32  # rows at a time if a search for r keeps a graph: no more than in a training step
 
 
 class ResidentDataModule(pl.LightningDataModule, ABC):
-    """A data set held as one tensor on the training device, or one whose inputs are streamed there (`vat.data.loader.Streamed`).
+    """A data set kept as one tensor on the training device, or with inputs streamed there (`vat.data.loader.Streamed`).
 
-    A subclass states the `unit` and writes `load`, which also sets `class_names`. Training batches are `vat.data.loader.Batch`, evaluation
-    batches (x, y).
+    A subclass defines `unit`, and `load`, which also sets `class_names`. Training batches are `vat.data.loader.Batch`, evaluation batches
+    are (x, y).
 
     Args:
-        num_labeled: Labelled examples; None labels all that can be. Where that is the whole pool there is no unlabelled batch
-            (supervised training, with a regularizer on the labelled inputs).
+        num_labeled: Number of labelled examples. None labels all that have a label. If that is the complete pool, there is no unlabelled
+            batch: training is supervised, with a regularizer on the labelled inputs.
         batch_size_labeled: Rows of the labelled batch over all processes.
         batch_size_unlabeled: Rows of the unlabelled batch over all processes.
         steps_per_epoch: Batches of a nominal epoch, which sets how often validation runs.
-        balanced: Label the same number of examples in each class.
-        seed: Determines which examples are labelled, the order of the batches and the augmentation.
-        translate: Shift training images by up to this many pixels, filled with 0 (`vat.data.loader.Translate`).
-        flip: Mirror half of the training images left to right (`vat.data.loader.Flip`).
-        labeled_classes: The classes that have labels; None for all. Only their examples are labelled, and make up the validation and
-            test parts. Classes keep their numbers, so the network has an output for those without labels too.
-        unlabeled_classes: The classes of the unlabelled pool; None for all. The labelled examples stay in it, whatever their class. With
-            `labeled_classes` this makes the class mismatch of Oliver et al. (arXiv 1804.09170, section 4.4).
-        imbalance: How many times as many labelled examples class 0 has as the last class (`vat.data.splits.labeled_subset`).
+        balanced: Whether to label the same number of examples in each class.
+        seed: Seed of the choice of labelled examples, the order of the batches and the augmentation.
+        translate: Largest shift of a training image in pixels, filled with 0 (`vat.data.loader.Translate`).
+        flip: Whether to mirror half of the training images left to right (`vat.data.loader.Flip`).
+        labeled_classes: Classes that have labels, None for all. Only their examples are labelled and used for validation and test.
+            Classes keep their numbers, so the network also has outputs for classes without labels.
+        unlabeled_classes: Classes of the unlabelled pool, None for all. The pool also includes all labelled examples. With
+            `labeled_classes` this gives the class mismatch of Oliver et al. (arXiv 1804.09170, section 4.4).
+        imbalance: Ratio of the labelled examples of class 0 to those of the last class (`vat.data.splits.labeled_subset`).
 
     Attributes:
-        unit: What a perturbation of length 1 is in this data; ε is measured in it.
-        lds_eps: Radius at which LDS is monitored where nobody says otherwise.
-        mean, std: Of each channel of the inputs over the published training set, for a network's first layer; None where inputs are
-            meant to be used as they are.
-        bounds: Least and greatest value that an input can have; None where any value is one.
-        preparation: After `setup`, plain values that say how the file's values became inputs: `mean` and `std` of the standardisation,
-            for one value of each input or for all, and `columns`, the names of the features in their order; None where they are inputs.
-        summary: After `setup`: what was found, in a sentence; empty for published data.
-        num_views: A training module that compares two augmentations of a row sets it to 2 before training starts.
-        x, y, split: After `setup`: inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 are handed out as
-            float32 in [0, 1]. The label −1 marks an example without one, which only the unlabelled pool may hold.
-        supervised: After `setup`: there is no unlabelled batch.
-        class_names, num_classes, input_shape: After `setup`: names of the classes 0..C-1, C, and the shape of one input.
+        unit: Meaning of a perturbation of length 1 in this data, the unit of ε.
+        lds_eps: Default radius for monitoring LDS.
+        mean, std: Mean and standard deviation of each channel over the published training set, for the first layer of a network. None if
+            inputs are not to be standardised there.
+        bounds: Least and greatest possible value of an input, None if any value is possible.
+        preparation: Plain values that tell how the file's values become inputs, None if they are the inputs. `mean` and `std` are those
+            of the standardisation, for each value of an input or for all. `columns` has the names of the features in order. Set by
+            `setup`.
+        summary: Description of the data in one sentence, empty for published data. Set by `setup`.
+        num_views: Number of augmentations of each row. A training module that compares two sets it to 2 before training starts.
+        x, y, split: Inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 become float32 in [0, 1] in a batch. The
+            label −1 means none, which is allowed only in the unlabelled pool. Set by `setup`.
+        supervised: Whether there is no unlabelled batch. Set by `setup`.
+        class_names, num_classes, input_shape: Names of the classes 0..C-1, C, and the shape of one input. Set by `setup`.
 
     Raises:
-        ValueError: In `setup`, if the data or the split cannot be trained on.
+        ValueError: If training on the data or the split is impossible, in `setup`.
     """
 
     class_names: list[str]
@@ -83,7 +84,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         for name, classes in {"labeled_classes": labeled_classes, "unlabeled_classes": unlabeled_classes}.items():
             if classes is not None and not classes:
-                raise ValueError(f"{name} must name a class, or be null for all; got []")
+                raise ValueError(f"{name} must name at least one class, or be null for all, got []")
         self.num_labeled = num_labeled
         self.batch_size_labeled = batch_size_labeled
         self.batch_size_unlabeled = batch_size_unlabeled
@@ -101,7 +102,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> tuple[Inputs, Tensor, Split]:
-        """Inputs (N, ...) as the network receives them or uint8, labels (N,) int64, and the parts; called once."""
+        """Inputs (N, ...) as the network receives them or uint8, labels (N,) int64, and the split. `setup` calls it once."""
 
     @property
     def supervised(self) -> bool:
@@ -110,25 +111,25 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     @property
     def holds_words(self) -> bool:
-        """After `setup`: inputs are numbers of words or tokens, which mean nothing as numbers."""
+        """Whether inputs are indices of words or tokens, so that arithmetic on them has no meaning. Needs `setup`."""
         return not self.x.dtype.is_floating_point and self.x.dtype != torch.uint8
 
     def divide(self, y: Tensor, *, pool: Tensor, validation: Tensor, test: Tensor, extra: Tensor | None = None) -> Split:
-        """Label some of the pool, as the settings say.
+        """Choose the labelled examples of the pool by the settings, and return the split.
 
         Args:
-            y: Labels of the whole set.
+            y: Labels of the complete set.
             pool: Rows for training.
             validation: Rows for model selection.
             test: Rows for the final number.
-            extra: More rows for training, none of which is ever labelled.
+            extra: More rows for training, which are never labelled.
 
         Raises:
-            ValueError: If the settings cannot be met.
+            ValueError: If no split has these settings.
         """
         candidates, validation, test = (restricted(rows, y, self.labeled_classes) for rows in (pool, validation, test))
         labels, numbers = y[candidates], None
-        if self.labeled_classes is not None:  # a balanced subset takes 0..C-1 for classes that all have examples
+        if self.labeled_classes is not None:  # a balanced subset needs examples of every class 0..C-1
             numbers, labels = labels.unique(return_inverse=True)
         chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance, numbers=numbers)
         labeled = candidates[chosen]
@@ -138,7 +139,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         return Split(labeled, unlabeled, validation, test)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load and check the data, the first time round: Lightning calls this for each stage."""
+        """Load and check the data at the first call. Lightning calls this for each stage."""
         if self._loaded:
             return
         self.x, self.y, self.split = self.load()
@@ -148,7 +149,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self._loaded = True
 
     def train_dataloader(self) -> ResidentLoader:
-        """Labelled and unlabelled rows of each step together; a loader that is made anew during training continues the order."""
+        """Batches of labelled and unlabelled rows. A loader made during training continues the order."""
         loader = ResidentLoader(
             *self._resident(),
             self.split.labeled,
@@ -161,7 +162,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             num_views=self.num_views,
             **self._process(),
         )
-        if isinstance(self.trainer, pl.Trainer):  # one that resumes loads the same number
+        if isinstance(self.trainer, pl.Trainer):  # a resumed run loads the same number
             loader.micro_step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         return loader
 
@@ -174,7 +175,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         return self._evaluation(self.split.test)
 
     def training_inputs(self) -> Iterator[Tensor]:
-        """All inputs of the pool, without augmentation, the same on every rank: for statistics over the training set."""
+        """All inputs of the pool, without augmentation, on every rank: for statistics over the training set."""
         loader = EvalLoader(*self._resident(), self.split.unlabeled, batch_size=EVALUATION_BATCH_SIZE)
         return (x for x, _ in loader)
 
@@ -182,7 +183,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         return EvalLoader(*self._resident(), rows, batch_size=EVALUATION_BATCH_SIZE, **self._process())
 
     def _resident(self) -> tuple[Inputs, Tensor]:
-        """Inputs and labels where training takes place; they move there once and stay, but for streamed inputs."""
+        """Inputs and labels on the training device. They move there once, except streamed inputs."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.x, self.y = self.x.to(device), self.y.to(device)
         return self.x, self.y
@@ -195,12 +196,12 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def _check(self) -> None:
         name = type(self).__name__
         if self.augment is not None and len(self.input_shape) != 3:
-            raise ValueError(f"translate and flip are for images; the inputs of {name} have the shape {self.input_shape}")
+            raise ValueError(f"translate and flip are only for images, got inputs of shape {self.input_shape} from {name}")
         if self.translate and not all(self.translate < side for side in self.input_shape[1:]):
-            raise ValueError(f"translate={self.translate} may shift all of an image of {self.input_shape} out of sight: lower it")
+            raise ValueError(f"translate must be less than both sides of an image of {self.input_shape}, got {self.translate}")
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise ValueError(
-                f"{name}: labels must be int64, one for each of the {len(self.x)} inputs; got {self.y.dtype} of shape {tuple(self.y.shape)}"
+                f"{name}: labels must be int64, one for each of the {len(self.x)} inputs, got {self.y.dtype} of shape {tuple(self.y.shape)}"
             )
         known = torch.cat([self.split.labeled, self.split.validation, self.split.test]).to(self.y.device)
         lowest = torch.full_like(self.y, -1)
@@ -209,14 +210,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if len(outside):
             row = int(outside[0])
             raise ValueError(
-                f"{name}: labels must lie in 0..{self.num_classes - 1}; got {int(self.y[row])} in row {row}. "
-                "Name every class in class_names and number them from 0; -1, for no label, is possible in the pool alone."
+                f"{name}: labels must be in 0..{self.num_classes - 1}, got {int(self.y[row])} in row {row}. "
+                "Name every class in class_names and number the classes from 0. Only the pool may hold -1, which means no label."
             )
         if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
             return
         broken = torch.nonzero(~torch.isfinite(self.x).flatten(1).all(dim=1))
         if len(broken):
             raise ValueError(
-                f"{name}: inputs must be finite; row {int(broken[0])} is the first of {len(broken)} "
-                "with NaN or infinity. Repair or remove them."
+                f"{name}: inputs must be finite, got NaN or infinity in row {int(broken[0])} (affected rows: {len(broken)}). "
+                "Repair or remove these rows."
             )

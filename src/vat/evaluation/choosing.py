@@ -6,15 +6,17 @@ docs/choosing_eps.md compares it with other rules on nine data sets.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vat.functional import DIVERGENCES, as_classes
+from vat.calls import Call
+from vat.functional import DIVERGENCES, as_classes, by_name
 from vat.network import Forward
-from vat.norms import L2
+from vat.norms import NORMS, Norm
 from vat.step import Key, Step
 
 MOST_KL = 0.003
@@ -31,7 +33,7 @@ class Pilot:
 
     Args:
         eps: The radius; 0 for training without VAT.
-        predictions: The class that each predicts, int64 (networks, N).
+        predictions: The class that each predicts, int64 (networks, N), or for each position that counts.
         kl_random: Mean over the networks of the KL at a random r of length `eps`, in nats, (N,).
         num_classes: Classes that there are.
         prior: Expected share of each class, (C,); all alike if None.
@@ -93,35 +95,72 @@ class Choice:
 
 
 @torch.no_grad()
-def pilot(networks: Sequence[Forward], x: Tensor, *, eps: float, prior: Tensor | None = None, batch_size: int = 500) -> Pilot:
+def pilot(
+    networks: Sequence[Forward],
+    x: Any,
+    *,
+    eps: float,
+    prior: Tensor | None = None,
+    batch_size: int = 500,
+    norm: str | Norm = "l2",
+    per: str = "example",
+    at: str | int | None = None,
+    **of_step: Any,
+) -> Pilot:
     """Look at networks that were trained with one radius.
 
     Args:
         networks: x -> logits (N, C), in evaluation mode; they differ in their initial weights.
-        x: Unlabelled inputs (N, …).
+        x: Unlabelled inputs (N, …); a tuple or a mapping is the arguments of the call, see `Step`.
         eps: The radius.
         prior: Expected share of each class, (C,); all alike if None.
         batch_size: Examples at a time.
+        norm: Of r, as for `VAT`.
+        per: What has a norm of its own, as for `VAT`.
+        at: What is perturbed: the name of a layer, of which the output is, or the name or number of an argument.
+        **of_step: What else the term is given for all of x, as `mask` or `class_dim`; see `Step`.
 
     Raises:
         ValueError: If there is no network or no input.
     """
-    if not networks or not len(x):
-        raise ValueError(f"{len(networks)} networks and {len(x)} inputs: there must be one of each at least")
-    generator, divergence = torch.Generator().manual_seed(0), DIVERGENCES["categorical"]
+    number = _num_rows(x)
+    if not networks or not number:
+        raise ValueError(f"{len(networks)} networks and {number} inputs: there must be one of each at least")
+    norm, kind = by_name("norm", NORMS, norm), DIVERGENCES["categorical"]
     predictions, kl, num_classes = [], [], 0
-    for rows in x.split(batch_size):
-        clean = [as_classes(network(rows)) for network in networks]
-        if rows.is_floating_point():
-            r = eps * L2().sample(torch.randn(rows.shape, generator=generator)).to(rows)
-            shifted = [as_classes(network(rows + r)) for network in networks]
-        else:
-            steps = [Step(network, rows, key=Key(len(predictions))) for network in networks]  # of words, the embeddings move
-            shifted = [as_classes(s.network(s.x + eps * L2().sample(s.normal("pilot")), constant=True)) for s in steps]
-        kl.append(torch.stack([divergence(a, b) for a, b in zip(clean, shifted, strict=True)]).mean(0).cpu())
-        predictions.append(torch.stack([logits.argmax(1) for logits in clean]).cpu())
-        num_classes = clean[0].shape[1]
+    size = batch_size if of_step.get("group") is None else number  # graphs are not divided
+    for start in range(0, number, size):
+        rows, found = slice(start, start + size), []
+        for network in networks:
+            module = network if isinstance(network, nn.Module) else None
+            place = at if module is None else dict(module.named_modules()).get(str(at), at)
+            options = {name: _part(value, rows, number) for name, value in of_step.items()}
+            step = Step(network, _part(x, rows, number), module=module or (), at=place, key=Key(start), **options)
+            divergence, r = step.divergence(kind), step.radius(eps) * step.norm(norm, per).sample(step.normal("pilot"))
+            kl_random = divergence(step.target, step.network(step.x + r.to(step.x.dtype), constant=True))
+            decisions, mask = as_classes(step.target).argmax(1), step.mask_of(step.target)
+            found.append((kl_random, decisions.flatten() if mask is None else decisions[mask[:, 0]]))
+            num_classes = as_classes(step.target).shape[1]
+        kl.append(torch.stack([kl_random for kl_random, _ in found]).mean(0).cpu())
+        predictions.append(torch.stack([decisions for _, decisions in found]).cpu())
     return Pilot(eps, torch.cat(predictions, 1), torch.cat(kl).double(), num_classes, prior)
+
+
+def _num_rows(x: Any) -> int:
+    """Of inputs, which are the first tensor in a call."""
+    call = Call.of(x)
+    return next((len(value) for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.dim()), 0)
+
+
+def _part(value: Any, rows: slice, number: int) -> Any:
+    """Some rows of a tensor of so many rows, also inside a call."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == number else value
+    if isinstance(value, Call):
+        return Call(*_part(value.args, rows, number), **_part(value.kwargs, rows, number))
+    if isinstance(value, Mapping):
+        return {name: _part(one, rows, number) for name, one in value.items()}
+    return tuple(_part(one, rows, number) for one in value) if isinstance(value, tuple | list) else value
 
 
 def choose(pilots: Iterable[Pilot]) -> Choice:
@@ -152,19 +191,26 @@ def choose_eps(
     candidates: Sequence[float],
     seeds: Sequence[int] = (0, 1),
     prior: Tensor | None = None,
+    **of_pilot: Any,
 ) -> Choice:
     """Train with each radius from each seed, and choose the radius by unlabelled inputs alone.
 
-        choice = choose_eps(train, unlabeled, candidates=[0.5, 1, 2, 4])
-        model = train(choice.eps, 0)
+        >>> def train(eps, seed):
+        ...     torch.manual_seed(seed)
+        ...     return nn.Linear(100, 3).eval()  # a real one is trained, with VAT(eps)
+        >>> choice = choose_eps(train, torch.randn(200, 100), candidates=[0.5, 1, 2, 4])
+        >>> choice.eps
+        1
+        >>> model = train(choice.eps, 0)
 
     Args:
         train: (eps, seed) -> a trained network in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means
             training without VAT. A quarter of the final run's steps is enough.
-        x: Some hundred unlabelled inputs (N, …).
+        x: Some hundred unlabelled inputs (N, …), as for `pilot`.
         candidates: Radii > 0, each about twice the last one. 0 is always trained too.
         seeds: One or more; with two, the table tells how often their networks disagree.
         prior: Expected share of each class, (C,); all alike if None.
+        **of_pilot: What the term is given in training, for all of x: `norm`, `per`, `at`, `mask`, `class_dim`; see `pilot`.
 
     Raises:
         ValueError: If there is no candidate or no seed, or a candidate is not positive.
@@ -173,7 +219,8 @@ def choose_eps(
         raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: 0 is trained anyway")
     if not seeds:
         raise ValueError("seeds must hold one seed at least, got none")
-    return choose(pilot([train(eps, seed) for seed in seeds], x, eps=eps, prior=prior) for eps in (0.0, *sorted(set(candidates))))
+    radii = (0.0, *sorted(set(candidates)))
+    return choose(pilot([train(eps, seed) for seed in seeds], x, eps=eps, prior=prior, **of_pilot) for eps in radii)
 
 
 def _merged(pilots: Sequence[Pilot]) -> set[float]:

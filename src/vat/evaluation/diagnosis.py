@@ -3,15 +3,18 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeGuard
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vat.counting import kept, share_of_flips
 from vat.directions import margin, random_margin
-from vat.functional import Divergence, flat, wide
+from vat.functional import Divergence, flat
+from vat.network import Forward, Modules, Network
 from vat.norms import L2, Norm
 from vat.regularizers import VAT, RandomPerturbation
 from vat.step import Key, Step
@@ -20,6 +23,8 @@ FLAT = 1e-5
 """Nats below which a penalty teaches nothing."""
 FAR = 0.1
 """Nats by which a random r changes predictions if eps is too large: see docs/choosing_eps.md for where this fires."""
+MOST_OUTPUTS = 1024
+"""Outputs of an example up to which its Hessian is computed, by as many backward passes."""
 
 FELT = 0.02
 """Nats at a random r from which a useless direction is the fault of eps: at the default radius short runs have at most 0.007."""
@@ -30,59 +35,74 @@ def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
     return isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation)
 
 
-def diagnose(network: nn.Module, x: Tensor, vat: VAT, *, key: Key | None = None) -> dict[str, Tensor]:
-    """What `vat` does to `network` around `x`, in evaluation mode, beside what it could do; a value for each example.
+def diagnose(
+    forward: Forward, x: Any, vat: VAT, *, key: Key | None = None, module: Modules | None = None, **of_step: Any
+) -> dict[str, Tensor]:
+    """What `vat` does to a network around `x`, in evaluation mode, beside what it could do; a value for each example.
 
     Args:
-        network: x -> logits (N, …). Its mode is left as it was.
-        x: inputs (N, …).
+        forward: x -> logits (N, …), as for `Step`. Its module's mode is left as it was.
+        x: inputs (N, …), as for `Step`.
         vat: of which radius, direction, norm and divergence are judged.
         key: of all that is drawn; a fresh one if None.
+        module: as for `Step`.
+        **of_step: what else the term is given, as `at`, `mask`, `class_dim`, `group`; see `Step`.
 
     Returns:
-        Tensors (N,) by name, divergences in nats where they are KL:
+        Tensors (N,) by name, or of groups (G,) if the outputs are theirs; divergences in nats where they are KL:
 
         - `lds`: the divergence at r;
         - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise; a single example has batch norm's running
         statistics;
         - `kl_random`, `kl_maximum`: at a random r, and at the worst r that a long search finds;
-        - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x; in L2 only;
-        - `cosine`: |⟨d, the top eigenvector⟩|; in L2 only;
-        - `flip_rate`, `margin`: 1 where r changes the decision, and how far that is from changing, in logits; where there are decisions.
+        - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x;
+        - `cosine`: |⟨d, the top eigenvector⟩|;
+        - `flip_rate`, `margin`: the share of decisions that r changes, and how far they are from changing, in logits; where there are
+        decisions.
+
+        The values of the Hessian are there for one L2 norm of each example, and up to 1024 outputs of each.
 
     Raises:
         ValueError: the radius is 0, so that there is no r to judge.
     """
-    eps, divergence, norm = vat.current_eps, vat.divergence, vat.norm
-    if not eps:
+    if not vat.current_eps:
         raise ValueError("eps must be > 0 for an r to be judged, got 0")
+    network = Network(forward, module).module or nn.Identity()
     with _mode(network, training=True), torch.no_grad():
-        if len(x) == 1:
-            for layer in network.modules():
-                layer.training &= not isinstance(layer, _BatchNorm)
-        step = Step(network, x, key=key)
+        batch_norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+        step = Step(forward, x, module=module, key=key, **of_step)
+        if len(step.x) == 1:
+            for layer in batch_norms:
+                layer.eval()
+        divergence = step.divergence(vat.divergence)
         found = {"kl_at_zero": divergence(step.target, step.network(step.x, constant=True))}
     with _mode(network, training=False):
-        step = Step(network, x, key=step.key, live=True)
-        r = vat.virtual_adversarial_perturbation(step).detach()
-        x = step.x  # of words, their embeddings
-        chance = eps * norm.sample(step.normal("diagnosis")).to(x.dtype)
-        with torch.no_grad():
-            perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))
-        found |= {"lds": divergence(step.target, perturbed), "kl_random": divergence(step.target, at_chance)}
-        starts = [r / eps]
-        if isinstance(norm, L2):
-            root = root_of_hessian(step, divergence)
-            found["eigenvalue"], eigenvector = top_eigenpair(root)
-            d = flat(r.double() / eps)
-            found["curvature"] = (root @ d[..., None]).square().sum((1, 2))
-            found["cosine"] = (d * eigenvector).sum(1).abs()
-            starts += [eigenvector.view_as(x).to(x.dtype), -eigenvector.view_as(x).to(x.dtype)]
-        found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=[*starts, *usual_starts(step, divergence, norm)])
-        before, after = divergence.decision(step.target), divergence.decision(perturbed)
-        if before is not None and after is not None:
-            found["flip_rate"] = (before != after).flatten(1).double().mean(1) if before.dim() > 1 else (before != after).double()
-            found["margin"] = divergence.margin(step.target)
+        step = Step(forward, x, module=module, key=step.key, live=True, **of_step)
+        found |= vat.through_checkpoints(partial(_around, vat=vat), step)
+    return found
+
+
+def _around(step: Step, vat: VAT) -> dict[str, Tensor]:
+    """What `diagnose` finds in evaluation mode."""
+    eps, divergence, norm = step.radius(vat.current_eps), step.divergence(vat.divergence), step.norm(vat.norm, vat.per)
+    r = vat.virtual_adversarial_perturbation(step).detach()
+    d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
+    chance = eps * norm.sample(step.normal("diagnosis")).to(r.dtype)
+    with torch.no_grad():
+        perturbed, at_chance = (step.network(step.x + p, constant=True) for p in (r, chance))
+    found = {"lds": divergence(step.target, perturbed), "kl_random": divergence(step.target, at_chance)}
+    starts = [d]
+    if isinstance(vat.norm, L2) and vat.per == "example" and step.group is None and step.target[:1].numel() <= MOST_OUTPUTS:
+        root = root_of_hessian(step, divergence)
+        found["eigenvalue"], eigenvector = top_eigenpair(root)
+        found["curvature"] = (root @ flat(d.double())[..., None]).square().sum((1, 2))
+        found["cosine"] = (flat(d.double()) * eigenvector).sum(1).abs()
+        starts += [eigenvector.view_as(r).to(r.dtype), -eigenvector.view_as(r).to(r.dtype)]
+    found["kl_maximum"], _ = maximum(step, divergence, norm, eps=eps, starts=[*starts, *usual_starts(step, divergence, norm)])
+    before, after = divergence.decision(step.target), divergence.decision(perturbed)
+    if before is not None and after is not None:
+        found["flip_rate"] = share_of_flips(before != after, step.mask_of(step.target))
+        found["margin"] = divergence.margin(step.target)
     return found
 
 
@@ -99,7 +119,7 @@ def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
     outputs = logits[:1].numel()
     basis = [e.view(1, *logits.shape[1:]).expand_as(logits) for e in torch.eye(outputs, dtype=logits.dtype, device=x.device)]
     with torch.enable_grad():
-        pulled_back = [flat(grad(logits, x, e, retain_graph=True)[0]).double() for e in basis]
+        pulled_back = [flat(kept(grad(logits, x, e, retain_graph=True)[0], step.mask)).double() for e in basis]
     fisher = torch.stack([divergence.hvp(logits.detach(), e).reshape(len(x), outputs).double() for e in basis], 1)
     values, vectors = torch.linalg.eigh((fisher + fisher.mT) / 2)
     return values.clamp(min=0).sqrt()[..., None] * (vectors.mT @ torch.stack(pulled_back, 1))
@@ -114,7 +134,7 @@ def top_eigenpair(root: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def maximum(
-    step: Step, divergence: Divergence, norm: Norm, *, eps: float, starts: Iterable[Tensor] | None = None, steps: int = 40
+    step: Step, divergence: Divergence, norm: Norm, *, eps: float | Tensor, starts: Iterable[Tensor] | None = None, steps: int = 40
 ) -> tuple[Tensor, Tensor]:
     """The largest D(x, x + r) within ‖r‖ ≤ ε that a long search finds: projected ascent from several starts.
 
@@ -129,7 +149,7 @@ def maximum(
     Returns:
         The divergence reached (N,), and r / ε (N, …).
     """
-    best = torch.full((len(step.x),), -1.0, dtype=wide(step.target).dtype, device=step.x.device)
+    best = torch.full_like(divergence(step.target, step.target), -1.0)
     where = torch.zeros_like(step.x)
     for d in usual_starts(step, divergence, norm) if starts is None else starts:
         for t in range(steps + 1):
@@ -139,7 +159,7 @@ def maximum(
                 (g,) = grad(reached.sum(), r)
             better = reached.detach() > best
             best = torch.where(better, reached.detach(), best)
-            where = torch.where(better.view(-1, *[1] * (d.dim() - 1)), d, where)
+            where = torch.where(step.for_rows(better), d, where)
             d = norm.project(d + (1 - t / steps) * norm.dual(g, otherwise=d), 1.0)
     return best, where
 

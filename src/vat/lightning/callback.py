@@ -48,14 +48,16 @@ def labels(batch: Any, rows: int | None) -> Tensor | None:
 class RegularizerCallback(pl.Callback):
     """Add regularizers to the loss that a LightningModule's `training_step` returns, and log them. The module needs no edit.
 
-        Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0))])
+        >>> from vat import VAT
+        >>> callback = RegularizerCallback(VAT(eps=2.0))
+        >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
 
     It works with automatic optimization, DDP, gradient accumulation and mixed precision. The term of a micro-batch has the same weight as
     its loss. The callback repeats the network's call in `training_step` with the same arguments. An augmentation or normalisation before
     the call therefore has its effect. If `training_step` does not call the module's `forward`, give `network` or `inputs`. Without either,
     the batch must contain exactly one tensor of inputs.
 
-        Trainer(callbacks=[RegularizerCallback(VAT(eps=2.0), network="model", at="model.embeddings", mask="attention_mask")])
+        >>> callback = RegularizerCallback(VAT(eps=2.0), network="model", at="model.embeddings", mask="attention_mask")
 
     Args:
         regularizers: One or more regularizers.

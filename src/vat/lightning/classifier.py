@@ -127,6 +127,7 @@ class Classifier(pl.LightningModule):
             start=part.start,
             total=part.total,
             view=part.view,
+            class_dim=1,  # as the cross entropy and the metrics
             **options,
         )
 
@@ -211,7 +212,9 @@ class Classifier(pl.LightningModule):
         lengths = torch.as_tensor(self.all_gather(torch.tensor(len(x), device=x.device))).flatten().tolist()
         key, start = Key(0, batch_idx, self.global_rank), sum(lengths[: self.global_rank])
         for part in x.tensor_split(-(-len(x) // ROWS_WITH_GRAPH)):
-            lds = local_distributional_smoothness(self.network, part, eps=self.lds_eps, key=key, start=start, total=sum(lengths))
+            lds = local_distributional_smoothness(
+                self.network, part, eps=self.lds_eps, key=key, class_dim=1, start=start, total=sum(lengths)
+            )
             self.test_lds.update(lds)
             start += len(part)
 

@@ -132,11 +132,12 @@ def _perturbations(network: nn.Module, data: Any, rows: Tensor, vat: VAT) -> Map
     eps, parts = vat.current_eps, []
     with full_precision(data.y.device):
         for number, some in enumerate(rows.to(data.y.device).split(ROWS_WITH_GRAPH)):
-            step = Step(network, as_input(data.x[some]), key=Key(number))
+            step = Step(network, as_input(data.x[some]), class_dim=1, key=Key(number))
+            divergence, norm = step.divergence(vat.divergence), step.norm(vat.norm, vat.per)
             r = vat.virtual_adversarial_perturbation(step).detach()
-            chance = eps * vat.norm.sample(step.normal("figures")).to(r.dtype)
+            chance = eps * norm.sample(step.normal("figures")).to(r.dtype)
             after, at_random = (step.network(step.x + shift, constant=True) for shift in (r, chance))
-            kl, kl_random = (vat.divergence(step.target, logits) for logits in (after, at_random))
+            kl, kl_random = (divergence(step.target, logits) for logits in (after, at_random))
             parts.append((step.x, r, probabilities(step.target), probabilities(after), kl, kl_random, data.y[some]))
     x, r, before, after, kl, kl_random, y = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
     figures = {"kl": plots.kl_figure(kl, kl_random, eps=eps)}

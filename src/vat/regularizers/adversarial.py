@@ -16,6 +16,10 @@ class Adversarial(Regularizer):
     r maximises the linearised loss within ‖r‖ ≤ ε: ε g / ‖g‖₂ in L2, ε sign(g) in L∞, with g = ∇ₓ of the cross entropy. No gradient flows
     through r. Cost: 4 F and a clean pass.
 
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> bool(Adversarial(eps=1.0)(model, x, y) > F.cross_entropy(model(x), y))
+        True
+
     Args:
         eps: Radius ε of the perturbation, in the units of `x`.
         norm: Norm of r: "l2", "linf", or a `vat.norms.Norm`.
@@ -35,6 +39,7 @@ class Adversarial(Regularizer):
         if step.y is None:
             raise ValueError("Adversarial needs labels, got none: call it as regularizer(model, x, y)")
         clean = step.clean
+        step.mask_of(clean.logits)  # refuses classes that may be in either dimension
         with torch.enable_grad():
             logits = wide(clean.logits.detach()).requires_grad_()
             (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from vat.network import Forward, Modules
+from vat.network import NO_GRADIENT, Forward, Modules
 from vat.step import Step
+
+REASONS = {
+    "use_reentrant": (
+        "torch.utils.checkpoint cannot give them with use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
+    ),
+    "not currently support double backward": (
+        "What torch.compile has compiled cannot be differentiated twice, as direction 'exact' and gradient_through_r do: call the "
+        "regularizer outside of torch.compile, or take direction='random_margin'"
+    ),
+    "not have been used in the graph": NO_GRADIENT[0].upper() + NO_GRADIENT[1:],
+}
+"""What to do about errors of torch, by words in them."""
 
 
 class Regularizer(nn.Module):
@@ -19,7 +31,13 @@ class Regularizer(nn.Module):
     Callback-style: beside the penalty it may follow the run (a schedule of its weight, a teacher's moving average) through
     `on_fit_start` and `on_optimizer_step_end`; what it carries is in its `state_dict`.
 
-        loss = F.cross_entropy(model(x), y) + regularizer(model, x)
+        >>> class SmallLogits(Regularizer):
+        ...     differentiates_clean_pass = True
+        ...     def penalty(self, step):
+        ...         return step.clean.logits.square().mean()
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> regularizer = SmallLogits(weight=0.1)
+        >>> loss = F.cross_entropy(model(x), y) + regularizer(model, x)
 
     Args:
         weight: factor of the penalty.
@@ -63,7 +81,7 @@ class Regularizer(nn.Module):
         """What `function` returns of a step, of a network under `torch.utils.checkpoint`, too.
 
         Raises:
-            RuntimeError: If that is reentrant, and the function goes back through it.
+            RuntimeError: If the function needs a gradient that torch cannot give, as under a reentrant checkpoint.
         """
         try:
             return function(step)
@@ -71,12 +89,10 @@ class Regularizer(nn.Module):
             step.keep_own_weights()
             return function(step)
         except RuntimeError as error:
-            if "use_reentrant" not in str(error):
+            reason = next((reason for words, reason in REASONS.items() if words in str(error)), None)
+            if reason is None:
                 raise
-            raise RuntimeError(
-                f"{self.name} asks for gradients with respect to the inputs, which torch.utils.checkpoint cannot give with "
-                "use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
-            ) from error
+            raise RuntimeError(f"{self.name} asks for gradients with respect to the inputs. {reason}") from error
 
     def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
         """The term of one batch: a scalar to add to the loss.

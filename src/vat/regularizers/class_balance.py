@@ -21,6 +21,10 @@ class ClassBalance(Regularizer):
     With N examples in the batch of a process, the penalty of perfect predictions is about (C - 1) / 2N, not 0. Frequencies that differ
     from those of the data cost accuracy. Use `fade_out` to remove the term once the classes are separated.
 
+        >>> one_class, balanced = torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([[20.0, 0.0], [0.0, 20.0]])
+        >>> [round(ClassBalance()(nn.Identity(), logits).item(), 3) for logits in (one_class, balanced)]
+        [0.693, 0.0]
+
     Args:
         prior: Frequency of each class, up to a common factor, each > 0. None: all classes are equally frequent.
         weight: Factor of the penalty.

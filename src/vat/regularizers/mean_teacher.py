@@ -19,6 +19,12 @@ class MeanTeacher(Regularizer):
     view if the data has one. No gradient flows through it. Cost: 1 F and a clean pass. In your own loop, call `on_fit_start(model)` once
     and `on_optimizer_step_end(model)` after each step.
 
+        >>> model, term = nn.Linear(4, 3), MeanTeacher(decay=0.99)
+        >>> term.on_fit_start(model)
+        >>> term(model, torch.randn(8, 4)).item()  # the teacher starts as the model
+        0.0
+        >>> term.on_optimizer_step_end(model)
+
     Args:
         decay: Decay of the moving average. The first steps use min(1 - 1 / (t + 1), decay), to forget the initial weights.
         weight: Factor of the penalty.

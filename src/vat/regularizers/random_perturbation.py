@@ -8,6 +8,11 @@ from vat.regularizers.vat import VAT
 class RandomPerturbation(VAT):
     """Random perturbation training (RPT in Miyato et al.): VAT with a random r of length ε. Cost: 4 F.
 
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Linear(100, 3), torch.randn(8, 100)
+        >>> bool(RandomPerturbation(eps=1.0)(model, x) < VAT(eps=1.0)(model, x))
+        True
+
     Args:
         eps: Radius ε of the perturbation, in the units of `x`.
         norm: Norm of r, as for `VAT`.

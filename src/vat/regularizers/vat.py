@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vat.calls import Perturbed
-from vat.checks import first_time, warn_of_classes_last, warn_of_hidden_half, warn_of_passes_that_differ, warn_of_rounding
+from vat.checks import first_time, warn_of_hidden_half, warn_of_misread_outputs, warn_of_passes_that_differ, warn_of_rounding
 from vat.directions import (
     ACROSS_A_BOUNDARY,
     DIRECTIONS,
@@ -34,8 +34,10 @@ class VAT(Regularizer):
     Miyato et al., arXiv 1507.00677 and 1704.03976. Labels are not used. Neither r nor the target p(y|x) carries a gradient, unless asked
     to. Cost in forward passes F of the batch: 4 F and the direction's.
 
-        vat = VAT(eps=2.0)
-        loss = F.cross_entropy(model(x), y) + vat(model, x)
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        >>> vat = VAT(eps=2.0)
+        >>> loss = F.cross_entropy(model(x), y) + vat(model, x)
+        >>> loss.backward()
 
     Args:
         eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
@@ -159,8 +161,8 @@ class VAT(Regularizer):
         """
         if first_time(step, "passes"):
             warn_of_passes_that_differ(step)
-        if self.divergence.decides and first_time(step, "classes"):
-            warn_of_classes_last(step)
+        if first_time(step, f"outputs, {self.divergence.decides}"):
+            warn_of_misread_outputs(step, classes=self.divergence.decides)
         direction = inside(self.direction)
         through_r = self.gradient_through_r and direction is not random
         if (through_r or direction is exact) and first_time(step, f"derivative, {through_r}"):
@@ -231,6 +233,9 @@ def local_distributional_smoothness(
     point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model. Autocast is
     off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
 
+        >>> local_distributional_smoothness(nn.Linear(4, 3), torch.randn(8, 4), eps=2.0).shape
+        torch.Size([8])
+
     Args:
         forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
         x: inputs (N, …).
@@ -265,7 +270,7 @@ def local_distributional_smoothness(
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
         step = Step(forward, x, module=module, key=key, **of_step)
-        measure.first_call(step)
-        r = measure.virtual_adversarial_perturbation(step)
+        measure.through_checkpoints(measure.first_call, step)
+        r = measure.through_checkpoints(measure.virtual_adversarial_perturbation, step)
         with torch.no_grad():
             return step.divergence(measure.divergence)(step.target, step.network(step.x + r, constant=True))

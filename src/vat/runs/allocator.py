@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""Settings of the C library for freed memory."""
 
 import ctypes
 
@@ -6,10 +6,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process. False where the C library is not glibc, which alone takes the hint.
+    """Keep freed memory in the process. Returns False if the C library is not glibc, because only glibc has this setting.
 
-    By default it returns blocks of more than 32 MiB at once, and the kernel clears every page of the next one: on a CPU that is a large
-    part of the time of a convolutional network whose activations are larger.
+    By default glibc returns freed blocks of more than 32 MiB at once, and the kernel clears every page of the next block. On a CPU this
+    takes a large part of the time of a convolutional network with larger activations.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""`trainer.precision=auto`: bfloat16 if a training step is faster in it and the directions are safe in it, otherwise float32."""
+"""`trainer.precision=auto`: bfloat16 if it makes a training step faster and the directions are safe in it, otherwise float32."""
 
 import copy
 import time
@@ -15,15 +15,15 @@ from vat.directions import ascent, exact, margin, random, random_margin
 from vat.lightning.classifier import Classifier
 from vat.regularizers import PublishedVAT
 
-SAFE_DIRECTIONS = (ascent, exact, margin, random, random_margin)  # finite differences are noise in bfloat16; of others nothing is known
-LEAST_GAIN = 1.1  # of the time of a step: below it, rounding buys nothing
+SAFE_DIRECTIONS = (ascent, exact, margin, random, random_margin)  # finite differences are noise in bfloat16; others are unknown
+LEAST_GAIN = 1.1  # time of a step in float32 divided by bfloat16's: a smaller gain does not justify the rounding
 REPEATS = 3
 FLOAT32, BFLOAT16 = "32-true", "bf16-mixed"
 MIXED = (BFLOAT16, "16-mixed")
 
 
 def refuse_several_processes(cfg: DictConfig) -> None:
-    """Refuse `trainer.precision=auto` where processes could choose differently.
+    """Refuse `trainer.precision=auto` with several processes, which could choose differently.
 
     Raises:
         ValueError: If the trainer may start more than one process.
@@ -31,22 +31,22 @@ def refuse_several_processes(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer.devices not in (1, "1") or trainer.num_nodes != 1 or trainer.strategy != "auto":
         raise ValueError(
-            "trainer.precision=auto measures in one process: take trainer.devices=1 and trainer.strategy=auto, "
-            f"or name {BFLOAT16} or {FLOAT32}"
+            "trainer.precision=auto works only in one process. Set trainer.devices=1, trainer.num_nodes=1 and trainer.strategy=auto, "
+            f"or set trainer.precision to {BFLOAT16} or {FLOAT32}."
         )
 
 
 def choose(cfg: DictConfig, classifier: Classifier, data: ResidentDataModule, saved: dict[str, Any] | None) -> tuple[str, str]:
-    """Choose the precision of a run, and say why.
+    """Choose the precision of a run, and explain the choice.
 
     Args:
-        cfg: The configuration of the run, whose `trainer.precision` is "auto".
-        classifier: The untrained classifier; it does not change.
-        data: The data set after its `setup`.
-        saved: The checkpoint that the run resumes, or None.
+        cfg: Configuration of the run, whose `trainer.precision` is "auto".
+        classifier: Untrained classifier. It does not change.
+        data: Data set after its `setup`.
+        saved: Checkpoint that the run resumes, or None.
 
     Returns:
-        "bf16-mixed" or "32-true", or what the resumed run had; and the reason.
+        "bf16-mixed" or "32-true", or the precision of the resumed run, and the reason.
     """
     if saved is not None:
         record = saved["record"]
@@ -54,20 +54,20 @@ def choose(cfg: DictConfig, classifier: Classifier, data: ResidentDataModule, sa
         return (had if had in MIXED else FLOAT32), "as before the run was resumed"
     device = _device(cfg.trainer.accelerator)
     if device is None or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
-        return FLOAT32, "bfloat16 is not for this device"
+        return FLOAT32, "this device does not support bfloat16"
     if unsafe := [name for name, regularizer in classifier.regularizers.items() if not _safe(regularizer)]:
         return FLOAT32, f"the direction of {', '.join(unsafe)} is not known to be safe in bfloat16"
     if cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
-        return FLOAT32, "gradients cannot be clipped in mixed precision for a fused optimizer"
+        return FLOAT32, "a fused optimizer cannot clip gradients in mixed precision"
     seconds = seconds_of_a_step(classifier, data.train_dataloader().batch(0), device)
     measured = f"a step takes {1000 * seconds[BFLOAT16]:.3g} ms in bfloat16, {1000 * seconds[FLOAT32]:.3g} ms in float32"
     return (BFLOAT16 if seconds[FLOAT32] > LEAST_GAIN * seconds[BFLOAT16] else FLOAT32), measured
 
 
 def seconds_of_a_step(classifier: Classifier, batch: Batch, device: torch.device) -> dict[str, float]:
-    """Time a whole step, forward and backward, in each precision: the shortest of three, in turn, after one that is not counted.
+    """Time a complete step, forward and backward, in each precision. The result is the shortest of three, after one that is not counted.
 
-    Parts are no measure of the whole: on some CPUs a convolution is twice as fast in bfloat16, and its weights' gradient ten times slower.
+    A part of the step is not enough. On some CPUs bfloat16 makes a convolution twice as fast, but its weights' gradient ten times slower.
     """
     classifier = copy.deepcopy(classifier).to(device).train()
     classifier.on_fit_start()

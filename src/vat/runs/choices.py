@@ -1,4 +1,4 @@
-"""The choices of configuration groups, for `--help`: Hydra's own list has groups that are not for users."""
+"""The choices of configuration groups, for `--help`. Hydra's list has groups that are not for users."""
 
 import textwrap
 from pathlib import Path
@@ -9,12 +9,12 @@ WIDTH = 80
 
 
 def register() -> None:
-    """Make `${choices:group,…}` known to configurations."""
+    """Register the resolver `${choices:group,…}`."""
     OmegaConf.register_new_resolver("choices", lambda *groups, _root_: choices(groups, _root_), replace=True)
 
 
 def choices(groups: tuple[str, ...], cfg: DictConfig) -> str:
-    """A line for each group, with the names of its files in all places where Hydra looks."""
+    """A line for each group, with the names of its files in all folders that Hydra searches."""
     places = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
     lines = []
     for group in groups:

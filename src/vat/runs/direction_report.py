@@ -21,10 +21,10 @@ from vat.runs.targets import RefusedError
 from vat.step import Key
 
 EXAMPLES = 512
-"""How many are looked at where no limit is given: the search for the largest KL takes about 600 passes of each."""
+"""Default number of examples. The search for the largest KL needs about 600 passes of each."""
 
 WORDS = {
-    "kl_at_zero": "KL without any r, in training mode; should be 0",
+    "kl_at_zero": "KL without r, in training mode; should be 0",
     "kl_random": "KL at a random r",
     "lds": "KL at r",
     "kl_maximum": "KL at the worst r that a long search finds",
@@ -37,10 +37,10 @@ WORDS = {
 
 
 def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> VAT | None:
-    """The first `VAT` of a run at its final radius; None where it had none, or in a published way (`PublishedVAT`).
+    """The first `VAT` of a run at its final radius. None if the run has none, or only `PublishedVAT`.
 
     Raises:
-        RefusedError: its settings name something from elsewhere that is in no allowed package.
+        RefusedError: If its settings name a class or function that is neither of this project nor of an allowed package.
     """
     for regularizer in records.regularizers_of(config, allow_targets=allow_targets):
         if looks_for_r(regularizer):
@@ -50,18 +50,18 @@ def judged(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> V
 
 
 def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], vat: VAT, *, seed: int, device: torch.device) -> dict[str, Any]:
-    """Mean and standard error over the examples of all that `diagnose` tells, and what is abnormal in words.
+    """Measure the values of `diagnose`: mean and standard error over the examples, and a sentence for each abnormal value.
 
     Args:
-        network: x -> logits.
-        batches: of inputs (N, …) and labels, which are not used.
-        vat: to be judged.
-        seed: of what is drawn.
-        device: of the network.
+        network: Network x -> logits.
+        batches: Batches of inputs (N, …) and labels, which are not used.
+        vat: VAT to judge.
+        seed: Seed of all random draws.
+        device: Device of the network.
     """
     found: dict[str, list[Tensor]] = {}
     for number, (x, _) in enumerate(batches):
-        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number)).items():
+        for name, value in diagnose(network, x.to(device), vat, key=Key(seed, number), class_dim=1).items():
             found.setdefault(name, []).append(value.double().cpu())
     values = {name: torch.cat(parts) for name, parts in found.items()}
     means = {name: value.mean().item() for name, value in values.items()}
@@ -88,14 +88,14 @@ def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
     share = found["mean"]["lds"] / found["mean"]["kl_maximum"] if found["mean"]["kl_maximum"] else float("nan")
     table.add_row("share of the largest KL that r reaches", f"{100 * share:.0f} %")
     report.console.print(table)
-    for sentence in found["interpretation"] or ["nothing is abnormal"]:
+    for sentence in found["interpretation"] or ["no value is abnormal"]:
         report.console.print(sentence, style="yellow" if found["interpretation"] else "", markup=False)
     report.console.print(f"file: {report.shown(path.absolute())}")
 
 
 @torch.no_grad()
 def _left_out(of: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
-    """A sentence for each class that the network leaves out: a direction may work while two classes have merged."""
+    """A sentence for each class that the network never predicts. A direction may work although two classes have merged."""
     names, counts = of.record["class_names"], []
     for x, y in batches:
         chosen = as_classes(of.network(x.to(of.device))).argmax(1).cpu()
@@ -105,7 +105,7 @@ def _left_out(of: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str
 
 
 def on_direction(cfg: DictConfig, of: Subject) -> None:
-    """Judge the VAT of the checkpoint's run, or the default where it had none: a table, words on it, and `evaluation/direction.json`."""
+    """Judge the VAT of the checkpoint's run, or the default VAT if it had none. Prints a table and writes `evaluation/direction.json`."""
     rows = evenly(of.rows, EXAMPLES) if cfg.limit is None else of.rows
     batches = EvalLoader(of.data.x, of.data.y, rows, batch_size=min(cfg.batch_size, 128))
     config = of.record["config"]
@@ -115,8 +115,8 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
         raise ValueError(f"{cfg.ckpt_path}: {error}") from error
     if vat is None:
         published = any(node["_target_"].endswith(".PublishedVAT") for node in config["regularizers"])
-        why = "the run's VAT is computed in a published way, whose r this cannot judge" if published else "the run had no VAT"
-        report.console.print(f"{why}: the default direction is judged, at the radius where LDS is monitored", style="yellow")
+        why = "The r of PublishedVAT cannot be judged" if published else "The run had no VAT"
+        report.console.print(f"{why}. This report judges the default direction, at the radius of the monitored LDS.", style="yellow")
         vat = VAT(of.data.lds_eps)
     found = measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
     found["interpretation"] += _left_out(of, batches)

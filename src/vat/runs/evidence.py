@@ -1,4 +1,6 @@
-"""What the jobs of a sweep can tell: how far validation errors can be trusted, and what unlabelled examples say where they cannot."""
+"""Comparison of a sweep's settings: which differences in validation error are significant, and otherwise which setting unlabelled examples
+prefer.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,26 +25,26 @@ class Group:
 
     @property
     def number(self) -> int | None:
-        """Validation examples of a job; None if nobody counted them."""
+        """Number of validation examples of a job. None if no job recorded it."""
         return min((int(m["val/examples"]) for m in self.of_seed.values() if "val/examples" in m), default=None)
 
     def pool(self, key: str) -> float | None:
-        """Mean over the seeds of what unlabelled examples say."""
+        """Mean over the seeds of a metric of the unlabelled examples."""
         values = [m[f"pool/{key}"] for m in self.of_seed.values() if f"pool/{key}" in m]
         return mean(values) if values else None
 
     @property
     def allowed(self) -> bool:
-        """Whether a random r changes little, and no class is left out: see `vat.evaluation.choosing`."""
+        """Whether a random r changes little and no class is left out. See `vat.evaluation.choosing`."""
         kl, share = self.pool("kl_random"), self.pool("smallest_share")
         return kl is not None and share is not None and kl <= MOST_KL and share >= LEFT_OUT
 
 
 def groups(jobs: Iterable[tuple[Mapping[str, str], Mapping[str, float] | None]]) -> list[Group]:
-    """The settings of a sweep that have a result, by validation error.
+    """The settings of a sweep that have a result, sorted by validation error.
 
     Args:
-        jobs: Settings by key, and metrics if the job is done.
+        jobs: Settings by key, and the metrics of a finished job or None, for each job.
     """
     jobs = [(settings, metrics) for settings, metrics in jobs if metrics is not None and "val/accuracy" in metrics]
     keys = {key: None for settings, _ in jobs for key in settings}
@@ -57,8 +59,8 @@ def groups(jobs: Iterable[tuple[Mapping[str, str], Mapping[str, float] | None]])
 def difference(one: Group, other: Group) -> tuple[float, float]:
     """Validation error of `one` minus that of `other`, paired by seed, and its standard error.
 
-    The error is that of the seeds or that of the validation examples, whichever is larger: the examples are the same for every seed, so
-    more seeds do not make theirs smaller. Two errors on the same n examples differ by at most (e₁ + e₂) n of them.
+    The standard error is that of the seeds or that of the validation examples, whichever is larger. All seeds have the same examples, so
+    more seeds do not make the error of the examples smaller. Two errors on the same n examples differ by at most (e₁ + e₂) n of them.
     """
     seeds = [seed for seed in one.of_seed if seed in other.of_seed]
     pairs = [other.of_seed[seed]["val/accuracy"] - one.of_seed[seed]["val/accuracy"] for seed in seeds]
@@ -70,7 +72,7 @@ def difference(one: Group, other: Group) -> tuple[float, float]:
 
 
 def tied(found: Sequence[Group]) -> list[Group]:
-    """The settings that validation cannot tell from the best, by unlabelled examples: those allowed first, of these the largest radius."""
+    """The settings that validation cannot tell from the best: allowed ones first, then those with the largest KL at a random r."""
     best = found[0]
     near = [group for group in found if group is best or (d := difference(group, best))[0] <= 2 * d[1]]
     return sorted(near, key=lambda group: (not group.allowed, -(group.pool("kl_random") or 0.0), group.error))
@@ -80,7 +82,7 @@ HEADS = ("setting", "validation error, %", "minus the best, %", "KL at a random 
 
 
 def rows(found: Sequence[Group]) -> list[list[str]]:
-    """The table: a row for each setting, by `HEADS`."""
+    """The table: a row for each setting, with the columns `HEADS`."""
     table = []
     for group in found:
         of = f"{100 * group.error:.2f}"
@@ -94,14 +96,14 @@ def rows(found: Sequence[Group]) -> list[list[str]]:
 
 
 def words(found: Sequence[Group]) -> list[str]:
-    """What validation cannot tell, and what unlabelled examples say of it."""
+    """A sentence on settings that validation cannot tell apart, with the one that unlabelled examples prefer."""
     if len(found) < 2 or len(near := tied(found)) < 2:
         return []
     number = found[0].number
     said = f"validation{f' of {number} examples' if number else ''} cannot tell {len(near)} of {len(found)} settings from the best"
     if not (near[0].allowed and any(".eps=" in group.name for group in near)):
-        return [f"{said}: compare more seeds, or label more"]
+        return [f"{said}. Compare more seeds, or label more."]
     return [
-        f"{said}. Of these, unlabelled examples prefer {near[0].name}: the largest radius at which a random r changes predictions by at "
-        f"most {MOST_KL:g} nats and no class is left out"
+        f"{said}. Unlabelled examples prefer {near[0].name}, the largest of these radii at which a random r changes predictions by at "
+        f"most {MOST_KL:g} nats and no class is left out."
     ]

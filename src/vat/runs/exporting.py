@@ -1,4 +1,4 @@
-"""A trained network in a format that needs nothing of this project, or only its network's class, to be read."""
+"""Export of a trained network to formats that other programs read. Only safetensors needs the class of the network."""
 
 import importlib.util
 import json
@@ -18,19 +18,19 @@ from vat.functional import by_name
 from vat.runs import checkpoints, folders, records
 from vat.runs.renames import renamed
 
-TOLERANCE = 1e-4  # of logits, relative to the largest: another runtime adds in another order
+TOLERANCE = 1e-4  # of logits, relative to the largest, because other runtimes sum in another order
 
 DESCRIPTION = "description"
 
 
 class Format(NamedTuple):
-    """A way to write a network, and to read it back as a function of inputs.
+    """A way to write a network, and to read it as a function of inputs.
 
     Attributes:
-        suffix: Of the file.
-        needs: Packages.
-        save: (network, example inputs, description as JSON, path).
-        load: (path, packages that it may name classes of, if any) -> (inputs -> logits, description as JSON).
+        suffix: Suffix of the file.
+        needs: Required packages.
+        save: Function (network, example inputs, description as JSON, path).
+        load: Function (path, allowed packages for its classes, if any) -> (inputs -> logits, description as JSON).
     """
 
     suffix: str
@@ -40,26 +40,27 @@ class Format(NamedTuple):
 
 
 def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targets: Sequence[str] = ()) -> Path:
-    """Write a checkpoint's network as `output`, by default beside it, and check that what is read back predicts the same.
+    """Write a checkpoint's network as `output`, by default next to it. Read it again, and check that it predicts the same.
 
-    Networks from elsewhere are made where they are of a package in `allow_targets`.
+    The network must be from this project or from a package in `allow_targets`.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the format is unknown or its packages are not installed, the checkpoint is damaged, or predictions differ.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the format is unknown or its packages are not installed, the output cannot be a file of this format, the checkpoint
+            is damaged, or predictions differ.
     """
     form = by_name("format", FORMATS, to)
     if absent := [name for name in form.needs if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"format={to} takes {' and '.join(absent)}, not installed here: pip install {' '.join(absent)}")
+        raise ValueError(f"format={to} needs {' and '.join(absent)}. Run: pip install {' '.join(absent)}")
     saved = checkpoints.read_checkpoint(folders.existing(checkpoint))
     record = saved["record"]
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     text = json.dumps(description(record), ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
-        raise ValueError(f"output={path}: its name must end in {form.suffix}")
+        raise ValueError(f"output={path} must end in {form.suffix}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"output={path} is {'a folder' if path.is_dir() else 'no regular file'}: name another")
+        raise ValueError(f"output={path} is {'a folder' if path.is_dir() else 'not a regular file'}. Name another.")
     with ExitStack() as stack:
         with folders.writable(path.parent, "output"):
             part = stack.enter_context(files.replacing(path))
@@ -67,17 +68,17 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
         form.save(network, x[:2], text, part)
         predict, found = form.load(part, *([allow_targets] if allow_targets else []))
         if json.loads(found) != json.loads(text):
-            raise ValueError(f"{part} holds another description than was written")
+            raise ValueError(f"{part} holds a different description from the one that was written")
         with torch.no_grad():
             expected, got = network(x), predict(x)
         difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
         if expected.shape != got.shape or not difference <= TOLERANCE:
-            raise ValueError(f"{part} gives other predictions than {checkpoint}: logits differ by {difference:.2g} of the largest")
+            raise ValueError(f"{part} predicts differently from {checkpoint}: logits differ by {difference:.2g} of the largest")
     return path
 
 
 def description(record: dict[str, Any]) -> dict[str, Any]:
-    """What a user of the exported network must know: its input, how a file's values become one, its classes, its architecture."""
+    """Description for users of the exported network: its input, how a file's values become inputs, its classes, its architecture."""
     return {
         "input": {
             "shape": ["batch", *record["input_shape"]],
@@ -94,7 +95,7 @@ def description(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def examples(record: dict[str, Any]) -> Tensor:
-    """Sixteen random inputs within the bounds, or two of large ones, on which predictions are compared."""
+    """Random inputs within the bounds, for the comparison of predictions: sixteen, or two if inputs are large."""
     low, high = record.get("bounds") or (-2.0, 2.0)
     shape = (16 if math.prod(record["input_shape"]) <= 1 << 20 else 2, *record["input_shape"])
     if number := (record.get("preparation") or {}).get("vocabulary_size"):
@@ -103,19 +104,19 @@ def examples(record: dict[str, Any]) -> Tensor:
 
 
 def save_safetensors(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
-    """The weights, with the description in the file's metadata."""
+    """Write the weights, with the description in the file's metadata."""
     from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]  # an optional extra
 
     save_file({name: t.contiguous() for name, t in network.state_dict().items()}, path, metadata={DESCRIPTION: text})
 
 
 def load_safetensors(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The network, made by its class, one of this project or of the packages in `allow_targets`, and given the weights."""
+    """Create the network and load the weights. Its class must be from this project or from a package in `allow_targets`."""
     from safetensors import safe_open  # pyright: ignore[reportMissingImports]
 
     with safe_open(path, framework="pt") as file:
         text = file.metadata()[DESCRIPTION]
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     told = json.loads(text)
     described = {
         "input_shape": told["input"]["shape"][1:],
@@ -129,20 +130,20 @@ def load_safetensors(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Cal
 
 
 def save_torch_export(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
-    """The graph, for any number of examples: `torch.export.load(path).module()`."""
+    """Write the graph, for any number of examples. `torch.export.load(path).module()` reads it."""
     program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path, extra_files={DESCRIPTION: text})
 
 
 def load_torch_export(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The graph as a module."""
+    """Read the graph as a module."""
     extra = {DESCRIPTION: ""}
     program = torch.export.load(path, extra_files=extra)
     return program.module(), extra[DESCRIPTION]
 
 
 def save_onnx(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
-    """The graph, for any number of examples; the description is in its metadata."""
+    """Write the graph, for any number of examples, with the description in its metadata."""
     import onnx  # pyright: ignore[reportMissingImports]  # an optional extra
 
     with warnings.catch_warnings():
@@ -160,7 +161,7 @@ def save_onnx(network: nn.Module, x: Tensor, text: str, path: Path) -> None:
 
 
 def load_onnx(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The graph, run by ONNX Runtime."""
+    """Read the graph, to run it by ONNX Runtime."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vat import VAT
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import as_input
 from vat.data.splits import evenly
@@ -69,8 +70,8 @@ def of_the_pool(classifier: Classifier, data: ResidentDataModule) -> Pilot | Non
     if data.supervised or is_divided(classifier.network):
         return None
     network = classifier.network.to(data.y.device).eval()  # a trainer leaves it on the CPU
-    eps = next((r.current_eps for r in classifier.regularizers.values() if looks_for_r(r)), 0.0)
-    return pilot([network], unlabeled_inputs(data), eps=eps, prior=labels(data))
+    vat = next((r for r in classifier.regularizers.values() if looks_for_r(r)), VAT(0.0))
+    return pilot([network], unlabeled_inputs(data), eps=vat.current_eps, prior=labels(data), norm=vat.norm, per=vat.per)
 
 
 def counts(classifier: Classifier, pool: Pilot | None) -> dict[str, float]:

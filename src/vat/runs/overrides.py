@@ -1,4 +1,4 @@
-"""How values are written on Hydra's command line."""
+"""Values on Hydra's command line."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -8,18 +8,18 @@ from hydra.errors import HydraException
 
 
 def quoted(value: object) -> str:
-    """The value as one word: without quotes Hydra reads commas as a sweep, and refuses brackets and letters beyond ASCII."""
+    """The value in quotes. Without them Hydra reads commas as a sweep, and refuses brackets and non-ASCII letters."""
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
 def refuse_unreadable(words: Iterable[str]) -> None:
-    """Refuse what Hydra's grammar has no reading for, such as most punctuation in the name of a file, with the words to type instead.
+    """Refuse overrides that Hydra's grammar cannot parse, such as most punctuation in a file name.
 
     Args:
-        words: The overrides as they were typed.
+        words: The overrides that the user typed.
 
     Raises:
-        ValueError: If there is such a word.
+        ValueError: If an override cannot be parsed. The error shows what to type.
     """
     parser = OverridesParser.create()
     for word in words:
@@ -28,7 +28,7 @@ def refuse_unreadable(words: Iterable[str]) -> None:
         except HydraException as error:
             key, equals, value = word.partition("=")
             if not equals:
-                remedy = f"{word}: a setting is written as key=value" if key.isprintable() else f"{word!r} is no setting"
+                remedy = f"a setting must be key=value, got {word if key.isprintable() else repr(word)}"
                 raise ValueError(remedy) from error
             instead = f"{key}={quoted(value)}"
             instead = shlex.quote(instead) if {*value} & {*'!$`"\\'} else f'"{instead}"'

@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing beside itself: figures are in it, and no script, style or font comes from elsewhere."""
+"""HTML pages as single files: figures are embedded, and no script, style or font is loaded."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; }
 
 
 class Raw(str):
-    """HTML that is meant as such, and is not escaped again."""
+    """HTML code, which is not escaped again."""
 
     __slots__ = ()
 
 
 def page(title: str, said: str, sections: Iterable[Raw]) -> str:
-    """A whole page: its title, the line below it, what follows."""
+    """A complete page: title, the line `said` below it, sections."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
@@ -49,7 +49,7 @@ def paragraph(text: str) -> Raw:
 
 
 def preformatted(text: str) -> Raw:
-    """Text as it is, in a fixed width."""
+    """Text in a fixed-width font, with its line breaks."""
     return Raw(f"<pre>{escape(text)}</pre>")
 
 
@@ -59,14 +59,14 @@ def link(target: str, text: str) -> Raw:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Raw:
-    """A table; without `heads` it has no line for them."""
+    """A table. If `heads` is empty, it has no heading row."""
     head = "<tr>" + "".join(f"<th>{escape(h)}</th>" for h in heads) + "</tr>" if heads else ""
     body = "\n".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return Raw(f'<div class="wide"><table>{head}\n{body}</table></div>')
 
 
 def image(path: Path, caption: str) -> Raw:
-    """The PNG at `path`, in the page itself."""
+    """A figure with the PNG at `path`, embedded in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return Raw(
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'

@@ -110,9 +110,10 @@ def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: lis
     """What the networks of each radius say of the same unlabelled examples."""
     x, prior = honesty.unlabeled_inputs(data, EXAMPLES).cpu(), honesty.labels(data)
     described = records.describe(data)
+    ball = {name: cfg.vat[name] for name in ("norm", "per") if isinstance(cfg.vat.get(name), str)}
     for eps in dict.fromkeys(eps for eps, _, _ in todo):
         paths = [folder / name / "checkpoints" / LAST for of, name, _ in todo if of == eps]
-        yield pilot([_network(cfg, described, path) for path in paths], x, eps=eps, prior=prior)
+        yield pilot([_network(cfg, described, path) for path in paths], x, eps=eps, prior=prior, **ball)
 
 
 def _network(cfg: DictConfig, described: dict[str, Any], path: Path) -> nn.Module:

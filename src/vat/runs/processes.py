@@ -1,4 +1,4 @@
-"""Several processes: the port by which they meet, and workers whose sweep was killed."""
+"""Several processes: check their common port, and end workers whose sweep was killed."""
 
 import multiprocessing
 import os
@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 
 def refuse_port_in_use(cfg: DictConfig) -> None:
-    """Refuse a `MASTER_PORT` that another program holds: this process would fail, and those that it starts wait for ever.
+    """Refuse a `MASTER_PORT` that another program uses. This process would fail, and the processes that it started would wait forever.
 
     Raises:
-        ValueError: names the port.
+        ValueError: If the port is in use.
     """
     port = os.environ.get("MASTER_PORT", "")
     starts_others = (cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1) and "LOCAL_RANK" not in os.environ
@@ -25,14 +25,14 @@ def refuse_port_in_use(cfg: DictConfig) -> None:
         try:
             probe.bind(("", int(port)))
         except (OSError, OverflowError) as error:
-            raise ValueError(f"MASTER_PORT={port} cannot be used ({error}): unset it, or name a free port") from error
+            raise ValueError(f"MASTER_PORT={port} cannot be used ({error}). Unset it, or set a free port.") from error
 
 
 def end_with_parent(every: float = 1.0) -> None:
-    """In a launcher's worker: end this process when the sweep that started it is gone. Its job saves first.
+    """End this process when the sweep that started it has ended. Its job saves first. This has an effect only in a launcher's worker.
 
     Args:
-        every: seconds between two looks.
+        every: Seconds between two checks.
     """
     parent = os.getppid()
     if multiprocessing.current_process().name == "MainProcess" or any(t.name == WATCH for t in threading.enumerate()):
@@ -41,7 +41,7 @@ def end_with_parent(every: float = 1.0) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(every)
-        while True:  # the first signal ends the job, and a later one the worker that waits for the next job
+        while True:  # the first signal ends the job, and a later one ends the worker, which waits for the next job
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5 * every)
 

@@ -1,4 +1,4 @@
-"""What a result came from: the state of the code, the versions of what it stands on, the machine."""
+"""Origin of a result: the state of the code, the versions of its dependencies, the machine."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb")
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, str]:
-    """By name: the git commit (`+ changes` where files differ from it), versions, platform, devices, the command."""
+    """Git commit (`+ changes` if files differ from it), versions, platform, devices and the command, by name."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git": _git_state(),
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def _git_state() -> str:
-    # A GIT_CONFIG_… in the environment may name commands that git runs, and GIT_DIR another repository.
+    # GIT_CONFIG_… in the environment can make git run commands, and GIT_DIR can select another repository.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""Where classes were before they moved: checkpoints carry their names, and older ones still load."""
+"""Former modules of classes that moved, so that older checkpoints, which contain the names of classes, still load."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ MOVED = {
     **{f"vat.data.{name}": f"vat.data.own.{name}" for name in ("images", "arrays")},
     "vat.loggers": "vat.lightning.loggers",
 }
-"""Module by module, since version 0.1."""
+"""Former and current module, since version 0.1."""
 
 
 def renamed(node: Any) -> Any:
-    """A configuration in plain dictionaries and lists, of which each `_target_` names its class by today's module.
+    """Replace former modules in each `_target_` of a configuration of plain dictionaries and lists.
 
-    One power iteration, which version 0.1 wrote for every direction of `VAT`, was the mark of none chosen: it is None today.
+    In `VAT`, `num_power_iterations=1` becomes None: version 0.1 wrote 1 for every direction if nothing was chosen.
     """
     if isinstance(node, dict):
         found = {key: _moved(value) if key == "_target_" and isinstance(value, str) else renamed(value) for key, value in node.items()}

@@ -1,4 +1,4 @@
-"""What a job prints: its settings, its progress, its result and where everything lies."""
+"""The output of a job: its settings, progress, result and files."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ for stream in (sys.stdout, sys.stderr):
 
 
 class VisibleConsole(Console):
-    """A console on which text of class names, file names and checkpoints gives the terminal no commands."""
+    """A console that escapes control characters in class names, file names and checkpoints."""
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
@@ -50,22 +50,25 @@ class VisibleConsole(Console):
             yield segment if segment.control else segment._replace(text=shown)
 
 
-# Wide enough that a path is not broken where nobody looks at a terminal.
+# 160 columns if the output is not a terminal, so that paths are not broken.
 console = VisibleConsole(width=None if os.environ.get("COLUMNS") or Console().is_terminal else 160, highlight=False, markup=False)
 
 
 EVALUATIONS = "<!-- evaluations -->"
-"""Around what evaluations add to a run's page."""
-LOSS_EVERY = 10  # batches: to read it makes a GPU wait
+"""Mark before and after the part of a run's page that evaluations write."""
+LOSS_EVERY = 10  # batches, because reading the loss makes a GPU wait
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, which would count towards epoch -2 where a run's length is given in steps, in one line of a narrow terminal."""
+    """Lightning's progress bar, with two changes. The number of epochs follows from `max_steps`; Lightning would show -2.
+
+    The bar fits into one line of a narrow terminal.
+    """
 
     loss: float | None = None
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """`Epoch 2/10`, of as many as `max_steps` makes."""
+        """`Epoch 2/10`, with the number of epochs that `max_steps` gives."""
         batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         epochs = f"/{math.ceil(batches / self.trainer.num_training_batches)}" if batches > 0 else ""
         return f"Epoch {f'{current_epoch + 1}{epochs}':<{len(self.validation_description)}}"
@@ -76,7 +79,7 @@ class Progress(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The error of the last validation, first for it fits into 80 columns, and the loss; not the logger's version, a long digest."""
+        """The error of the last validation and the loss. The logger's version, a long digest, would not fit into 80 columns."""
         accuracy = trainer.callback_metrics.get("val/accuracy")
         found = {} if accuracy is None else {"val error": f"{100 * (1 - float(accuracy)):.1f} %"}
         return found if self.loss is None else found | {"loss": f"{self.loss:.3g}"}
@@ -84,18 +87,18 @@ class Progress(RichProgressBar):
 
 @rank_zero_only
 def clear(folder: Path) -> None:
-    """Remove the results that an earlier job left in `folder`: they would pass for those of the one that begins.
+    """Remove the results of an earlier job from `folder`. They would look like those of the new job.
 
-    `bring_best` decides about the best checkpoint of a job that resumes.
+    `bring_best` handles the best checkpoint of a resumed job.
     """
     figures = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
-    results = (folder / FILES["metrics"], folder / PAGE, folder / CONFUSION)  # the first one first: it says that the job is done
+    results = (folder / FILES["metrics"], folder / PAGE, folder / CONFUSION)  # metrics first: this file marks a job as done
     for path in (*results, folder / HISTORY, *figures):
         path.unlink(missing_ok=True)
 
 
 def settings(cfg: DictConfig) -> None:
-    """Print the resolved configuration, a node a line; of torch's and Lightning's own arguments only those that are set."""
+    """Print the resolved configuration, a line for each node. Arguments of torch and Lightning appear only if not default."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for key in cfg:
         value = cfg[key]
@@ -108,13 +111,13 @@ def settings(cfg: DictConfig) -> None:
 
 
 def note(text: str) -> None:
-    """Print a sentence, if there is one."""
+    """Print a sentence, unless it is empty."""
     if text:
         console.print(text, "")
 
 
 def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
-    """Write how many test examples of each class (rows) were taken for each (columns), as CSV."""
+    """Write the confusion matrix of the test as CSV: rows are classes, columns are predictions."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     names = [cell(name) for name in class_names]
@@ -126,15 +129,15 @@ def confusion(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
 def closing(
     metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, counts: Tensor | None, notes: Sequence[str] = ()
 ) -> None:
-    """Print the closing table of a run, and below it the notes and where its files are.
+    """Print the closing table of a run, its notes and its files.
 
     Args:
-        metrics: of validation and test, and the seconds.
-        folder: of the run.
-        record: the run's settings, its data and its environment.
-        lds: at which radius, in which unit, the LDS was measured.
-        counts: the confusion matrix of the test, where there was one.
-        notes: sentences on what is odd.
+        metrics: Metrics of validation and test, and the seconds.
+        folder: Folder of the run.
+        record: Settings, data and environment of the run.
+        lds: Radius of the measured LDS, with its unit, in words.
+        counts: Confusion matrix of the test, or None without a test.
+        notes: Sentences on abnormal values.
     """
     table = Table(show_header=False, title="Result", title_justify="left")
     for row in _results(metrics, lds):
@@ -148,21 +151,21 @@ def closing(
         console.print(note, style="yellow")
     lines = {name: str(folder / file) for name, file in {"page": PAGE, **FILES}.items() if name != "confusion matrix" or counts is not None}
     if runs := sorted(folder.glob("wandb/*run-*")):
-        command = Path(sys.executable).parent / "wandb"  # on no PATH where the environment is not activated
-        lines |= {"W&B run": str(runs[-1]), "look at it by": f"{shown(command)} leet {runs[-1]}"}
-    for name, line in lines.items():  # not in the table, which would break a path in a narrow terminal
+        command = Path(sys.executable).parent / "wandb"  # not on the PATH if the environment is not activated
+        lines |= {"W&B run": str(runs[-1]), "view it with": f"{shown(command)} leet {runs[-1]}"}
+    for name, line in lines.items():  # not in the table, which would break paths in a narrow terminal
         console.print(f"{name}: {line}", soft_wrap=True)
 
 
 def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *, lds: str, notes: Sequence[str] = ()) -> None:
-    """Write `index.html` of a run, which holds its results, figures, settings and origin, and needs nothing beside itself.
+    """Write `index.html` of a run, a single file with its results, figures, settings and origin.
 
     Args:
-        metrics: of validation and test, and the seconds.
-        folder: of the run, with its figures and files.
-        record: the run's settings, its data and its environment.
-        lds: at which radius, in which unit, the LDS was measured.
-        notes: sentences on what is odd.
+        metrics: Metrics of validation and test, and the seconds.
+        folder: Folder of the run, with its figures and files.
+        record: Settings, data and environment of the run.
+        lds: Radius of the measured LDS, with its unit, in words.
+        notes: Sentences on abnormal values.
     """
     environment = {key: str(value) for key, value in record["environment"].items()}
     data = {
@@ -172,15 +175,15 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         "input shape": str(tuple(record["input_shape"])),
     }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
-    present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # they are written last
+    present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # metrics are written last
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
-        *([page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []),
+        *([page.heading("Notes"), *map(page.paragraph, notes)] if notes else []),
         page.heading("Figures"),
         *(figures or [page.paragraph("None: figures=null.")]),
         page.heading("Data"),
         page.table((), [*data.items(), ("unit of ε", record["unit"])]),
-        page.heading("Where it came from"),
+        page.heading("Origin"),
         page.table((), list(environment.items())),
         page.heading("Files"),
         page.table((), [(name, page.link(file, file)) for name, file in present]),
@@ -192,7 +195,7 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
 
 
 def link_evaluations(run: Path) -> None:
-    """Link the figures and tables of all evaluations of a run from its page, if it has one."""
+    """Add links to the figures and tables of all evaluations to a run's page, if it has one."""
     path = run / PAGE
     parts = path.read_text(encoding="utf-8").split(EVALUATIONS) if path.is_file() else []
     if len(parts) != 3:  # no page, or one of an earlier version
@@ -220,19 +223,19 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
 
 
 def other_radii(lds_eps: float, regularizers: Mapping[str, Any]) -> str:
-    """Which radii of the training differ from the one of LDS, in words; nothing if none does."""
+    """A text that lists the training radii that differ from the LDS radius. Empty if none differs."""
     others = [f"{name}.eps={r.eps:g}" for name, r in regularizers.items() if hasattr(r, "eps") and r.eps != lds_eps]
     return f"; lds_eps sets this radius, training used {', '.join(others)}" if others else ""
 
 
 def _examples(record: dict[str, Any]) -> str:
-    """How many there are in each part."""
+    """Number of examples in each part, as text."""
     labeled, pool, validation, test = (f"{record['parts'][part]:,}" for part in ("labeled", "unlabeled", "validation", "test"))
-    return f"{pool} to train on, {labeled} of them labelled; {validation} for validation, {test} for the test"
+    return f"{pool} for training, {labeled} of them labelled; {validation} for validation, {test} for the test"
 
 
 def _mistakes(counts: Tensor, class_names: Sequence[str]) -> str:
-    """The three commonest ways to be wrong, as shares of the class that was missed."""
+    """The three most frequent mistakes, each as a share of the true class."""
     wrong = counts.clone().fill_diagonal_(0)
     number, place = wrong.flatten().topk(min(3, wrong.numel()))
     pairs = [(n, *divmod(p, len(counts))) for n, p in zip(number.tolist(), place.tolist(), strict=True) if n]
@@ -240,12 +243,12 @@ def _mistakes(counts: Tensor, class_names: Sequence[str]) -> str:
 
 
 def shown(path: Path) -> Path:
-    """A path as short as it can be typed from here."""
+    """The path relative to the working directory if it is inside, otherwise unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _call(node: DictConfig) -> str:
-    """A node as the call it stands for."""
+    """A node as the text of the call that it makes."""
     target = str(node.get("_target_"))
     values = {str(k): v for k, v in OmegaConf.to_container(node, resolve=True).items() if not str(k).startswith("_")}  # pyright: ignore
     if not target.startswith("vat."):

@@ -1,8 +1,7 @@
 """The schema of every configuration node, made from the constructors' signatures.
 
-Each class gets a dataclass with its arguments, their types and defaults; a file in `conf/` builds on it by
-`- /schema@vat: VAT` in its defaults list. So an option exists once, in Python, and Hydra refuses a wrong key or type at composition, in
-a sweep before its first job.
+Each class gets a dataclass with its arguments, their types and defaults. A file in `conf/` uses it by `- /schema@vat: VAT` in its defaults
+list. So each option is defined once, in Python. Hydra refuses a wrong key or type at composition, in a sweep before its first job.
 """
 
 import dataclasses
@@ -38,14 +37,14 @@ from vat.schedule import LinearDecay, WarmedLinearDecay
 TUNED = Path(__file__).parents[3] / "conf" / "tuned.yaml"
 
 DATASETS = ("labeled", "unlabeled", "validation", "test", "class_names", "unit")
-"""What a function of the user's own says of its Datasets; the other arguments of `Datasets` are options."""
+"""Arguments of `Datasets` that a user's function returns. The others are options."""
 
 TOLD = ("input_shape", "num_classes", "counts", "vocabulary_size")
-"""What the data tell a network's constructor that asks for it."""
+"""Arguments of a network's constructor that the data set gives."""
 
 PRIMITIVES = (bool, int, float, str)
 
-# A checkpoint may name these classes, and no others (`vat.runs.targets`).
+# A checkpoint may name only these classes (`vat.runs.targets`).
 DATA = (Digits, Moons, Circles, MNIST, CIFAR10, CIFAR100, SVHN, NORB, Images, Arrays, Texts)
 NETWORKS = (
     models.MLP,
@@ -66,12 +65,12 @@ REGULARIZERS = tuple(
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, without the arguments that the data, the model or the run's folder decide."""
+    """Register the schemas with Hydra, without the arguments that the data, the model or the run's folder set."""
     searches = (attacks.RandomNoise, attacks.FGM, attacks.PGD, attacks.APGD, attacks.Square, attacks.AutoAttack)
     schedules = (torch.optim.lr_scheduler.CosineAnnealingLR, torch.optim.lr_scheduler.ExponentialLR, LinearDecay, WarmedLinearDecay)
     optimizers = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
     nodes: dict[Any, type] = {target: schema(target) for target in (*DATA, *REGULARIZERS)}
-    nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # a name that evaluations are known by
+    nodes |= {target: schema(target, module="vat.attacks") for target in searches}  # the name that evaluations record
     nodes |= {target: schema(target, without=TOLD) for target in NETWORKS}
     nodes |= {target: schema(target, without=("params",), partial=True) for target in optimizers}
     nodes |= {target: schema(target, without=("optimizer",), partial=True) for target in schedules}
@@ -107,13 +106,13 @@ def _table() -> dict[str, Any]:
 
 
 def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False, module: str | None = None) -> type:
-    """A dataclass with the arguments of a class or function, for Hydra to check a node against.
+    """A dataclass with the arguments of a class or function. Hydra checks a node against it.
 
     Args:
-        target: what the node makes.
-        without: arguments that come from elsewhere when it is made.
-        partial: the node makes a function that still waits for those.
-        module: from which the node takes it; None for the one that defines it.
+        target: Class or function that the node calls.
+        without: Arguments that are not set in the node.
+        partial: Whether the node makes a `functools.partial`, which still needs the arguments `without`.
+        module: Module in the node's `_target_`. None is the module that defines `target`.
     """
     fields: list[Any] = [("_target_", str, f"{module or target.__module__}.{target.__qualname__}")]
     if partial:
@@ -125,7 +124,7 @@ def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False, m
 
 
 def arguments(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The named arguments of a class or function, and their hints; a constructor's `**options` are those of its base class."""
+    """The named arguments of a class or function, and their hints. A constructor's `**options` are those of its base class."""
     constructors = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for constructor in constructors:
@@ -133,13 +132,14 @@ def arguments(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
         hints = typing.get_type_hints(constructor)
         named = {p.name: (p, hints.get(p.name, Any)) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         found = named | found
-        if not any(p.kind is p.VAR_KEYWORD and p.name == "options" for p in parameters):  # Lightning's **kwargs go elsewhere
+        # Other names, such as Lightning's **kwargs, are not passed to a base class.
+        if not any(p.kind is p.VAR_KEYWORD and p.name == "options" for p in parameters):
             break
     return found
 
 
 def field_type(hint: Any) -> Any:
-    """The type OmegaConf can check: what a configuration cannot say (`float | Tensor`) is left out of a union."""
+    """The type that OmegaConf can check. A union loses the types that a configuration cannot contain, as in `float | Tensor`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in PRIMITIVES:
         return hint
@@ -160,7 +160,7 @@ def field_type(hint: Any) -> Any:
 def _default(parameter: inspect.Parameter) -> Any:
     value = parameter.default
     if value is parameter.empty:
-        return "???"  # OmegaConf's mark of a value that must be given
+        return "???"  # OmegaConf's mark of a required value
     if isinstance(value, list | tuple):
         return dataclasses.field(default_factory=lambda: list(value))
     return value if value is None or isinstance(value, PRIMITIVES) else None

@@ -1,6 +1,6 @@
-"""Tables: methods are tuned on validation, trained on further seeds, tested and compared.
+"""Tables of methods. Each method is tuned on validation, trained on other seeds, tested and compared.
 
-Jobs are those of `python src/train.py -m …`. One that is done is not done again, and one that was interrupted is resumed.
+Jobs are those of `python src/train.py -m …`. Finished jobs are skipped and interrupted jobs are resumed.
 """
 
 import json
@@ -25,7 +25,7 @@ from vat import files
 from vat.runs.overrides import quoted
 
 SOURCE = Path(__file__).parents[2]
-"""Where the commands are."""
+"""Folder of the commands."""
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 
@@ -34,9 +34,9 @@ QUIET = ("trainer.enable_progress_bar=false", "logger=none", "figures=null")
 
 @dataclass(frozen=True)
 class Method:
-    """A row: its name, the overrides that make it, its hyper-parameter with the candidates, the test error in % that a paper reports.
+    """A row: its name, its overrides, its hyper-parameter and the candidates for it, and a paper's test error in %.
 
-    A row `among` others has no jobs of its own: each seed takes that one of them which its own validation labels find best.
+    A row with `among` trains nothing. For each seed it takes the row in `among` that is best on this seed's validation labels.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """A table: overrides that all rows share, seeds to choose on (none: values are given) and seeds to report, overrides for the choice."""
+    """A table: its rows, their common overrides, seeds for tuning (none if values are fixed), seeds to report, overrides for tuning."""
 
     methods: tuple[Method, ...]
     overrides: tuple[str, ...]
@@ -59,17 +59,17 @@ class Study:
 
     @property
     def trained(self) -> tuple[Method, ...]:
-        """The rows with jobs of their own."""
+        """The rows that train."""
         return tuple(method for method in self.methods if not method.among)
 
 
 def refuse_impossible(study: Study) -> None:
-    """Compose a job of each method, so that an override which some of them lack is refused before hours of the others.
+    """Compose a job of each method. So an override that one method does not have is refused before the others train for hours.
 
     Raises:
-        SystemExit: names the method, and says what Hydra says.
+        SystemExit: If Hydra refuses a job. The error names the method and has Hydra's message.
     """
-    from hydra import compose, initialize_config_dir  # here, as they take seconds that a table without overrides need not wait for
+    from hydra import compose, initialize_config_dir  # here, because the import takes seconds and only tables with overrides need it
     from hydra.errors import HydraException
 
     from vat.runs import schema
@@ -84,9 +84,9 @@ def refuse_impossible(study: Study) -> None:
 
 
 def call(command: Sequence[str], until: float | None, **options: Any) -> None:
-    """Run a command, and ask it to end (SIGTERM, at which jobs save) when the clock of `time.monotonic` says `until`."""
+    """Run a command. End it by SIGTERM, at which jobs save, when `time.monotonic()` reaches `until`."""
     if until is None:
-        subprocess.run(command, check=False, **options)  # what is missing shows below
+        subprocess.run(command, check=False, **options)  # `run` checks which results are missing
         return
     if time.monotonic() >= until:
         return
@@ -104,7 +104,7 @@ def run(
     jobs: int,
     until: float | None = None,
 ) -> None:
-    """Train every (method, value, seed), a process for each method and value, until the time is over."""
+    """Train every (method, value, seed) until the time `until`, with one process for each method and value."""
     sweeps = [(m, seeds, value, extra) for m, seeds, values, extra in blocks for value in values]
 
     def sweep(block: tuple[Method, range, float | None, tuple[str, ...]]) -> None:
@@ -117,7 +117,7 @@ def run(
             sys.executable,
             str(SOURCE / "train.py"),
             "-m",
-            *QUIET,  # first, so that what is given wins
+            *QUIET,  # first, so that later overrides win
             *study.overrides,
             *method.overrides,
             *extra,
@@ -133,17 +133,20 @@ def run(
         with ThreadPoolExecutor(jobs) as pool:
             for _ in track(pool.map(sweep, sweeps), total=len(sweeps), description=str(folder)):
                 pass
-    except KeyboardInterrupt:  # which the jobs, too, have had
-        raise SystemExit("interrupted: the same command goes on with what is missing") from None
+    except KeyboardInterrupt:  # the jobs received it too
+        raise SystemExit("interrupted. The same command resumes the missing jobs.") from None
     missing = [p for m, seeds, value, _ in sweeps for s in seeds if not (p := _record(folder, m, value, s)).exists()]
     if missing and until is not None and time.monotonic() >= until:
-        raise SystemExit(f"--budget is used up, {len(missing)} jobs are not done: the same command resumes them")
+        raise SystemExit(f"--budget is used up, and {len(missing)} jobs are not finished. The same command resumes them.")
     if missing:
-        raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}: see {missing[0].parent.parent}/log.txt")
+        raise SystemExit(f"{len(missing)} jobs failed, the first in {missing[0].parent}. See {missing[0].parent.parent}/log.txt.")
 
 
 def choose(method: Method, folder: Path, seeds: range) -> float | None:
-    """The candidate with the best mean validation accuracy, ties to the lower cross entropy; None without any, or while one is not run."""
+    """The candidate with the best mean validation accuracy, and among equals the lowest cross entropy.
+
+    None if there are no candidates, or a job is missing.
+    """
     if len(method.candidates) < 2:
         return method.candidates[0] if method.candidates else None
     if not all(_record(folder, method, value, seed).exists() for value in method.candidates for seed in seeds):
@@ -156,12 +159,12 @@ def choose(method: Method, folder: Path, seeds: range) -> float | None:
 
 
 def on_validation(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """How good the jobs of these metrics are, the better the larger: their mean validation accuracy, then their cross entropy, negated."""
+    """A score of jobs from their metrics, better if larger: mean validation accuracy, then mean cross entropy times -1."""
     return mean(m["val/accuracy"] for m in found), -mean(m["val/cross_entropy"] for m in found)
 
 
 def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
-    """Print the table and write it as Markdown; a method that lacks a seed counts as not run."""
+    """Print the table and write it as Markdown. A method with a missing seed is shown as not run."""
     console = Console(width=140)
     places = {m.name: [_place(folder / "test", m, chosen[m.name]) / str(seed) for seed in study.seeds] for m in study.trained}
     results = {
@@ -175,7 +178,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         if method.among and all(name in results for name in method.among):
             rivals = zip(*(results[name] for name in method.among), strict=True)
             best = [{**max(m, key=lambda one: on_validation([one])), "seconds": sum(one["seconds"] for one in m)} for m in rivals]
-            results[method.name] = best  # and as long as all of them took
+            results[method.name] = best  # with the sum of their times
     errors = {name: [100 * (1 - metrics["test/accuracy"]) for metrics in found] for name, found in results.items()}
     baseline, rows = study.methods[0].name, []
     for method in study.methods:
@@ -189,7 +192,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
             differences = [a - b for a, b in zip(own, errors[baseline], strict=True)]
             paired = f"{mean(differences):+.2f} ± {stdev(differences):.2f}, {sum(d < 0 for d in differences)}/{len(own)}"
         setting = "–"
-        if method.tuned:  # what was chosen, or what the job found in conf/tuned.yaml
+        if method.tuned:  # the chosen value, or the value from conf/tuned.yaml
             value = chosen[method.name]
             if value is None:
                 value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)
@@ -204,24 +207,24 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows)]
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "table.md", "\n".join(lines) + "\n")
-    console.print(f"as Markdown: {folder / 'table.md'}")
+    console.print(f"Markdown: {folder / 'table.md'}")
 
 
 def refuse_mixture(name: str, places: Sequence[Path]) -> None:
-    """Refuse a mean over jobs of different settings: a configuration may have been edited between two halves of a table.
+    """Refuse a mean over jobs with different settings. A user may have changed a configuration while a table was interrupted.
 
     Raises:
-        SystemExit: names the first that differs, among those that both jobs have.
+        SystemExit: If a setting that both jobs have differs. The error names the first one.
     """
     for place in places[1:]:
         _refuse_difference(name, places[0], place, lambda key: not key.endswith("seed"))
 
 
 def refuse_other_protocol(method: Method, place: Path, baseline: Path) -> None:
-    """Refuse a row whose jobs had other data or another length than the first row's, where its method does not say so.
+    """Refuse a row whose jobs had other data or another trainer than the first row's, unless its method overrides them.
 
     Raises:
-        SystemExit: names the first setting that differs.
+        SystemExit: If a setting differs. The error names the first one.
     """
     said = {word.split("=")[0] for word in method.overrides}
     _refuse_difference(method.name, place, baseline, lambda key: key.split(".")[0] in ("data", "trainer") and key not in said)
@@ -232,7 +235,7 @@ def _refuse_difference(name: str, place: Path, other: Path, counts: Callable[[st
     for key in filter(counts, sorted(ours.keys() & theirs.keys())):
         if ours[key] != theirs[key]:
             raise SystemExit(
-                f"{name}: {place} was run with {key}={ours[key]}, {other} with {theirs[key]}: remove one of them, and run again"
+                f"{name}: {place} was run with {key}={ours[key]}, {other} with {theirs[key]}. Remove one of them, and run again."
             )
 
 
@@ -245,10 +248,10 @@ def _settings(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _record(folder: Path, method: Method, value: float | None, seed: int) -> Path:
-    """The metrics of a job, which are there once it is done."""
+    """The metrics file of a job. It exists when the job is finished."""
     return _place(folder, method, value) / str(seed) / METRICS
 
 
 def _place(folder: Path, method: Method, value: float | None) -> Path:
-    name = re.sub(r"[^\w+]+", "_", method.name, flags=re.ASCII)  # a comma would be two values to Hydra
+    name = re.sub(r"[^\w+]+", "_", method.name, flags=re.ASCII)  # Hydra would read a comma as two values
     return folder / (name if value is None else f"{name}-{value:g}")

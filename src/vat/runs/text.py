@@ -1,4 +1,4 @@
-"""Text from class names, file names and checkpoints, made safe for a terminal and for a spreadsheet."""
+"""Escaping of text from class names, file names and checkpoints, for terminals and spreadsheets."""
 
 import re
 import warnings
@@ -7,31 +7,31 @@ from contextlib import contextmanager
 from typing import Any
 
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Control characters, of which terminals make commands, and marks that turn the direction of writing."""
+"""Control characters, which a terminal may execute, and marks that change the direction of writing."""
 
 FORMULA = re.compile(r"\s*[=+\-@]")
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """The text with control characters spelled out, ESC as backslash, x, 1, b, except those in `keep`."""
+    r"""Replace control characters by escapes, such as ESC by `\x1b`, except those in `keep`."""
     return HIDDEN.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
 
 def cell(text: str) -> str:
-    """The text as a cell of a CSV file: what a spreadsheet would take for a formula gets an apostrophe before it, numbers aside."""
+    """Make text safe as a cell of a CSV file. An apostrophe goes before text that looks like a formula, but not before numbers."""
     shown = visible(text)
     return f"'{shown}" if FORMULA.match(shown) and not _is_number(shown) else shown
 
 
 def brief(value: Any) -> str:
-    """A value in at most 100 visible characters."""
+    """Show a value in at most 100 visible characters."""
     shown = visible(str(value))
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
 @contextmanager
 def visible_warnings() -> Iterator[None]:
-    """Within it, warnings are printed by `visible`."""
+    """Print warnings through `visible` inside the context."""
     before = warnings.formatwarning
 
     def shown(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Pictures that look as they should though their file is unusual: each is compared with the pixels it was made of."""
+"""Unusual image files are read correctly. Each is compared with the pixels that were written."""
 
 import io
 import os

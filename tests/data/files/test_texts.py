@@ -1,4 +1,4 @@
-"""Files of texts: what is read, and what is refused in a line."""
+"""Text files: which are read, and which are refused with a one-line error."""
 
 import gzip
 import json

@@ -298,7 +298,7 @@ def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, messag
             {"num_labeled": 22},
             "num_labeled must be between 1 and the 21 examples, .* got 22: of 30 labelled ones, 3 are for validation and 6 for the test",
         ),
-        (HALF, {"group": "two"}, "3 parts need at least as many groups; got 2"),
+        (HALF, {"group": "two"}, "3 parts need at least as many groups, got 2"),
     ],
 )
 def test_labels_that_do_not_suffice_are_refused(path, y, options, message):

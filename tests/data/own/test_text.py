@@ -1,4 +1,4 @@
-"""Texts of one's own: splits, vocabulary, groups, and what is refused."""
+"""A user's texts: splits, vocabulary, groups, refused input."""
 
 import csv
 import warnings

@@ -20,7 +20,7 @@ def data_dir(tmp_path):
 
 def make(data_dir, kind=CIFAR10, **options):
     data = kind(data_dir=str(data_dir), **{"num_labeled": 20, "num_validation": 20} | options)
-    with pytest.warns(UserWarning, match="results are not those of the published set"):
+    with pytest.warns(UserWarning, match="Results are not comparable to those of the published set"):
         data.setup()
     return data
 
@@ -48,12 +48,12 @@ GOOD = batches(3)[0][0]
 @pytest.mark.parametrize(
     ("data", "num_classes", "message"),
     [
-        (b"", (10,), "should hold whole records of 3073 bytes; it has 0 bytes"),
-        (GOOD[:-1], (10,), "whole records of 3073 bytes; it has 9218 bytes"),
-        (GOOD + b"\0", (10,), "whole records"),
-        (GOOD, (20, 100), "whole records of 3074 bytes"),
-        (GOOD[:3073] + b"\x0a" + GOOD[3074:], (10,), r"should hold labels in 0\.\.9; number 1 is 10"),
-        (records(torch.tensor([[20, 0]]))[0], (20, 100), r"labels in 0\.\.19; number 0 is 20"),
+        (b"", (10,), "must hold complete records of 3073 bytes, got 0 bytes"),
+        (GOOD[:-1], (10,), "complete records of 3073 bytes, got 9218 bytes"),
+        (GOOD + b"\0", (10,), "complete records"),
+        (GOOD, (20, 100), "complete records of 3074 bytes"),
+        (GOOD[:3073] + b"\x0a" + GOOD[3074:], (10,), r"must hold labels in 0\.\.9, got 10 in row 1"),
+        (records(torch.tensor([[20, 0]]))[0], (20, 100), r"labels in 0\.\.19, got 20 in row 0"),
         (GOOD * 40, (10,), "goes on after its last value"),
     ],
 )
@@ -89,20 +89,20 @@ def negative(archive):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (negative(ARCHIVE), "is no tar archive: one has -1 bytes"),
+        (negative(ARCHIVE), "is not a tar archive: one has -1 bytes"),
         (tar([("./one", GOOD), ("two", GOOD)]), "lacks one"),
         (ARCHIVE[:5000], "a.tar:one cannot be read: 4731 more bytes should follow"),
         (ARCHIVE[: 512 + 9728], "ends too early: 512 bytes should follow, 0 do"),
         (gzip.compress(ARCHIVE)[:-4], "cannot be read"),
-        (b"a" + ARCHIVE[1:], "is no tar archive: the checksum of a header is wrong"),
-        (b"PK" * 300, "is no tar archive"),
-        (ARCHIVE + b"more", "goes on after its last member"),
-        (tar([("one", GOOD * 40), ("two", GOOD)]), "holds 368760 bytes under one, published are 307300"),
+        (b"a" + ARCHIVE[1:], "is not a tar archive: a header has a wrong checksum"),
+        (b"PK" * 300, "is not a tar archive"),
+        (ARCHIVE + b"more", "has more bytes after its last member"),
+        (tar([("one", GOOD * 40), ("two", GOOD)]), "must hold at most 307300 bytes under one, got 368760"),
         (
             tar([("bomb", bytes(2 << 20)), ("one", GOOD), ("two", GOOD)]),
-            "holds bomb of 2097152 bytes, which the published archive does not",
+            "holds bomb of 2097152 bytes, which is not in the published archive",
         ),
-        (tar([("one", GOOD), ("two", GOOD[:-1])]), "a.tar:two should hold whole records"),
+        (tar([("one", GOOD), ("two", GOOD[:-1])]), "a.tar:two must hold complete records"),
     ],
 )
 def test_an_odd_archive_is_refused(tmp_path, data, message):
@@ -147,7 +147,7 @@ def test_archive_and_unpacked_files_give_the_same_data(data_dir, tmp_path):
         assert data.split.digest == packed.split.digest == "1d6623a286a27eb0"
     (tmp_path / "unpacked" / CIFAR10_MEMBERS[5]).unlink()  # not all there: the archive it is
     (tmp_path / "unpacked/cifar-10-binary.tar.gz").symlink_to(data_dir / "cifar-10-binary.tar.gz")
-    with pytest.warns(UserWarning, match=r"cifar-10-batches-bin lacks test_batch\.bin: the archive is read instead"):
+    with pytest.warns(UserWarning, match=r"cifar-10-batches-bin lacks test_batch\.bin\. The archive is read instead"):
         assert torch.equal(make(tmp_path / "unpacked").x, images)
 
 
@@ -182,7 +182,7 @@ def test_images_are_mirrored_and_shifted_as_floats(data_dir):
 
 
 def test_flip_refuses_what_it_cannot_mirror():
-    with pytest.raises(ValueError, match=r"images of shape \(B, C, H, W\); got \(4, 9\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(B, C, H, W\), got \(4, 9\)"):
         Flip()(torch.zeros(4, 9), torch.Generator())
 
 

@@ -44,12 +44,12 @@ DAT, CAT = matrix(stereo_pairs(3)), matrix(torch.arange(5, dtype=torch.int32))
         (b"", "ends too early: 24 bytes should follow, 0 do"),
         (DAT[:-1], "ends too early: 55296 bytes should follow, 55295 do"),
         (DAT + b"\0", "goes on after its last value"),
-        (struct.pack("<I", 0x1E3D4C56) + DAT[4:], "as matrix of type 0x1e3d4c55; its header says 4 dimensions.*type 0x1e3d4c56"),
-        (DAT[:4] + struct.pack(">I", 4) + DAT[8:], "its header says 67108864 dimensions"),
+        (struct.pack("<I", 0x1E3D4C56) + DAT[4:], "and type 0x1e3d4c55, got a header with 4 dimensions.*type 0x1e3d4c56"),
+        (DAT[:4] + struct.pack(">I", 4) + DAT[8:], "got a header with 67108864 dimensions"),
         (DAT[:8] + struct.pack("<4I", 3, 2, 96, 95) + DAT[24:], r"\(3, 2, 96, 95\)"),
-        (DAT[:8] + struct.pack("<4I", 2**31, 2, 96, 96) + DAT[24:], r"should hold 1 to 100 entries of shape \(2, 96, 96\).*2147483648"),
+        (DAT[:8] + struct.pack("<4I", 2**31, 2, 96, 96) + DAT[24:], r"must hold 1 to 100 entries of shape \(2, 96, 96\).*2147483648"),
         (DAT[:8] + struct.pack("<4I", 0, 2, 96, 96), r"\(0, 2, 96, 96\)"),
-        (CAT, "its header says 1 dimensions"),
+        (CAT, "got a header with 1 dimensions"),
         (gzip.compress(DAT)[:-5], "cannot be read"),
     ],
 )
@@ -81,18 +81,18 @@ def test_validation_can_be_on_toys_unseen(data_dir):
     data = make(data_dir, validation_instance=7)
     assert data.split.validation.tolist() == [row for row in range(100) if row // 5 % 5 == 2]
     assert len(data.split.unlabeled) == 80
-    with pytest.raises(ValueError, match=r"one of the toys \[4, 6, 7, 8, 9\] of the training set; got 5"):
+    with pytest.raises(ValueError, match=r"one of the training set's toys \[4, 6, 7, 8, 9\], got 5"):
         make(data_dir, validation_instance=5)
 
 
 @pytest.mark.parametrize("size", [0, 64, 100, -32])
 def test_a_size_that_does_not_divide_is_refused(size):
-    with pytest.raises(ValueError, match=f"size must be a divisor of 96, as 32, 48 and 96 are; got {size}"):
+    with pytest.raises(ValueError, match=f"size must be a divisor of 96, such as 32, 48 or 96, got {size}"):
         NORB(size=size)
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "message"), [(1, 5, r"0\.\.4; number 3 is 5"), (1, -1, "number 3 is -1"), (2, 10, r"0\.\.9; number 3 is 10")]
+    ("kind", "values", "message"), [(1, 5, r"0\.\.4, got 5 in row 3"), (1, -1, "got -1 in row 3"), (2, 10, r"0\.\.9, got 10 in row 3")]
 )
 def test_categories_and_instances_out_of_range_are_refused(data_dir, kind, values, message):
     path = data_dir / "norb" / TRAIN[kind].name

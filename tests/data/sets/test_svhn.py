@@ -20,7 +20,7 @@ def data_dir(tmp_path):
 
 def make(data_dir, **options):
     data = SVHN(data_dir=str(data_dir), **{"num_labeled": 20, "num_validation": 20} | options)
-    with pytest.warns(UserWarning, match="examples of SVHN, published are 73257"):
+    with pytest.warns(UserWarning, match="examples of SVHN instead of the published 73257"):
         data.setup()
     return data
 
@@ -92,17 +92,17 @@ def variable(*, flags=FLAGS, values=ONES):
         (variable(values=element(3, b"\1\1\1")), "holds an element of type 3 in 3 bytes"),
         (variable(flags=element(7, bytes(8))), "holds an element of type 7 and 8 bytes out of place"),
         (with_(X=house_numbers(101)["X"]), r"should hold 1 to 307200 values under X; its header says \(32, 32, 3, 101\)"),
-        (with_(X=house_numbers(3)["X"].astype(float)), r"bytes of shape \(32, 32, 3, N\) under X; got float64"),
-        (with_(X=house_numbers(3)["X"].transpose(3, 2, 0, 1)), r"under X; got uint8 \(3, 3, 32, 32\)"),
+        (with_(X=house_numbers(3)["X"].astype(float)), r"bytes of shape \(32, 32, 3, N\) under X, got float64"),
+        (with_(X=house_numbers(3)["X"].transpose(3, 2, 0, 1)), r"under X, got uint8 \(3, 3, 32, 32\)"),
         (with_(X=house_numbers(3)["X"] + 1j), "real numbers under X"),
         (with_(X="text"), "out of place|real numbers under X"),
         (with_(y={"a": 1}), "real numbers under y"),
         (with_(y=np.full((3, 1), 1, dtype=object)), "real numbers under y"),
-        (with_(y=np.array([[1], [2], [0]])), r"labels 1\.\.10 of shape \(N, 1\) under y; got \(3, 1\) from 0 to 2"),
+        (with_(y=np.array([[1], [2], [0]])), r"labels 1\.\.10 of shape \(N, 1\) under y, got \(3, 1\) from 0 to 2"),
         (with_(y=np.array([[1], [2], [11]])), "from 1 to 11"),
         (with_(y=np.array([[1], [2], [2.5]])), "labels 1..10"),
         (with_(y=np.array([[1, 2, 3]])), r"got \(1, 3\)"),
-        (with_(y=np.array([[1], [2]])), "holds 2 labels for 3 images"),
+        (with_(y=np.array([[1], [2]])), "must hold one label for each of 3 images, got 2"),
     ],
 )
 def test_an_odd_file_is_refused(tmp_path, data, message):

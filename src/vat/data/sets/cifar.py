@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their binary version: https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is unpickled."""
+"""CIFAR-10 and CIFAR-100 in their binary version: https://www.cs.toronto.edu/~kriz/cifar.html. No file is unpickled."""
 
 import tarfile
 import warnings
@@ -15,17 +15,19 @@ from vat.data.sets.labels import checked_labels
 from vat.data.sets.published import Examples, PublishedImages
 
 PIXELS = 3 * 32 * 32
-BLOCK = 512  # bytes, of which a tar archive is made
-MOST_OTHER_BYTES = 1 << 20  # names and notes beside the records in the published archives: a few kilobytes
+BLOCK = 512  # bytes of a block in a tar archive
+MOST_OTHER_BYTES = 1 << 20  # the published archives have only a few kilobytes of names and notes next to the records
 
 
 def read_records(content: Content, *, num_classes: Sequence[int], most: int) -> Examples:
-    """Records of one byte for each kind of label, then 3,072 bytes of pixels: red, green, blue, row by row.
+    """Read the records of a file.
+
+    A record is one byte for each kind of label and 3,072 bytes of pixels: red, green, blue, row by row.
 
     Args:
         content: The records and nothing else.
-        num_classes: Of each kind of label. The last kind is returned, the others are checked alone.
-        most: Records of the published file.
+        num_classes: Number of classes of each kind of label. The last kind is returned. The others are only checked.
+        most: Number of records in the published file.
 
     Returns:
         Images uint8 (N, 3, 32, 32), labels int64 (N,), 1 <= N <= most.
@@ -37,7 +39,7 @@ def read_records(content: Content, *, num_classes: Sequence[int], most: int) -> 
     taken = content.take_up_to(most * width)
     count, rest = divmod(len(taken), width)
     if rest or not count:
-        raise content.fault(f"should hold whole records of {width} bytes; it has {len(taken)} bytes")
+        raise content.fault(f"must hold complete records of {width} bytes, got {len(taken)} bytes")
     content.end(published=count == most)
     records = torch.frombuffer(taken, dtype=torch.uint8).view(count, width)
     labels = [checked_labels(records[:, kind], count, classes, content.name) for kind, classes in enumerate(num_classes)]
@@ -45,19 +47,19 @@ def read_records(content: Content, *, num_classes: Sequence[int], most: int) -> 
 
 
 def read_archive(path: Path, members: Mapping[str, str | None], *, num_classes: Sequence[int], most: int) -> list[Examples]:
-    """The records of some members of a tar archive, which is read through once and never extracted to disk.
+    """Read the records of some members of a tar archive in one pass, without extracting it to disk.
 
     Args:
         path: The archive, compressed or not.
-        members: Exact names, and the published digest of each where it is known.
+        members: Exact names, each with its published digest or None if it is not known.
         num_classes: See `read_records`.
-        most: Records of each published member.
+        most: Number of records in each published member.
 
     Returns:
-        What `read_records` does, of each member in the order asked for.
+        For each member, in the order of `members`, what `read_records` returns.
 
     Raises:
-        ValueError: If the archive or a member is not as it should be, or one is missing.
+        ValueError: If the archive or a member is damaged, or a member is missing.
     """
     found: dict[str, Examples] = {}
     largest = most * (len(num_classes) + PIXELS)
@@ -68,31 +70,31 @@ def read_archive(path: Path, members: Mapping[str, str | None], *, num_classes: 
             padded = -(-size // BLOCK) * BLOCK
             if name in members and name not in found:
                 if size > largest:
-                    raise archive.fault(f"holds {size} bytes under {name}, published are {largest}")
+                    raise archive.fault(f"must hold at most {largest} bytes under {name}, got {size}")
                 member = Content(Window(archive, size), f"{path}:{name}", members[name])
                 found[name] = read_records(member, num_classes=num_classes, most=most)
                 archive.skip(padded - size)
             else:
                 others_left -= padded + BLOCK
                 if others_left < 0:  # before it is decompressed
-                    raise archive.fault(f"holds {name} of {size} bytes, which the published archive does not")
+                    raise archive.fault(f"holds {name} of {size} bytes, which is not in the published archive")
                 archive.skip(padded)
-        if any(archive.take_up_to(others_left + 1)):  # to the end, where gzip checks its sum
-            raise archive.fault("goes on after its last member")
+        if any(archive.take_up_to(others_left + 1)):  # read to the end, because gzip checks its checksum there
+            raise archive.fault("has more bytes after its last member")
     if missing := [name for name in members if name not in found]:
         raise archive.fault(f"lacks {', '.join(missing)}")
     return [found[name] for name in members]
 
 
 class _CIFAR(PublishedImages):
-    """What the two sets share.
+    """Common part of the two sets.
 
     Attributes:
         archive: The published archive, kept in the data folder.
-        folder: Where the records lie in the archive, and unpacked in the data folder.
-        members: The files of records there, the last one for the test, with the digest of each where it is known.
-        label_classes: Classes of each label byte of a record; the last byte is the class.
-        names: Of the classes, in order.
+        folder: Folder of the records in the archive, and in the data folder after unpacking.
+        members: The files of records, the last one for the test. Each has its digest, or None if it is not known.
+        label_classes: Number of classes of each label byte in a record. The last byte is the class.
+        names: Names of the classes, in order.
     """
 
     archive: PublishedFile
@@ -116,7 +118,7 @@ class _CIFAR(PublishedImages):
         self.class_names = self.names.split()
 
     def read(self) -> Sequence[Examples]:
-        """Images and labels from the unpacked files where they are all there, from the archive otherwise."""
+        """Images and labels from the unpacked files if all of them exist, otherwise from the archive."""
         train, test = self.num_published
         most = {"num_classes": self.label_classes, "most": max(train // (len(self.members) - 1), test)}
         paths = [self.data_dir / self.folder / name for name in self.members]
@@ -128,7 +130,7 @@ class _CIFAR(PublishedImages):
                     parts.append(read_records(content, **most))
         else:
             if len(missing) < len(paths):
-                warnings.warn(f"{self.data_dir / self.folder} lacks {', '.join(missing)}: the archive is read instead", stacklevel=2)
+                warnings.warn(f"{self.data_dir / self.folder} lacks {', '.join(missing)}. The archive is read instead.", stacklevel=2)
             members = {f"{self.folder}/{name}": digest for name, digest in self.members.items()}
             parts = read_archive(fetch(self.archive, self.data_dir), members, **most)
         images, labels = zip(*parts[:-1], strict=True)
@@ -139,7 +141,7 @@ class CIFAR10(_CIFAR):
     """60,000 photographs (3, 32, 32) of ten classes: 45,000 in the pool, 5,000 for validation, 10,000 for the test.
 
     Files: `cifar-10-binary.tar.gz` in the data folder, or its six `.bin` files in `cifar-10-batches-bin/`.
-    Arguments and errors as in `PublishedImages`; the augmentation is that of TPAMI (arXiv 1704.03976).
+    Arguments and errors are those of `PublishedImages`. The augmentation is that of TPAMI (arXiv 1704.03976).
     """
 
     archive = PublishedFile(
@@ -168,9 +170,9 @@ class CIFAR10(_CIFAR):
 class CIFAR100(_CIFAR):
     """60,000 photographs (3, 32, 32) of a hundred classes: 45,000 in the pool, 5,000 for validation, 10,000 for the test.
 
-    The hundred fine labels are the classes; the twenty coarse ones are read past.
+    The classes are the hundred fine labels. The twenty coarse labels are ignored.
     Files: `cifar-100-binary.tar.gz` in the data folder, or its `train.bin` and `test.bin` in `cifar-100-binary/`.
-    Arguments and errors as in `PublishedImages`.
+    Arguments and errors are those of `PublishedImages`.
     """
 
     archive = PublishedFile(
@@ -189,18 +191,21 @@ class CIFAR100(_CIFAR):
         "rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
         "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
     )
-    # As commonly published to this many digits; computed as for CIFAR10.
+    # Commonly published to four digits. The computation is that of CIFAR10.
     mean = 0.5071, 0.4865, 0.4409
     std = 0.2673, 0.2564, 0.2762
 
 
 def _tar_entry(header: bytearray, archive: Content) -> tuple[str, int]:
-    """Name and size in a header. `tarfile` reads it alone: what follows it would read into memory, whatever its size."""
+    """Name and size in a header.
+
+    `tarfile` reads only the header. It would read the member's content into memory, whatever its size.
+    """
     try:
         entry = tarfile.TarInfo.frombuf(bytes(header), "latin-1", "strict")
     except tarfile.HeaderError as error:
-        raise archive.fault("is no tar archive: the checksum of a header is wrong, or one of its numbers") from error
+        raise archive.fault("is not a tar archive: a header has a wrong checksum or number") from error
     if entry.size < 0:
-        raise archive.fault(f"is no tar archive: {entry.name} has {entry.size} bytes")
+        raise archive.fault(f"is not a tar archive: {entry.name} has {entry.size} bytes")
     regular = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-    return entry.name if regular else f"{entry.name} (no regular file)", entry.size
+    return entry.name if regular else f"{entry.name} (not a regular file)", entry.size

@@ -43,10 +43,10 @@ TEST_LABELS = _file(
 class MNIST(PublishedImages):
     """70,000 handwritten digits (1, 28, 28): 59,000 in the pool, 1,000 for validation, 10,000 for the test.
 
-    Files: the four idx files, compressed or not, in `mnist/` of the data folder. `mean` and `std` are None: the papers use pixels
-    in [0, 1] as they are.
+    Files: the four idx files, compressed or not, in `mnist/` of the data folder. `mean` and `std` are None, because the papers do not
+    standardise the pixels in [0, 1].
 
-    Arguments and errors as in `PublishedImages`.
+    Arguments and errors are those of `PublishedImages`.
     """
 
     num_published = 60_000, 10_000

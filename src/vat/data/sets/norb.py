@@ -17,19 +17,19 @@ from vat.data.sets.published import Examples, PublishedImages
 
 BYTES, INTEGERS = 0x1E3D4C55, 0x1E3D4C54
 SIZE = 96  # pixels along each side of a published image
-NUM_EXAMPLES = 24_300  # in the training as in the test set
-NUM_INSTANCES = 10  # toys of each kind, half of them in either set
+NUM_EXAMPLES = 24_300  # of the training set, and of the test set
+NUM_INSTANCES = 10  # toys of each kind, five in each set
 PAIRS_AT_A_TIME = 100
 
 
 def read_images(path: Path, *, size: int, most: int, digest: str | None = None) -> Tensor:
-    """Stereo pairs of a "dat" file, reduced by averaging squares of pixels as they are read.
+    """Read the stereo pairs of a "dat" file, and reduce them by averaging squares of pixels.
 
     Args:
         path: The file, compressed or not.
-        size: Pixels along each side to reduce to, a divisor of 96.
-        most: Pairs of the published file.
-        digest: MD5 or SHA-256 of its decompressed content, asked of a file with that many pairs.
+        size: Pixels along each side after the reduction, a divisor of 96.
+        most: Number of pairs in the published file.
+        digest: MD5 or SHA-256 of the decompressed content, required of a file with `most` pairs.
 
     Returns:
         uint8 of shape (N, 2, size, size), 1 <= N <= most.
@@ -50,12 +50,12 @@ def read_images(path: Path, *, size: int, most: int, digest: str | None = None) 
 
 
 def read_integers(path: Path, shape: Sequence[int], *, most: int, digest: str | None = None) -> Tensor:
-    """Integers of a "cat" or "info" file.
+    """Read the integers of a "cat" or "info" file.
 
     Args:
         path: The file, compressed or not.
-        shape: Of one entry: () for categories, (4,) for the instance, elevation, azimuth and lighting.
-        most: Entries of the published file.
+        shape: Shape of one entry: () for categories, (4,) for the instance, elevation, azimuth and lighting.
+        most: Number of entries in the published file.
         digest: As for `read_images`.
 
     Returns:
@@ -72,14 +72,14 @@ def read_integers(path: Path, shape: Sequence[int], *, most: int, digest: str | 
 
 
 def _count(content: Content, kind: int, shape: Sequence[int], most: int) -> int:
-    """The number of entries in the header, which gives three dimensions at least and fills up with 1."""
+    """The number of entries. The header has at least three dimensions; unused ones are 1."""
     ndim = 1 + len(shape)
     expected = [kind, ndim, *shape, *[1] * (3 - ndim)]
     magic, found_ndim, count, *rest = struct.unpack(f"<{len(expected) + 1}I", content.take(4 * len(expected) + 4))
     if [magic, found_ndim, *rest] != expected or not 1 <= count <= most:
         raise content.fault(
-            f"should hold 1 to {most} entries of shape {tuple(shape)} as matrix of type {kind:#x}; "
-            f"its header says {found_ndim} dimensions, {(count, *rest)}, type {magic:#x}"
+            f"must hold 1 to {most} entries of shape {tuple(shape)} and type {kind:#x}, "
+            f"got a header with {found_ndim} dimensions, {(count, *rest)}, type {magic:#x}"
         )
     return count
 
@@ -91,7 +91,7 @@ def _file(part: str, kind: str, digest: str, content: str) -> PublishedFile:
     )
 
 
-# Images, categories and information; MD5 of the .gz and of its content, the same in several independent loaders.
+# Images, categories and information. The MD5 of the .gz and of its content are the same in several independent loaders.
 TRAIN, TEST = (
     tuple(_file(part, kind, *md5) for kind, md5 in files.items())
     for part, files in {
@@ -112,16 +112,16 @@ TRAIN, TEST = (
 class NORB(PublishedImages):
     """48,600 stereo pairs (2, 32, 32) of five kinds of toys: 23,300 in the pool, 1,000 for validation, 24,300 for the test.
 
-    The test set shows other toys than the training set, each in 972 views. A validation part drawn from all training examples shows
-    the toys of the pool; `validation_instance` makes it one of toys unseen, as the test is.
+    The test set shows other toys than the training set, each in 972 views. By default the validation part shows the toys of the pool.
+    With `validation_instance` it shows toys that are not in the pool, like the test set.
 
     Files: the dat, cat and info file of each set, compressed or not, in `norb/` of the data folder. `mean` and `std` are None: they
     were not measured.
 
     Args:
-        size: Pixels along each side, a divisor of 96; 32 as DSVAT has it, by averaging 3 × 3 pixels.
-        validation_instance: Hold out all examples of this toy of each kind, 4, 6, 7, 8 or 9, in place of `num_validation`.
-        options: Others and errors as in `PublishedImages`.
+        size: Pixels along each side, a divisor of 96. DSVAT uses 32, by averaging 3 × 3 pixels.
+        validation_instance: Toy of each kind whose examples are held out instead of `num_validation`: 4, 6, 7, 8 or 9.
+        options: Other arguments of `PublishedImages`. Its errors apply too.
     """
 
     num_published = NUM_EXAMPLES, NUM_EXAMPLES
@@ -138,13 +138,13 @@ class NORB(PublishedImages):
     ) -> None:
         super().__init__(num_labeled=num_labeled, num_validation=num_validation, **options)
         if size < 1 or SIZE % size:
-            raise ValueError(f"size must be a divisor of {SIZE}, as 32, 48 and 96 are; got {size}")
+            raise ValueError(f"size must be a divisor of {SIZE}, such as 32, 48 or 96, got {size}")
         self.size = size
         self.validation_instance = validation_instance
         self.class_names = ["animal", "human", "airplane", "truck", "car"]
 
     def read(self) -> Sequence[Examples]:
-        """Images and categories; the instances of the training set are kept for `hold_out`."""
+        """Images and categories. Keeps the instances of the training set for `hold_out`."""
         x, y, self.instances = self._part(TRAIN)
         x_test, y_test, _ = self._part(TEST)
         return [(x, y), (x_test, y_test)]
@@ -156,7 +156,7 @@ class NORB(PublishedImages):
         held_out = self.instances == self.validation_instance
         if not held_out.any() or held_out.all():
             found = self.instances.unique().tolist()
-            raise ValueError(f"validation_instance must be one of the toys {found} of the training set; got {self.validation_instance}")
+            raise ValueError(f"validation_instance must be one of the training set's toys {found}, got {self.validation_instance}")
         return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
     def _part(self, files: Sequence[PublishedFile]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the published image sets share: where their files lie, their parts, their warnings."""
+"""Common part of the published image sets: files, split, warnings."""
 
 import os
 import warnings
@@ -18,28 +18,28 @@ Examples = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 
 class PublishedImages(ResidentDataModule):
-    """Images published as a training and a test set, resident as bytes.
+    """Images published as a training and a test set, kept as bytes on the training device.
 
-    The published test set is the test part. `num_validation` examples of the published training set, stratified and fixed, are for
-    validation; the rest is the pool, in which the labelled examples stay. The validation labels are not counted in `num_labeled`.
+    The published test set is the test part. The validation part is `num_validation` examples of the published training set, stratified
+    and fixed. The rest is the pool, which includes the labelled examples. `num_labeled` does not count the validation labels.
 
-    A file that is absent is downloaded and checked against its published digest. A file that is there is read as it is: it must parse
-    to its last byte, and at the published size its content must have the published digest, where one is known. Fewer examples than
-    published are taken, with a warning.
+    A missing file is downloaded and checked against its published digest. An existing file is checked too. It must parse to its last
+    byte. If it has the published size, its content must have the published digest, if that is known. A file with fewer examples than
+    published is accepted with a warning.
 
     Args:
-        data_dir: Folder of all data sets; None takes the environment variable VAT_DATA_DIR, or `.data` where that is not set.
-        num_validation: Validation examples.
-        zca: Whiten the images, by the statistics of the pool. They are then float32, of mean 0 and variance 1 in every direction, and ε
-            is in these units: `unit` says so.
-        options: As in `ResidentDataModule`.
+        data_dir: Folder of all data sets. None means the environment variable VAT_DATA_DIR, or `.data` if it is not set.
+        num_validation: Number of validation examples.
+        zca: Whether to whiten the images by the statistics of the pool. They are then float32, with mean 0 and variance 1 in every
+            direction. ε is in these units, as `unit` tells.
+        options: Arguments of `ResidentDataModule`.
 
     Raises:
-        ValueError: In `setup`, if a file or the split is not as it should be.
-        DownloadError: In `setup`, if a file can neither be found nor downloaded.
+        ValueError: If a file is damaged or the split is impossible, in `setup`.
+        DownloadError: If a file is missing and cannot be downloaded, in `setup`.
 
     Attributes:
-        num_published: Examples of each set that `read` returns, as published.
+        num_published: Number of published examples of each set that `read` returns.
     """
 
     num_published: tuple[int, ...]
@@ -54,16 +54,16 @@ class PublishedImages(ResidentDataModule):
 
     @abstractmethod
     def read(self) -> Sequence[Examples]:
-        """The published training set, the test set and, as far as there are any, examples for the pool that are never labelled."""
+        """The published training set, the test set and, optionally, examples for the pool that are never labelled."""
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
-        """Images as bytes and labels, in the order of `read`, and the parts."""
+        """Images as bytes and labels, in the order of `read`, and the split."""
         images, labels = zip(*self.read(), strict=True)
         sizes = tuple(map(len, labels))
         if sizes != self.num_published:
             warnings.warn(
-                f"{self.data_dir} holds {_sum(sizes)} examples of {type(self).__name__}, published are {_sum(self.num_published)}: "
-                "results are not those of the published set",
+                f"{self.data_dir} holds {_sum(sizes)} examples of {type(self).__name__} instead of the published "
+                f"{_sum(self.num_published)}. Results are not comparable to those of the published set.",
                 stacklevel=2,
             )
         _, test, *extra = torch.arange(sum(sizes)).split(sizes)
@@ -82,7 +82,7 @@ class PublishedImages(ResidentDataModule):
     def hold_out(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the pool and of the validation part, from the labels of the published training set."""
         if not 1 <= self.num_validation < len(y):
-            raise ValueError(f"num_validation must be between 1 and the {len(y)} training examples less one; got {self.num_validation}")
+            raise ValueError(f"num_validation must be from 1 to {len(y) - 1}, got {self.num_validation}")
         validation, pool = stratified_parts(y, (self.num_validation, len(y) - self.num_validation), seed=0)
         return pool, validation
 

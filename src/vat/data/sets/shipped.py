@@ -1,7 +1,8 @@
-"""The data set that comes with the package: 1,797 handwritten digits, so that everything can be tried without a download.
+"""The data set that the package contains: 1,797 handwritten digits, for a trial without a download.
 
 Optical Recognition of Handwritten Digits, test part: E. Alpaydin, C. Kaynak, UCI Machine Learning Repository,
-https://doi.org/10.24432/C50P49, CC BY 4.0; here in MNIST's format. Importing scikit-learn, which ships them too, takes as long as torch.
+https://doi.org/10.24432/C50P49, CC BY 4.0. The files are in MNIST's format. scikit-learn contains the digits too, but its import takes as
+long as torch's.
 """
 
 from pathlib import Path

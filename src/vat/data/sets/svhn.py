@@ -26,15 +26,15 @@ EXTRA = _file("extra_32x32.mat", "a93ce644f1a588dc4d68dda5feec44a7")
 
 
 def read_svhn(path: Path, *, most: int, digest: str | None = None) -> Examples:
-    """The variables X (32, 32, 3, N) of bytes and y (N, 1) of labels 1..10, where 10 means the digit 0.
+    """Read the variables X, bytes (32, 32, 3, N), and y, labels 1..10 (N, 1). The label 10 means the digit 0.
 
     Args:
         path: A MATLAB 5 file.
-        most: Examples of the published file.
-        digest: Of the published file, asked of one with that many examples.
+        most: Number of examples in the published file.
+        digest: Digest of the published file, required of a file with `most` examples.
 
     Returns:
-        Images uint8 (N, 3, 32, 32), a view of X as it lies in the file, and labels int64 (N,), 0..9.
+        Images uint8 (N, 3, 32, 32), a view of X in the file's memory order, and labels int64 (N,), 0..9.
 
     Raises:
         ValueError: If the file is anything else.
@@ -42,11 +42,9 @@ def read_svhn(path: Path, *, most: int, digest: str | None = None) -> Examples:
     arrays = read_matlab(path, {"X": most * PIXELS, "y": most}, digest=digest)
     images, labels = arrays["X"], arrays["y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
-        raise ValueError(f"{path} should hold bytes of shape (32, 32, 3, N) under X; got {images.dtype} {images.shape}")
+        raise ValueError(f"{path} must hold bytes of shape (32, 32, 3, N) under X, got {images.dtype} {images.shape}")
     if labels.ndim != 2 or labels.shape[1] != 1 or not np.isin(labels, range(1, 11)).all():
-        raise ValueError(
-            f"{path} should hold labels 1..10 of shape (N, 1) under y; got {labels.shape} from {labels.min()} to {labels.max()}"
-        )
+        raise ValueError(f"{path} must hold labels 1..10 of shape (N, 1) under y, got {labels.shape} from {labels.min()} to {labels.max()}")
     y = torch.from_numpy(labels[:, 0].astype(np.int64)) % 10
     return torch.from_numpy(images.transpose(3, 2, 0, 1)), checked_labels(y, images.shape[3], 10, str(path))
 
@@ -54,17 +52,16 @@ def read_svhn(path: Path, *, most: int, digest: str | None = None) -> Examples:
 class SVHN(PublishedImages):
     """99,289 house-number digits (3, 32, 32): 68,257 in the pool, 5,000 for validation, 26,032 for the test.
 
-    Files: `train_32x32.mat`, `test_32x32.mat` and, where asked for, `extra_32x32.mat` in `svhn/` of the data folder. Digits are not
-    mirrored.
+    Files: `train_32x32.mat`, `test_32x32.mat` and, with `extra`, `extra_32x32.mat` in `svhn/` of the data folder. Digits are not mirrored.
 
     Args:
-        extra: Whether the 531,131 easier examples of the extra set join the pool: 1.6 GB more. They are never labelled, nor
-            held out for validation, so labels and validation are those without them.
-        options: Others and errors as in `PublishedImages`; the translation is that of TPAMI (arXiv 1704.03976).
+        extra: Whether to add the 531,131 easier examples of the extra set to the pool, 1.6 GB more. They are never labelled and never
+            used for validation, so the labelled examples and the validation part stay the same.
+        options: Other arguments of `PublishedImages`. Its errors apply too. The translation is that of TPAMI (arXiv 1704.03976).
     """
 
     lds_eps = 1.0
-    # As commonly published to this many digits: data.x[:73_257].double() / 255, .mean((0, 2, 3)), .std((0, 2, 3), correction=0).
+    # Commonly published to four digits: data.x[:73_257].double() / 255, .mean((0, 2, 3)), .std((0, 2, 3), correction=0).
     mean = 0.4377, 0.4438, 0.4728
     std = 0.1980, 0.2010, 0.1970
 

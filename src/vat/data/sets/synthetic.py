@@ -15,14 +15,15 @@ NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 200, 1000  # points of both classes to
 
 
 def moons(num_per_class: int, generator: torch.Generator, *, noise: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Two interlocking three-quarter circles of radius 1 in the plane.
+    """Draw two interlocking three-quarter circles of radius 1 in the plane.
 
-    Class 0 lies around (−0.5, 0.25) at angles uniform over 90°..360°, class 1 around (0.5, −0.25) over −90°..180°.
+    The centre of class 0 is (−0.5, 0.25), with angles uniform over 90°..360°. The centre of class 1 is (0.5, −0.25), with angles uniform
+    over −90°..180°.
 
     Args:
-        num_per_class: Points of each class.
-        generator: Source of the draw, on the CPU.
-        noise: Standard deviation added to each coordinate.
+        num_per_class: Number of points of each class.
+        generator: Generator on the CPU.
+        noise: Standard deviation of the Gaussian noise added to each coordinate.
 
     Returns:
         Points z of shape (2·num_per_class, 2) and labels int64, class 0 first.
@@ -36,9 +37,9 @@ def moons(num_per_class: int, generator: torch.Generator, *, noise: float = 0.1)
 
 
 def circles(num_per_class: int, generator: torch.Generator, *, noise: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Two concentric circles in the plane, of radius 0.25 (class 0) and 1 (class 1), angles uniform.
+    """Draw two concentric circles in the plane, of radius 0.25 (class 0) and 1 (class 1), with uniform angles.
 
-    Arguments and returns as for `moons`.
+    Arguments and returns are those of `moons`.
     """
     labels = torch.arange(2).repeat_interleave(num_per_class)
     radii = torch.tensor([0.25, 1.0])[labels]
@@ -48,9 +49,9 @@ def circles(num_per_class: int, generator: torch.Generator, *, noise: float = 0.
 
 
 def embedding(generator: torch.Generator, *, dimensions: int = 100) -> Tensor:
-    """A plane in space: B of shape (2, dimensions) with orthonormal rows, so that z @ B keeps lengths.
+    """Draw a plane in space: B of shape (2, dimensions) with orthonormal rows, so that z @ B keeps lengths.
 
-    The transposed Q factor of a matrix with entries uniform over [0, 1), which fits the published draws.
+    B is the transposed Q factor of a matrix with entries uniform over [0, 1). This fits the published draws.
     """
     return torch.linalg.qr(torch.rand(dimensions, 2, generator=generator)).Q.T.contiguous()
 
@@ -67,7 +68,7 @@ class _PlaneInSpace(ResidentDataModule):
         """Points in the plane and their labels."""
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
-        """Training, validation and test points, drawn in this order, and the embedding."""
+        """Draw training, validation and test points in this order, then the embedding."""
         self.class_names = ["class 0", "class 1"]
         generator = torch.Generator().manual_seed(stable_seed("plane in space", self.seed))
         sizes = NUM_TRAIN, NUM_VALIDATION, NUM_TEST
@@ -79,17 +80,17 @@ class _PlaneInSpace(ResidentDataModule):
 
 
 class Moons(_PlaneInSpace):
-    """Two moons in 100 dimensions: 16 training points, all of them labelled unless told otherwise, 1,000 test points.
+    """Two moons in 100 dimensions: 16 training points, by default all labelled, and 1,000 test points.
 
-    `seed` draws the points and the plane they lie in afresh. The spread of the test error between draws is as large as
-    the effect of a regularizer: compare on the same seeds. Beside the published sets, 200 points are drawn for
-    validation, so that nothing is chosen on the test points; their labels are not counted in `num_labeled`.
+    Each `seed` draws other points and another plane. The spread of the test error between draws is as large as the effect of a
+    regularizer, so compare on the same seeds. 200 points are drawn for validation, which the published sets do not have. So nothing is
+    chosen on the test points. `num_labeled` does not count the validation labels.
 
-    Arguments and errors as in `ResidentDataModule`; a batch is the whole training set.
+    Arguments and errors are those of `ResidentDataModule`. A batch is the complete training set.
 
     Attributes:
-        z: After `setup`: the points in the plane, shape (1216, 2), in the order of x = z @ embedding.
-        embedding: After `setup`: B of shape (2, 100), orthonormal rows.
+        z: Points in the plane, shape (1216, 2), in the order of x = z @ embedding. Set by `setup`.
+        embedding: B of shape (2, 100), with orthonormal rows. Set by `setup`.
     """
 
     def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ class Moons(_PlaneInSpace):
 
 
 class Circles(_PlaneInSpace):
-    """Two concentric circles in 100 dimensions, otherwise as `Moons`: numbers, seed, arguments and attributes."""
+    """Two concentric circles in 100 dimensions. Numbers, seed, arguments and attributes are those of `Moons`."""
 
     def points(self, num_per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `circles`."""
