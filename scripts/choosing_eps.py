@@ -297,13 +297,13 @@ def judge(
         return values.double().view(-1, INITIALISATIONS).mean(1).tolist()
 
     on_sample = predicted(sample)
-    counts = F.one_hot(on_sample, len(prior)).double().view(-1, INITIALISATIONS * len(sample), len(prior)).mean(1)
+    counts = F.one_hot(on_sample, len(prior)).double().mean(1)
     disagree = on_sample.view(-1, INITIALISATIONS, len(sample))
     found = {
         "test_error": per_setting((predicted(parts["test"]) != y[parts["test"]]).double().mean(1)),
         "val_error": per_setting((predicted(parts["validation"]) != y[parts["validation"]]).double().mean(1)),
         "disagreement": (disagree[:, 0] != disagree[:, 1]).double().mean(1).tolist(),
-        "smallest_share": (counts / prior).amin(1).tolist(),
+        "smallest_share": per_setting((counts / prior).amin(1)),
     }
     some = sample[:128]
     divergence, norm, vat = DIVERGENCES["categorical"], L2(), VAT(1.0)

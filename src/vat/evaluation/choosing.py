@@ -54,10 +54,14 @@ class Pilot:
 
     @property
     def smallest_share(self) -> float:
-        """How often the rarest class is predicted, as a share of what is expected."""
-        found = torch.bincount(self.predictions.flatten(), minlength=self.num_classes).double() / self.predictions.numel()
-        expected = torch.full_like(found, 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
-        return float((found[expected > 0] / expected[expected > 0]).min())
+        """How often a network predicts its rarest class, as a share of what is expected: the mean over the networks.
+
+        Not of all predictions together: two networks that each predict one class, but not the same one, would look balanced.
+        """
+        counts = torch.stack([torch.bincount(row, minlength=self.num_classes) for row in self.predictions]).double()
+        found = counts / counts.sum(1, keepdim=True)
+        expected = torch.full_like(found[0], 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
+        return float((found[:, expected > 0] / expected[expected > 0]).amin(1).mean())
 
 
 @dataclass(frozen=True)

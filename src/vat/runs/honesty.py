@@ -3,7 +3,9 @@
 import math
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning_utilities.core.rank_zero import rank_zero_only
+from omegaconf import DictConfig
 from torch import Tensor
 
 from vat import VAT
@@ -15,7 +17,7 @@ from vat.evaluation.diagnosis import looks_for_r
 from vat.evaluation.few_examples import left_out, warning_of_few
 from vat.layers import is_divided
 from vat.lightning.classifier import Classifier
-from vat.runs import report
+from vat.runs import report, schema
 
 MOST_OF_THE_POOL = 1000
 """Examples of the pool that are looked at: a class of 10 % is then known to ± 2 points."""
@@ -43,6 +45,26 @@ def warn_of_radius(classifier: Classifier, data: ResidentDataModule) -> None:
                 f"({data.unit}): {name} hardly changes the training. Raise it, or leave it out of the command",
                 style="yellow",
             )
+
+
+@rank_zero_only
+def tell_of_tuned(cfg: DictConfig) -> None:
+    """Say if an experiment's tuned values are not used, as they are for other data, or are used on a file that nobody tuned them for."""
+    if not HydraConfig.initialized():  # a call from Python
+        return
+    choices, typed = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+    experiment, data = choices.get("experiment"), choices.get("data")
+    tuned_for = schema.tuned_for().get(str(experiment), data)
+    if data != tuned_for:
+        report.console.print(
+            f"experiment={experiment}: its tuned values (conf/tuned.yaml) are for data={tuned_for}, and are not used for data={data}. Its "
+            f"other settings are, as data.num_labeled={cfg.data.get('num_labeled')} and trainer.max_steps={cfg.trainer.max_steps}",
+            style="yellow",
+        )
+    elif choices.get("tuned") in schema.tuned() and any(word.startswith(("data.train=", "data.dir=", "data._target_=")) for word in typed):
+        report.console.print(
+            f"experiment={experiment}: its values in conf/tuned.yaml are tuned for its own file, and are used for yours", style="yellow"
+        )
 
 
 def unlabeled_inputs(data: ResidentDataModule, most: int = MOST_OF_THE_POOL) -> Tensor:

@@ -32,6 +32,7 @@ from vat.runs import (
     autoprecision,
     checkpoints,
     compilation,
+    cross_validation,
     default_eps,
     folders,
     honesty,
@@ -41,6 +42,7 @@ from vat.runs import (
     records,
     report,
     resume,
+    schedules,
     training_state,
     trial,
 )
@@ -81,11 +83,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.test == "best" and not validates:
         raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
     settings = folders.settings_digest(cfg)
-    cfg, computed = default_eps.filled_in(cfg, data)
+    cfg, computed = default_eps.filled_in(default_eps.with_random_times(default_eps.with_hidden(cfg, data), data), data)
     if cfg.choose_eps:
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
-        pl.seed_everything(cfg.seed, verbose=False)  # as if no pilot run had drawn numbers
+    pooled = cross_validation.pooled(cfg, data, settings, train=train) if cross_validation.wanted(cfg) else {}
+    pl.seed_everything(cfg.seed, verbose=False)  # as if no run before this one had drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": dict(provenance.environment())}
     network = records.make_network(cfg.model, record)
     if whitening_layers(network):  # of a resumed run the checkpoint brings the filters
@@ -125,7 +128,9 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             )
             report.settings(cfg)
             report.note(data.summary)
+            honesty.tell_of_tuned(cfg)
             default_eps.tell(computed, data.unit)
+            schedules.warn_of_long_ones(cfg)
             honesty.warn_of_few(data)
             honesty.warn_of_radius(classifier, data)
             if logger:
@@ -145,11 +150,14 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if cfg.test != "none":
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
+            metrics = {**metrics, **pooled}
+            if pooled and logger:
+                logger.log_metrics({**pooled, "val/error": 1 - pooled["val/accuracy"]}, step=trainer.global_step)
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
             pool = honesty.of_the_pool(classifier, data)
             notes = honesty.notes(classifier, data, pool)
-            metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
+            metrics = {**honesty.counts(classifier, pool), **metrics, "seconds": time.perf_counter() - began}
             others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
             if trainer.is_global_zero:

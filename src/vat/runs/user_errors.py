@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -32,14 +32,21 @@ OUT_OF_MEMORY = (
 )
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Start a command. What Hydra refuses ends in one line."""
+def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
+    """Start a command. What Hydra refuses ends in one line.
+
+    Args:
+        main: The command.
+        without_choice: Groups that have no choice unless one is typed.
+    """
     before = dict(os.environ)
     if before.get(WHOLE) != "1":
         os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises what it refuses; otherwise it prints its search path
     try:
         with readable_errors():
-            overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+            typed = get_args_parser().parse_known_args()[0].overrides
+            overrides.refuse_unreadable(typed)
+            overrides.refuse_settings_without_choice(typed, without_choice)
             main()
     finally:
         for name in (WHOLE, OURS):

@@ -91,6 +91,12 @@ class Arrays(OwnData):
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
+        if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
+            warnings.warn(
+                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are taken as they are: ε is in these units. Save "
+                "them as bytes (uint8), or divide by 255",
+                stacklevel=2,
+            )
         if self.standardize and x.ndim == 4:
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:
