@@ -20,6 +20,7 @@ PARSERS = {
     "vat/data/files/content.py": ALL,
     "vat/data/files/idx.py": ALL,
     "vat/data/files/names.py": ALL,
+    "vat/data/files/npz.py": ALL,
     "vat/data/files/rows.py": ALL,
     "vat/data/files/texts.py": ALL,
     "vat/data/files/words.py": ALL,

@@ -133,11 +133,11 @@ class msvcrt:
 sys.modules["msvcrt"] = msvcrt
 import train, evaluate, export, predict
 from vat import files
-from vat.data.files import tables
-from vat.runs.checkpoints import SaveOnSignal
+from vat.data.files.npz import refuse_beyond_memory
+from vat.runs.saving import SaveOnSignal
 with files.open_lock(files.Path("lock")) as one, files.open_lock(files.Path("lock")) as other:
     assert files.lock(one) and not files.lock(other)
-tables._refuse_beyond_memory(1, "x")
+refuse_beyond_memory(1, "x")
 os.environ["SLURM_JOB_ID"] = "1"
 print(*SaveOnSignal.signals())
 """

@@ -19,8 +19,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from vat.data.own.arrays import Arrays
 from vat.models import MLP
 from vat.runs import exporting, predicting, records, resume, subject, user_errors
-from vat.runs.checkpoints import SaveBest, bring_best, read_checkpoint
+from vat.runs.checkpoints import bring_best, read_checkpoint
 from vat.runs.renames import renamed
+from vat.runs.saving import SaveBest
 
 FORBIDDEN = (
     *("exec", "compile", "import", "marshal.loads", "pickle.find_class", "code.__new__", "ctypes.dlopen", "sys._getframe"),

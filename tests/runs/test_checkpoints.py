@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vat.runs import checkpoints, records, resume
+from vat.runs import checkpoints, records, resume, saving
 from vat.runs.checkpoints import WholeCheckpoints, newest_whole, read_checkpoint
 
 STATE = {
@@ -281,7 +281,7 @@ def test_a_run_that_resumes_restores_no_path(job, tmp_path):
         run = job("model=mlp", "trainer.max_steps=10", "optimizer.lr=0", f"ckpt_path={tmp_path / 'evil.ckpt'}", name=folder.name)
         assert run.metrics["val/accuracy"] >= 0
         assert (victim / "kept").exists()
-        best = checkpoints.SaveBest(folder / "checkpoints")
+        best = saving.SaveBest(folder / "checkpoints")
         best.load_state_dict(state["callbacks"][name])
         assert {best.best_model_path, best.kth_best_model_path, *best.best_k_models} <= {"", str(best.path)}
         assert best.last_model_path == ""
@@ -374,6 +374,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(tmp_path,
         raise OSError(fault, os.strerror(fault))
 
     monkeypatch.setattr(checkpoints.os, "fsync", fails)
-    with pytest.raises(OSError, match=rf"last\.ckpt cannot be written \({os.strerror(fault)}\): make room .* ckpt_path=last then goes on"):
+    with pytest.raises(OSError, match=rf"last\.ckpt cannot be written \({os.strerror(fault)}\): Make room .* ckpt_path=last then resumes"):
         WholeCheckpoints().save_checkpoint(STATE | {"global_step": 2}, path)
     assert {path.name: read_checkpoint(path)["global_step"] for path in path.parent.iterdir()} == {"last.ckpt": 1, "previous.ckpt": 0}

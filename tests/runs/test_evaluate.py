@@ -190,7 +190,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch,
     with pytest.raises(SystemExit) as end:
         main(evaluate, f"ckpt_path={trained.mlp}", *QUICK)
     assert end.value.code == 130
-    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
+    assert "interrupted: the same command resumes from here" in capsys.readouterr().out
 
 
 def test_the_table_marks_what_is_given_only_the_rest(main, trained, tmp_path, monkeypatch, capsys):
@@ -200,7 +200,7 @@ def test_the_table_marks_what_is_given_only_the_rest(main, trained, tmp_path, mo
     said = capsys.readouterr().out
     assert "apgd_dlr_targeted *" in said
     assert "apgd_dlr *" not in said
-    assert "* given only what" in said
+    assert "* tried only on examples" in said
     assert max(map(len, said.splitlines())) <= 80
 
 
@@ -232,7 +232,7 @@ def test_the_logged_training_is_not_lost(main, trained, tmp_path):
         (["eps.l2=[-1]"], ["eps.l2", ">= 0", "-1"]),
         (["eps.l2=2"], ["eps.l2=2", "a list of numbers"]),
         (["eps.l2=[a]"], ["eps.l2=['a']", "a list of numbers"]),
-        (["device=nonsense"], ["device=nonsense is not there"]),
+        (["device=nonsense"], ["device=nonsense is not available"]),
         (["report=opinion"], ["unknown report 'opinion'", "robustness"]),
         (["limit=0"], ["limit=0", ">= 1"]),
         (["batch_size=0"], ["batch_size=0", ">= 1"]),
@@ -339,7 +339,7 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
 
     for changed in ({"data.split_seed": 1}, {"data.test_share": 0.4}):
         words = [f"{key}={value}" for key, value in changed.items()]
-        assert "examples to test, as these data are its own" in refused(main, evaluate, *given, "data=arrays", f"data.train={path}", *words)
+        assert "examples to test: these data are its own" in refused(main, evaluate, *given, "data=arrays", f"data.train={path}", *words)
     main(evaluate, *given, "data=arrays", f"data.train={path}", "data.num_labeled=20")  # the same parts, fewer labels
 
     np.savez(path, x=-x, y=y)
@@ -424,7 +424,7 @@ def test_predictions_are_not_written_over_what_is_read(main, trained, tmp_path, 
     files = {"input": path, "ckpt_path": trained.mlp}
     before = files[read].read_bytes()
     output = f"output={files[read].parent / '.' / files[read].name}"
-    assert "is a file to be read" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={path}", output)
+    assert "is also an input file" in refused(main, predict, f"ckpt_path={trained.mlp}", f"input={path}", output)
     assert files[read].read_bytes() == before
 
 
@@ -538,10 +538,10 @@ def test_an_export_predicts_what_the_checkpoint_does(trained, tmp_path, to):
 def test_bytes_are_no_input_of_a_network_trained_on_other_numbers():
     record = {"config": {"data": {}}, "unit": "units of the data file", "preparation": None, "bounds": None}
     numbers = torch.tensor([[0, 255]])
-    with pytest.raises(ValueError, match=r"holds bytes; the network was trained on numbers in units of the data file"):
+    with pytest.raises(ValueError, match=r"holds bytes\. The network was trained on numbers in units of the data file"):
         predicting.prepared(numbers.to(torch.uint8), record, Path("new.npz"))
     standardized = {"unit": "standard deviations of each feature", "preparation": {"mean": [0.0, 100.0], "std": [1.0, 10.0]}}
-    with pytest.raises(ValueError, match=r"holds bytes; the network was trained on numbers in standard deviations of each feature"):
+    with pytest.raises(ValueError, match=r"holds bytes\. The network was trained on numbers in standard deviations of each feature"):
         predicting.prepared(numbers.to(torch.uint8), record | standardized, Path("new.npz"))
     assert torch.equal(predicting.prepared(numbers.float(), record, Path("new.npz")), numbers.float())
 
@@ -667,13 +667,13 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
         np.savez(tmp_path / "bad.npz", **arrays)
         return refused(main, predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}")
 
-    assert "of shape (1, 9, 9); the network takes (1, 8, 8)" in message(x=np.zeros((2, 1, 9, 9)))
-    assert "out of the range" in message(x=np.full((2, 1, 8, 8), 255.0))
+    assert "of shape (1, 8, 8), which the network takes, got (1, 9, 9)" in message(x=np.zeros((2, 1, 9, 9)))
+    assert "inputs must be in [0, 1]" in message(x=np.full((2, 1, 8, 8), 255.0))
     assert "holds no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
     assert "no such file or folder" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=nowhere")
     assert "input=null: must be a path" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=null")
     given = f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}"
-    assert f"output={tmp_path} is a folder: name another" in refused(main, predict, *given, f"output={tmp_path}")
+    assert f"output={tmp_path} is a folder. Name another." in refused(main, predict, *given, f"output={tmp_path}")
     for value in ("0", "half", "null"):
         assert ">= 1" in refused(main, predict, *given, f"batch_size={value}")
     (tmp_path / "empty").mkdir()

@@ -113,7 +113,7 @@ def test_what_disagreement_says_of_vats_use():
         return pilots._helps({"disagreement": 0.25, "standard_error": 0.02}, chosen)
 
     assert helps(20).endswith("VAT helps")
-    assert "cannot be told" in helps(100)
+    assert "cannot tell whether" in helps(100)
     assert "VAT may do harm here" in helps(200)
 
 

@@ -54,7 +54,7 @@ def test_without_options_the_columns_are_as_before(trained, new, tmp_path):
 def test_a_file_is_replaced_only_if_told_so(trained, new, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("precious")
-    with pytest.raises(ValueError, match=r"out.csv exists: name another, or add overwrite=true"):
+    with pytest.raises(ValueError, match=r"out.csv exists\. Name another, or add overwrite=true"):
         predicting.predict(trained.checkpoint, new, output)
     assert output.read_text() == "precious"
     predicting.predict(trained.checkpoint, new, output, overwrite=True)

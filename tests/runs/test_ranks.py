@@ -230,7 +230,7 @@ def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "fsdp", "deepspeed_stage_2"])
 def test_a_strategy_that_divides_the_weights_is_refused(settings, tmp_path, strategy):
-    with pytest.raises(ValueError, match=r"trainer\.strategy=.*: weights cannot be divided among processes; use trainer\.strategy=ddp"):
+    with pytest.raises(ValueError, match=r"trainer\.strategy=.*: weights cannot be divided among processes\. Use trainer\.strategy=ddp"):
         training.train(settings(f"trainer.strategy={strategy}"), tmp_path / "job")
 
 

@@ -268,9 +268,9 @@ def spoil_batch():
 
 
 FAULTS = {
-    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then goes on"]),
+    "disk full": (limit_files, ["best.ckpt cannot be written (File too large)", "ckpt_path=last then resumes"]),
     "disk full for the logs": (fail_to_log, ["No space left on device"]),
-    "out of memory": (fill_memory, ["out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled"]),
+    "out of memory": (fill_memory, ["out of memory. Lower data.batch_size_unlabeled and data.batch_size_labeled"]),
     "NaN": (
         spoil_batch,
         ["the loss is not finite at optimizer step 3", "cross_entropy = nan", "last.ckpt). Or start again with a lower learning rate"],

@@ -189,7 +189,7 @@ def rows(folder):
 
 
 def test_a_failing_job_is_reported_and_spoils_no_other(main, tmp_path):
-    with pytest.raises(SystemExit, match=r"2 of 4 jobs have no result; the same command"):
+    with pytest.raises(SystemExit, match=r"2 of 4 jobs have no result. The same command"):
         main("-m", *SMALL, "vat.eps=-1,0.5", "seed=0,1")
     good, bad = rows(tmp_path)
     assert (good["vat.eps"], good["done"], bad["vat.eps"], bad["done"]) == ("0.5", "2", "-1", "0")
@@ -269,7 +269,7 @@ def test_the_same_settings_in_another_sweep_are_not_trained_again(main, tmp_path
 
 @pytest.mark.parametrize("word", ["sweep=eps,labels", "sweep=choice(eps,labels)"])
 def test_several_grids_at_once_are_refused(main, tmp_path, word):
-    with pytest.raises(SystemExit, match=r"sweep=.*: one sweep at a time"):
+    with pytest.raises(SystemExit, match=r"sweep=.*: only one sweep at a time"):
         main("-m", word)
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -378,7 +378,7 @@ def test_a_sweep_that_is_told_to_end_does_not_end_as_a_success(main, monkeypatch
     with pytest.raises(SystemExit) as end:
         main("-m", *SMALL, "seed=0,1")
     assert end.value.code == 143
-    assert "the same sweep, goes on" in capsys.readouterr().err
+    assert "repeat the command of a sweep" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_job_of_other_settings_is_not_taken_for_this_one(main, tmp_path):
@@ -404,7 +404,7 @@ def test_a_sweep_on_own_data_that_have_changed_takes_no_old_result(main, tmp_pat
     with pytest.raises(SystemExit, match="2 of 2 jobs have no result"):
         main("-m", *own)
     error = next(tmp_path.glob("multirun/*/error.txt")).read_text().splitlines()[0]
-    assert "the files have changed since; delete the folder to train anew" in error
+    assert "the files have changed since. Delete the folder to train again" in error
 
 
 def test_the_same_sweep_with_another_logger_counts_each_job_once(main, tmp_path):
@@ -483,7 +483,7 @@ def test_a_launcher_for_several_jobs_at_a_time_leads_to_the_same_results(shell, 
     quick = ["logger=none", "figures=null", "trainer.enable_progress_bar=false"]
     done = shell(SCRIPT, "-m", *SMALL, *quick, "vat.eps=0.3,-1,0.6,0.4,0.5,0.7", *launcher, PYTHONPATH="")  # more than are begun at first
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: 1 of 6 jobs have no result; the same command tries them again"
+    assert done.stderr.splitlines()[-1] == "error: 1 of 6 jobs have no result. The same command tries them again"
     found = {row["vat.eps"]: float(row["val_error_percent_mean"] or math.nan) for row in rows(tmp_path)}
     main("-m", *SMALL, "vat.eps=0.3,0.6", "hydra.sweep.dir=here")
     (path,) = tmp_path.glob("here/*/summary.csv")

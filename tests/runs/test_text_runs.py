@@ -152,7 +152,7 @@ def test_other_words_are_not_resumed_on(job, overrides, tmp_path):
 
 
 def test_a_network_for_texts_needs_texts(job):
-    with pytest.raises(ValueError, match="network for texts, data=text"):
+    with pytest.raises(ValueError, match="which only texts have"):
         job("model=text_mean", "regularizer=none")
 
 

@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_regularizer_or_optimizer_is_refused(checkpoint,
     ("override", "words"),
     [
         ("optimizer.lr=0.5", ["optimizer.lr=0.002", "here it is 0.5"]),
-        ("trainer.max_steps=10", ["scheduler.T_max=5", "here it is 10", "its length", "start anew"]),
+        ("trainer.max_steps=10", ["scheduler.T_max=5", "here it is 10", "schedule and length", "start a new run"]),
     ],
 )  # the checkpoint's own would be taken, whatever is printed and recorded
 def test_a_checkpoint_of_another_rate_or_schedule_is_refused(checkpoint, main, no_training, tmp_path, override, words):
@@ -404,7 +404,7 @@ def test_the_best_of_a_run_is_known_where_it_goes_on_in_another_folder(job, kill
     job("trainer.max_steps=15", "test=best", f"ckpt_path={backup}", name=name)  # into the run's own folder, where its best stays
     assert torch.load(resumed.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5
     last.with_name("best.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"the best of its run, best\.ckpt, is not beside it"):
+    with pytest.raises(ValueError, match=r"test=best needs best\.ckpt of the run to resume"):
         job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name="later")
 
 
@@ -437,7 +437,7 @@ def test_a_run_that_ends_early_says_that_its_schedule_did_not(job, monkeypatch):
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", last)
-    with pytest.warns(UserWarning, match="ended after 3 of 5 steps: the learning rate"):
+    with pytest.warns(UserWarning, match="the run ended after 3 of 5 steps, before the end of the learning rate"):
         job("test=none")
 
 
@@ -515,7 +515,7 @@ def test_two_jobs_do_not_share_a_folder(job, no_training, tmp_path):
     (tmp_path / "job").mkdir()
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match=r"another job is at work in .*job.*set hydra\.run\.dir="):
+        with pytest.raises(OSError, match=r"another job runs in .*job.*set hydra\.run\.dir="):
             job()
 
 
@@ -559,7 +559,7 @@ def test_a_job_of_a_sweep_whose_checkpoint_is_damaged_goes_on_from_the_one_befor
     (last,) = tmp_path.glob("multirun/*/checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:-1000])
     trained = count_training_steps(monkeypatch)
-    with pytest.warns(UserWarning, match="going back further: .*last.ckpt cannot be read"):
+    with pytest.warns(UserWarning, match="using an earlier checkpoint if there is one: .*last.ckpt cannot be read"):
         main("-m", *TEN, "seed=0", "test=none")
     assert len(trained) == 10  # from the checkpoint of the start
     assert differences(state(last), state(whole.checkpoint)) == []

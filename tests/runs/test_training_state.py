@@ -28,7 +28,7 @@ FOREIGN = {  # where, what stands there, and what is said of it; the last key ma
     "no loop": (("loops",), None, "fit_loop is None"),
     "negative": (("loops", "fit_loop", "epoch_progress", "total", "ready"), -1, r"epoch_progress\.total\.ready is -1"),
     "batches": (("loops", "fit_loop", "state_dict", "combined_loader"), [{"micro_step": -5}], "micro_step is -5"),
-    "another step": (("global_step",), 4, "of step 4 and of step 10"),
+    "another step": (("global_step",), 4, "its global_step is 4, but its loop's is 10"),
     "records": (("logged", "history.jsonl"), -1, r"logged\.history\.jsonl is -1"),
 }
 

@@ -1,4 +1,4 @@
-"""`data.folds=k`: k runs, each with another fold of the labelled examples for validation, whose errors are pooled."""
+"""`data.folds=k`: k runs. Each validates on another fold of the labelled examples, and their errors are pooled."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from vat.runs.side_runs import Train
 
 FOLDER = folders.OUTPUTS / "folds"
 WEIGHED = ("val/accuracy", "val/cross_entropy")
-"""Means over examples, which can be pooled; a calibration error cannot."""
+"""Metrics that can be pooled, because they are means over examples. A calibration error is not."""
 
 
 def wanted(cfg: DictConfig) -> bool:
-    """Whether a job is to train folds first; a run of one fold is not."""
+    """Whether a job trains folds first. A run of one fold does not."""
     return bool(cfg.data.get("folds")) and cfg.data.get("fold") is None
 
 
@@ -23,10 +23,10 @@ def pooled(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
     """Validation metrics over all folds.
 
     Args:
-        cfg: With numbers for what is computed from the data, the same for every fold.
+        cfg: Settings. Values that are computed from the data are numbers, the same for every fold.
         data: After `setup`, without a validation part.
-        settings: Digest of the settings. The runs are kept in a folder of this name, so that the same command resumes them.
-        train: Trains one run.
+        settings: Digest of the settings, and name of the folder of the runs. So the same command resumes them.
+        train: Function that trains one run.
 
     Raises:
         ValueError: If there is more than one device, or no example to validate with.
@@ -47,18 +47,18 @@ def pooled(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
 
 
 def pool(of_fold: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics over all folds, and how many examples and folds they are of.
+    """Metrics over all folds, with the number of examples and of folds.
 
     Args:
-        of_fold: Metrics of each fold; a fold may have no example to validate with.
+        of_fold: Metrics of each fold. A fold may have no validation example.
 
     Raises:
-        ValueError: If none has.
+        ValueError: If no fold has a validation example.
     """
     counted = [metrics for metrics in of_fold.values() if metrics.get("val/examples")]
     number = sum(metrics["val/examples"] for metrics in counted)
     if not number:
-        raise ValueError("data.folds: each class has its examples in one fold only, so that none can be held out; label more")
+        raise ValueError("data.folds: each class has examples in one fold only, so none can be held out. Label more examples")
     means = {name: sum(m[name] * m["val/examples"] for m in counted) / number for name in WEIGHED}
     return {**means, "val/examples": number, "val/folds": len(of_fold)}
 

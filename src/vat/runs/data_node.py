@@ -1,4 +1,4 @@
-"""The data that a `data` node names: a class of this project, or what a function of the user's own returns."""
+"""The data set of a `data` node, made by a class of this project or by a user's function."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,18 +13,18 @@ from vat.runs.schema import DATASETS, arguments
 
 
 def make_data(node: DictConfig, *, call: Callable[[dict[str, Any]], Any] | None = None) -> ResidentDataModule:
-    """What the node's `_target_` makes; a function's Datasets become a DataModule with the options of the node.
+    """Make the data set of a node. Datasets that a function returns become a DataModule with the node's options.
 
     Args:
-        node: of the user's own configuration, or of a checkpoint once its names have been checked.
-        call: what calls the user's function with the arguments of a node; Hydra's `instantiate` if None.
+        node: Node of the user's configuration, or of a checkpoint whose names have been checked.
+        call: Function that calls the user's function with the arguments of a node. None is Hydra's `instantiate`.
 
     Raises:
-        ValueError: If it is neither, or an option would have no effect.
+        ValueError: If the target cannot be imported or returns something else, or an option would have no effect.
     """
     try:
         target = get_object(node["_target_"])
-    except Exception as error:  # a module of the user's own raises what it likes
+    except Exception as error:  # a user's module can raise anything
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"data._target_={node['_target_']} cannot be imported: {reason}") from error
     if target is Datasets:
@@ -38,15 +38,15 @@ def make_data(node: DictConfig, *, call: Callable[[dict[str, Any]], Any] | None 
     made = call(passed) if call else instantiate(DictConfig(passed, flags={"allow_objects": True}), _convert_="all")
     if isinstance(made, Mapping):
         if unknown := sorted(made.keys() - {*DATASETS} - options.keys()):
-            raise ValueError(f"data._target_={node['_target_']} returned {unknown[0]!r}; it may return {', '.join(DATASETS)}")
+            raise ValueError(f"data._target_={node['_target_']} returned {unknown[0]!r}. It may return {', '.join(DATASETS)}")
         if "labeled" not in made:
             has = ", ".join(made) or "nothing"
-            raise ValueError(f"data._target_={node['_target_']} must return a dict with labeled, a Dataset; it has {has}")
+            raise ValueError(f"data._target_={node['_target_']} must return a dict with a Dataset as labeled, got {has}")
         return Datasets(**{name: value for name, value in given.items() if name in options} | dict(made))
     if not isinstance(made, ResidentDataModule):
         raise ValueError(
-            f"data._target_={node['_target_']} returned {type(made).__name__}: it must return a dict of Datasets, with labeled and, if you "
-            "have them, unlabeled, validation and test; or a vat.data.own.datasets.Datasets"
+            f"data._target_={node['_target_']} must return a dict of Datasets, with labeled and, if you have them, unlabeled, validation "
+            f"and test; or a vat.data.own.datasets.Datasets, got {type(made).__name__}"
         )
     for name, default in options.items():
         if name not in takes and name != "seed" and given.get(name, default) != default:

@@ -1,4 +1,4 @@
-"""The radius of a run that sets none, that of the published sets or one computed from the user's own data; and a perceptron's width."""
+"""Default radii, published for the project's sets and computed for a user's data, and the default width of a perceptron."""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from vat.models.mlp import MLP, default_hidden
 from vat.runs import report
 
 FROM_DATA = -math.inf
-"""Stands for a radius until the data are loaded. No regularizer accepts it, so it cannot be trained with by mistake."""
+"""Placeholder for a radius until the data are loaded. No regularizer accepts it, so no run trains with it by mistake."""
 OURS = "vat.data.sets."
 OF_WORDS = 2.0
-"""Radius in normalised embeddings, of a whole text: docs/text.md."""
+"""Radius for a text, in normalised embeddings: docs/text.md."""
 FACTORS = {"random_perturbation": 4.0}
-"""Radii that are not VAT's, as multiples of it: most random directions change little."""
+"""Radii of other regularizers, as multiples of VAT's. This one is larger, because most random directions change little."""
 
 
 def default_eps(published: float, *, _root_: DictConfig) -> float:
@@ -30,13 +30,13 @@ def default_eps(published: float, *, _root_: DictConfig) -> float:
 
 @dataclass(frozen=True)
 class Computed:
-    """What the data decided: radii by their keys, as `vat.eps`.
+    """Values that were computed from the data.
 
     Args:
-        radii: The radii.
-        found: The distances that they were computed from; None for words, whose radius is the same for all texts.
-        prior: Whether the classes' shares are the labels'.
-        none: Whether there is no regularizer, as classes touch.
+        radii: Radii by their keys, such as `vat.eps`.
+        found: Distances from which the radii were computed. None for words, whose radius is the same for all texts.
+        prior: Whether the classes' shares are those of the labels.
+        none: Whether the run has no regularizer, because classes touch.
     """
 
     radii: Mapping[str, float]
@@ -46,12 +46,12 @@ class Computed:
 
 
 def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Computed | None]:
-    """The configuration with numbers for the radii that wait for the data, and what was computed; None if nothing was.
+    """Fill in the radii that depend on the data. Return the new configuration and the computed values, or None if there are none.
 
-    Class balance, too, takes the classes' shares from the labels of a user's data, unless they are given.
+    Class balance also gets the classes' shares from the labels of a user's data, unless they are given.
 
     Args:
-        cfg: The composed configuration; it is not changed.
+        cfg: Composed configuration. It is not changed.
         data: After `setup`.
 
     Raises:
@@ -61,11 +61,11 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
     if not waiting and not prior:
         return cfg, None
     cfg = cfg.copy()
-    found = None  # the distance of two numbers of words is none of their texts
+    found = None  # distances between numbers of words say nothing about texts
     if waiting and not data.holds_words:
         found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     for key in waiting:
-        if _waits(cfg, key):  # or it is a multiple of one that has its number by now
+        if _waits(cfg, key):  # false for a multiple of a radius that was filled in just before
             eps = FACTORS.get(key, 1.0) * (OF_WORDS if found is None else found.default_eps)
             of_norm = 1.0 if found is None or cfg[key].get("norm", "l2") == "l2" else math.sqrt(math.prod(data.input_shape))
             cfg[key].eps = float(f"{eps / of_norm:.3g}")
@@ -88,7 +88,7 @@ def with_random_times(cfg: DictConfig, data: ResidentDataModule) -> DictConfig:
 
 
 def with_hidden(cfg: DictConfig, data: ResidentDataModule) -> DictConfig:
-    """The configuration with numbers for the hidden layers of a perceptron that sets none, so that a checkpoint says them."""
+    """The configuration with the hidden layers of a perceptron that sets none. A checkpoint then records them."""
     if cfg.model._target_ != f"{MLP.__module__}.{MLP.__qualname__}" or cfg.model.hidden is not None:
         return cfg
     cfg = cfg.copy()
@@ -121,7 +121,7 @@ def tell(computed: Computed | None, unit: str) -> None:
     if computed.none and found is not None:
         report.console.print(
             f"{_touch(found)} No radius helps in such data: training without regularizers. vat_if_classes_touch=true trains with the "
-            f"default, {said}; vat.eps=... with another radius",
+            f"default, {said}. vat.eps=... trains with another radius",
             style="yellow",
         )
         return
@@ -137,13 +137,13 @@ def tell(computed: Computed | None, unit: str) -> None:
 
 
 def touching(found: Neighbours) -> str:
-    """What it means for VAT that classes touch."""
-    return f"{_touch(found)} VAT may do harm here: compare with regularizer=none, or take regularizer=few_labels, which then trains without"
+    """A warning that classes touch, and what this means for VAT."""
+    return f"{_touch(found)} VAT may do harm here. Compare with regularizer=none, or use regularizer=few_labels, which then trains without"
 
 
 def _touch(found: Neighbours) -> str:
     return (
-        f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as that of any class "
-        f"({found.labeled:.3g}). The latter has the same class in {100 * found.accuracy:.0f} % of the cases, by chance it would in "
+        f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as the nearest of any class "
+        f"({found.labeled:.3g}). The nearest has the same class in {100 * found.accuracy:.0f} % of the cases. Chance would give "
         f"{100 * found.chance:.0f} %."
     )

@@ -27,7 +27,7 @@ BYSTANDERS = ("hydra", "ckpt_path", "logger", "figures", "keep_freed_memory", "a
 OUTPUTS = Path("outputs")
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
-"""The last is written last: a folder that has it is done."""
+"""metrics.json is written last, so a folder with it is done."""
 
 
 def register() -> None:
@@ -40,24 +40,24 @@ def register() -> None:
 
 
 def _digest_for_hydra(*, _root_: DictConfig) -> str:
-    with readable_errors():  # Hydra asks for it, to name the folder, before the job begins
+    with readable_errors():  # Hydra calls this before the job begins, to name the folder
         return settings_digest(_root_)
 
 
 def settings_digest(cfg: DictConfig) -> str:
-    """Eight hexadecimal digits that follow from everything a job's result depends on."""
+    """A digest of eight hexadecimal digits of the settings that a job's result depends on."""
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS])
     plain = OmegaConf.to_container(settings, resolve=True)
     return digest(plain)
 
 
 def digest(settings: Any) -> str:
-    """Eight hexadecimal digits that follow from settings in plain values."""
+    """A digest of eight hexadecimal digits of settings in plain values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def finished(folder: Path) -> dict[str, float] | None:
-    """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
+    """The metrics of the finished job in `folder`, or None. A sweep that is started again skips finished jobs."""
     found = files.read_json(folder / METRICS)
     return found if isinstance(found, dict) else None
 
@@ -69,10 +69,10 @@ def of_this_version(metrics: Mapping[str, float]) -> bool:
 
 @contextmanager
 def writable(folder: Path, key: str) -> Iterator[None]:
-    """Make a folder, which the setting `key` names, and let something be written in it.
+    """Create the folder that the setting `key` names. Name the setting if this or a later write within the context fails.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: If the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +83,10 @@ def writable(folder: Path, key: str) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the job's folder, and hold it: no two jobs write into one.
+    """Create the job's folder and lock it, so that no two jobs write into one folder.
 
     Raises:
-        OSError: it cannot be written, or another job holds it.
+        OSError: If it cannot be written, or another job has locked it.
     """
     with writable(folder, "hydra.run.dir"):
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ def claimed(folder: Path) -> Iterator[None]:
     with lock:
         if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks of a job share its folder
             if not files.lock(lock):
-                raise OSError(f"another job is at work in {folder}: wait for it, or set hydra.run.dir=...")
+                raise OSError(f"another job runs in {folder}: wait for it, or set hydra.run.dir=...")
             for place in (folder, folder / "checkpoints"):
                 files.remove_parts(place)
         yield
@@ -102,26 +102,26 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @rank_zero_only
 def keep_logged(folder: Path) -> None:
-    """Set aside the metrics.csv of another run, or of an earlier version; metrics.1.csv is the oldest."""
+    """Rename the metrics.csv of another run, or of an earlier version. metrics.1.csv is the oldest."""
     logged = folder / LOGGED
     if logged.is_file():
         os.replace(logged, folder / f"metrics.{len(list(folder.glob('metrics.*.csv'))) + 1}.csv")
 
 
 def settings_in(folder: Path) -> DictConfig | None:
-    """The settings of the job that was begun in `folder`; None if there was none, or the file is torn."""
+    """The settings of the job that began in `folder`. None if there is none or the file is incomplete."""
     try:
         found = OmegaConf.load(folder / CONFIG)
-    except (FileNotFoundError, ValueError, YAMLError, OmegaConfBaseException):  # the second for bytes that are no text
+    except (FileNotFoundError, ValueError, YAMLError, OmegaConfBaseException):  # ValueError: bytes that are not text
         return None
     return found if isinstance(found, DictConfig) and "trainer" in found else None
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint a job goes on from: none, the file named, or the newest of the same settings.
+    """The checkpoint that a job resumes from: none, a named file, or the newest of the same settings.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: If there is no such file.
     """
     if cfg.ckpt_path is None:
         return None
@@ -140,7 +140,7 @@ def as_path(value: object, key: str) -> Path:
     """The path that the setting `key` holds.
 
     Raises:
-        ValueError: it holds none, as null.
+        ValueError: If it holds none, for example null.
     """
     if not isinstance(value, str | Path):
         raise ValueError(f"{key}={'null' if value is None else value}: must be a path")
@@ -151,8 +151,8 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
     """The path of a file that the setting `key` names.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: what stands there is no path.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the value is not a path.
     """
     found = as_path(path, key)
     if found.is_dir():
@@ -164,7 +164,7 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
 
 
 def run_folder(fresh: str, cfg: DictConfig) -> str:
-    """The `fresh` folder, or that of the run that `ckpt_path=last` goes on with."""
+    """The `fresh` folder or, with `ckpt_path=last`, that of the run to resume."""
     newest = _newest_checkpoint(cfg) if cfg.ckpt_path == "last" else None
     return fresh if newest is None else str(newest.parent.parent)
 
@@ -172,13 +172,13 @@ def run_folder(fresh: str, cfg: DictConfig) -> str:
 def _newest_checkpoint(cfg: DictConfig) -> Path | None:
     """The last whole checkpoint of the newest run of these settings that has one."""
     found = OUTPUTS.glob(f"*/*-{settings_digest(cfg)}/checkpoints")
-    # Those that are not finished come first: clocks of machines differ, and a finished run has nothing left to train.
+    # Unfinished runs come first: clocks of machines differ, and a finished run has nothing left to train.
     newest_first = sorted(found, key=lambda path: (finished(path.parent) is None, path.stat().st_mtime), reverse=True)
     return next(filter(None, (newest_whole(path.parent) for path in newest_first)), None)
 
 
 class WritableFolder(HydraCallback):
-    """Refuses a folder that cannot be written in one line, before Hydra fails to make it."""
+    """Reports a folder that cannot be written, in one line, before Hydra fails to create it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors(), claimed(Path(config.hydra.run.dir)):

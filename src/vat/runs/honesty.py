@@ -1,4 +1,4 @@
-"""What a run says of numbers that mean little, of classes that it leaves out, and of unlabelled examples."""
+"""Warnings about a run, such as few validation examples or classes left out, and statistics of unlabelled examples."""
 
 import math
 
@@ -20,23 +20,23 @@ from vat.lightning.classifier import Classifier
 from vat.runs import report, schema
 
 MOST_OF_THE_POOL = 1000
-"""Examples of the pool that are looked at: a class of 10 % is then known to ± 2 points."""
+"""Examples of the pool that are used. The share of a class of 10 % is then known to ± 2 points."""
 TOO_SMALL = 10
-"""So many times below the radius that fits the data, a radius is worth a sentence."""
+"""Factor below the radius that fits the data at which a radius causes a warning."""
 MOST_NUMBERS = 2**25
-"""Numbers in them, 128 MiB, of which there are fewer if inputs are large."""
+"""Most numbers in these examples, 128 MiB. So there are fewer examples if inputs are large."""
 
 
 @rank_zero_only
 def warn_of_few(data: ResidentDataModule) -> None:
-    """Say before training what a small validation part means."""
+    """Warn before training if the validation part is small."""
     if said := warning_of_few(len(data.split.validation)):
         report.console.print(said, style="yellow")
 
 
 @rank_zero_only
 def warn_of_radius(classifier: Classifier, data: ResidentDataModule) -> None:
-    """Say before training if a radius is far below the one that fits the data: VAT would be a negligible part of the loss."""
+    """Warn before training if a radius is far below the one that fits the data. VAT would be a negligible part of the loss."""
     for name, regularizer in classifier.regularizers.items():
         eps = regularizer.eps if looks_for_r(regularizer) else 0.0
         if 0 < TOO_SMALL * eps < data.lds_eps:
@@ -49,7 +49,7 @@ def warn_of_radius(classifier: Classifier, data: ResidentDataModule) -> None:
 
 @rank_zero_only
 def tell_of_tuned(cfg: DictConfig) -> None:
-    """Say if an experiment's tuned values are not used, as they are for other data, or are used on a file that nobody tuned them for."""
+    """Warn if an experiment's tuned values are unused, because they are for other data, or are used on a file without tuning for it."""
     if not HydraConfig.initialized():  # a call from Python
         return
     choices, typed = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
@@ -68,20 +68,20 @@ def tell_of_tuned(cfg: DictConfig) -> None:
 
 
 def unlabeled_inputs(data: ResidentDataModule, most: int = MOST_OF_THE_POOL) -> Tensor:
-    """Some inputs of the pool without label, the same each time."""
+    """Some unlabelled inputs of the pool. The choice is the same each time."""
     rows = data.split.unlabeled[~torch.isin(data.split.unlabeled, data.split.labeled)]
     rows = evenly(rows, min(most, max(50, MOST_NUMBERS // math.prod(data.input_shape))))
     return as_input(data.x[rows.to(data.y.device)]).to(data.y.device)
 
 
 def labels(data: ResidentDataModule) -> Tensor:
-    """How many labelled examples each class has, (C,)."""
+    """Number of labelled examples of each class, (C,)."""
     return torch.bincount(data.y[data.split.labeled.to(data.y.device)].cpu(), minlength=data.num_classes)
 
 
 @torch.no_grad()
 def of_the_pool(classifier: Classifier, data: ResidentDataModule) -> Pilot | None:
-    """What a trained network says of unlabelled examples; None if there are none, or if the network is divided among processes."""
+    """Predictions of a trained network for unlabelled examples. None without any, or if the network is divided among processes."""
     if data.supervised or is_divided(classifier.network):
         return None
     network = classifier.network.to(data.y.device).eval()  # a trainer leaves it on the CPU
@@ -90,7 +90,7 @@ def of_the_pool(classifier: Classifier, data: ResidentDataModule) -> Pilot | Non
 
 
 def counts(classifier: Classifier, pool: Pilot | None) -> dict[str, float]:
-    """How many examples the accuracies of a run are of, and what unlabelled examples say, by the names of metrics."""
+    """The number of examples behind each accuracy, and statistics of unlabelled examples, by the names of metrics."""
     parts = {"val": classifier.val_counts, "test": classifier.confusion}
     found: dict[str, float] = {"val/examples": 0}
     found |= {f"{stage}/examples": int(of.sum()) for stage, of in parts.items() if of is not None}
@@ -100,7 +100,7 @@ def counts(classifier: Classifier, pool: Pilot | None) -> dict[str, float]:
 
 
 def notes(classifier: Classifier, data: ResidentDataModule, pool: Pilot | None) -> list[str]:
-    """A sentence for each class that a trained network leaves out, in validation or else in the unlabelled pool."""
+    """Sentences on classes that a trained network leaves out, in validation or otherwise in the unlabelled pool."""
     found = []
     if classifier.val_counts is not None:
         found = left_out(classifier.val_counts.sum(0), classifier.val_counts.sum(1), data.class_names, where="validation")

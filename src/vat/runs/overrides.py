@@ -50,5 +50,5 @@ def refuse_settings_without_choice(words: Sequence[str], groups: Iterable[str]) 
         if alone and not any(word.startswith(f"{group}=") for word in words):
             raise ValueError(
                 f"{alone[0]}: there is no {group} to set it in. Add {group}=... with all of its settings, as data=arrays "
-                "data.train=old.csv data.test=new.csv; without, the checkpoint's own test part is taken"
+                "data.train=old.csv data.test=new.csv. Without it, the checkpoint's own test part is used"
             )

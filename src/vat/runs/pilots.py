@@ -20,10 +20,10 @@ from vat.runs.schedules import schedules
 from vat.runs.side_runs import Train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Candidates, as multiples of the configured radius; training without VAT is compared with them."""
+"""Candidates, as multiples of the configured radius. Training without VAT is one more candidate."""
 INITIALISATIONS = 2
 SHARE = 4
-"""A pilot run takes the SHARE-th part of the steps, but no fewer than LEAST_STEPS: a network must have learned something."""
+"""A pilot run has 1/SHARE of the steps, but at least LEAST_STEPS, because the network must have learned something."""
 LEAST_STEPS = 100
 EXAMPLES = 500
 FOLDER = folders.OUTPUTS / "pilots"
@@ -33,17 +33,17 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
     """The configuration with the radius that pilot runs choose, or without regularizers if VAT does not help.
 
     Args:
-        cfg: With a number as radius; it is not changed.
+        cfg: Settings, with a number as radius. They are not changed.
         data: After `setup`.
-        settings: Digest of the settings. The runs are kept in a folder of this name, so that the same command resumes them.
-        train: Trains one run.
+        settings: Digest of the settings, and name of the folder of the runs. So the same command resumes them.
+        train: Function that trains one run.
         into: Folder of the run, for the table and the picture.
 
     Raises:
         ValueError: If there is no VAT, no unlabelled example, or more than one device.
     """
     refuse(cfg, data)
-    if not cfg.regularizers:  # as classes touch, which has been said
+    if not cfg.regularizers:  # classes touch, and a warning has been printed
         return cfg
     found = None if data.holds_words else neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     if found is not None and found.classes_touch:
@@ -74,7 +74,7 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
 
 
 def refuse(cfg: DictConfig, data: ResidentDataModule) -> None:
-    """Refuse what no pilot can choose for.
+    """Refuse a job for which pilot runs cannot choose a radius.
 
     Raises:
         ValueError: If there is no VAT, no unlabelled example, or more than one device.
@@ -82,7 +82,7 @@ def refuse(cfg: DictConfig, data: ResidentDataModule) -> None:
     if "vat" not in cfg or not cfg.vat.eps:
         raise ValueError("choose_eps=true chooses vat.eps: add regularizer=vat, and a vat.eps > 0 to start from")
     if data.supervised:
-        raise ValueError("choose_eps=true compares predictions of unlabelled examples, and there are none: choose vat.eps on validation")
+        raise ValueError("choose_eps=true compares predictions of unlabelled examples, and there are none. Choose vat.eps on validation")
     side_runs.refuse_several_devices(cfg, "choose_eps=true")
 
 
@@ -93,9 +93,9 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
         for number in range(INITIALISATIONS):
             job = side_runs.aside(cfg)
             if "seed" in job.data:
-                job.data.seed = cfg.data.seed  # a number from now on, which the next line does not move
+                job.data.seed = cfg.data.seed  # a number, so that a new job.seed below does not change it
             if job.data.get("folds"):
-                job.data.fold = 0  # a run of one fold; the labels of the others are trained on
+                job.data.fold = 0  # the pilot trains on the labels of the other folds
             job.seed = (cfg.seed + 1 + number) % 2**32
             job.trainer.max_steps = steps
             for key, option, length in schedules(cfg):
@@ -107,7 +107,7 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
 
 
 def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: list[tuple[float, str, DictConfig]]) -> Iterator[Pilot]:
-    """What the networks of each radius say of the same unlabelled examples."""
+    """Predictions of the networks of each radius for the same unlabelled examples."""
     x, prior = honesty.unlabeled_inputs(data, EXAMPLES).cpu(), honesty.labels(data)
     described = records.describe(data)
     ball = {name: cfg.vat[name] for name in ("norm", "per") if isinstance(cfg.vat.get(name), str)}
@@ -117,14 +117,14 @@ def looked_at(cfg: DictConfig, data: ResidentDataModule, folder: Path, todo: lis
 
 
 def _network(cfg: DictConfig, described: dict[str, Any], path: Path) -> nn.Module:
-    """The network of a pilot run, made as the configuration says: a user's model needs no permission here."""
+    """The network of a pilot run, created from the configuration. So a user's model needs no permission here."""
     network = records.make_network(cfg.model, described)
     network.load_state_dict(records._network_state(read_checkpoint(path)))
     return network.eval()
 
 
 def tell(choice: Choice, into: Path) -> None:
-    """Print the table and what follows from it; write both as `pilot.json`, and the picture as `pilot.png`."""
+    """Print the table and the conclusion. Write both as `pilot.json`, and the picture as `pilot.png`."""
     rows, sentences = choice.rows(), words(choice)
     table = Table("ε", "KL at a random r", "two networks disagree, %", "rarest class", "", title="Pilot runs", title_justify="left")
     for row in rows:
@@ -142,39 +142,39 @@ def tell(choice: Choice, into: Path) -> None:
 
 
 def words(choice: Choice) -> list[str]:
-    """What is chosen, why, and how sure it is."""
+    """Sentences on the chosen radius, the reason, and how sure the choice is."""
     rows = {row["eps"]: row for row in choice.rows()}
     radii, number = [eps for eps in rows if eps], choice.pilots[0].predictions.shape[1]
     rule = f"a random r changes predictions by at most {MOST_KL:g} nats and no class has less than {LEFT_OUT:g} of its share without VAT"
     if not choice.eps:
         return [
             f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. "
-            f"vat.eps={radii[0] / 4:.3g} choose_eps=true looks at smaller radii"
+            f"vat.eps={radii[0] / 4:.3g} choose_eps=true tries smaller radii"
         ]
     found = [
         f"vat.eps={choice.eps:g} is the largest radius at which {rule}. If the {number} unlabelled examples are drawn again, "
         f"{100 * choice.sure:.0f} % of the draws choose it or a radius next to it"
     ]
     if choice.eps in (radii[0], radii[-1]):
-        found.append(f"it is at the end of the candidates: vat.eps={choice.eps:g} choose_eps=true looks on both sides of it")
+        found.append(f"it is at the end of the candidates: vat.eps={choice.eps:g} choose_eps=true tries radii on both sides of it")
     if 0.0 in rows:
         found.append(_helps(rows[0.0], rows[choice.eps]))
     return found
 
 
 def _helps(without: Mapping[str, float], chosen: Mapping[str, float]) -> str:
-    """What disagreement says of VAT's use: networks that differ in their initial weights disagree about as often as they are wrong."""
+    """Whether VAT helps, by disagreement: networks with different initial weights disagree about as often as they are wrong."""
     a, b = (f"{100 * row['disagreement']:.1f} ± {100 * row['standard_error']:.1f} %" for row in (chosen, without))
     difference = chosen["disagreement"] - without["disagreement"]
     error = math.hypot(chosen["standard_error"], without["standard_error"])
     said = f"two networks disagree on {a} of the unlabelled examples, without VAT on {b}"
     if difference > 2 * error:
         return f"{said}: VAT may do harm here. Compare with regularizer=none on a test set before you use it"
-    return f"{said}: VAT helps" if difference < -2 * error else f"{said}: whether VAT helps cannot be told by so few examples"
+    return f"{said}: VAT helps" if difference < -2 * error else f"{said}: so few examples cannot tell whether VAT helps"
 
 
 def picture(choice: Choice) -> Figure:
-    """KL at a random r, by which the radius is chosen, and disagreement, against the radius."""
+    """KL at a random r, which determines the choice, and disagreement, against the radius."""
     figure = Figure(figsize=(5.5, 5.0), layout="constrained")
     (upper, lower), rows = figure.subplots(2, 1, sharex=True), [row for row in choice.rows() if row["eps"]]
     radii = [row["eps"] for row in rows]

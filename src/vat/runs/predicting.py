@@ -38,33 +38,33 @@ def predict(
     """Write a line for each example: the file or the number of the row, the class, and its probability.
 
     Args:
-        checkpoint: of a trained network.
-        data: an image, a folder of images, or a .npz, CSV or Parquet file; a .npz holds the inputs as `x`.
-        output: the CSV file.
-        chances: add a column with the probability of each class.
-        name: a column of a CSV or Parquet file to copy, which says what a row is.
-        overwrite: replace `output` if it exists.
-        batch_size: examples at a time.
-        device: "auto" for a GPU where there is one, or a name that torch knows.
-        allow_targets: packages of your own whose networks may be made.
+        checkpoint: Checkpoint of a trained network.
+        data: An image, a folder of images, or a .npz, CSV or Parquet file. A .npz has the inputs as `x`.
+        output: CSV file to write.
+        chances: Whether to add a column with the probability of each class.
+        name: Column of a CSV or Parquet file to copy. It identifies a row.
+        overwrite: Whether to replace `output` if it exists.
+        batch_size: Examples at a time.
+        device: "auto" for a GPU if there is one, or torch's name of a device.
+        allow_targets: Your packages whose networks may be created.
 
     Returns:
         The number of examples.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, file or folder.
-        ValueError: one of them cannot be read, or the examples are not what the network was trained on.
+        FileNotFoundError: If there is no such checkpoint, file or folder.
+        ValueError: If one of them cannot be read, or the examples are not like those of the training.
     """
     folders.existing(checkpoint)
     for key, value in {"probabilities": chances, "overwrite": overwrite}.items():
         if type(value) is not bool:
             raise ValueError(f"{key}={value}: must be true or false")
     if os.path.realpath(output) in (os.path.realpath(data), os.path.realpath(checkpoint)):  # `resolve` raises for a link to itself
-        raise ValueError(f"output={output} is a file to be read: name another")
+        raise ValueError(f"output={output} is also an input file. Name another.")
     if output.exists() and not output.is_file():
-        raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
+        raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'not a regular file'}. Name another.")
     if output.exists() and not overwrite:
-        raise ValueError(f"output={output} exists: name another, or add overwrite=true")
+        raise ValueError(f"output={output} exists. Name another, or add overwrite=true")
     if not (type(batch_size) is int and batch_size >= 1):
         raise ValueError(f"batch_size={batch_size}: must be an integer >= 1")
     saved = checkpoints.read_checkpoint(checkpoint)
@@ -99,12 +99,12 @@ def predict(
 
 
 def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> tuple[Sequence[str | int], Inputs, list[str] | None]:
-    """The examples at `data`: their names, the values as they are in the files, and the column `name`; images are read in their turn."""
+    """The examples at `data`: names, values as in the files, and the column `name`. Images are read only when they are needed."""
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
     if not (data.is_file() or data.is_dir()):
-        raise ValueError(f"input={data} is a device, a pipe or a socket: name a regular file or a folder")
+        raise ValueError(f"input={data} is a device, a pipe or a socket. Name a regular file or a folder.")
     preparation = record.get("preparation") or {}
     if "text" in preparation:
         if name is not None and data.name.lower().endswith(".txt"):
@@ -123,11 +123,11 @@ def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> 
         table = tables.read_table(data, label=None, group=name, features=columns)
         return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data), table.groups
     if name is not None:
-        raise ValueError(f"id={name}: images have no columns; each is named by its file")
+        raise ValueError(f"id={name}: images have no columns. The name of each is its file")
     modes = {channels: mode for mode, channels in MODES.items()}
     if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2]:
         raise ValueError(
-            f"input={data}: the network takes inputs of shape {shape}, which image files do not give: name a .npz, CSV or Parquet file"
+            f"input={data}: image files do not give inputs of shape {shape}, which the network takes. Name a .npz, CSV or Parquet file"
         )
     paths = [data] if data.is_file() else [data / within for within in images_within(data)[0]]
     if not paths:
@@ -142,26 +142,26 @@ def _arranged(x: Tensor, shape: tuple[int, ...], data: Path) -> Tensor:
     if x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape != x.shape[1:]:
         x = x.permute(0, 3, 1, 2)
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"input={data} holds inputs of shape {tuple(x.shape[1:])}; the network takes {shape}")
+        raise ValueError(f"input={data} must hold inputs of shape {shape}, which the network takes, got {tuple(x.shape[1:])}")
     return x
 
 
 def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
-    """Values of a file (B, …) as the network was trained on them.
+    """Convert values of a file (B, …) to inputs of the network, as in its training.
 
     Raises:
-        ValueError: they cannot be, or lie out of the range of inputs.
+        ValueError: If this is not possible, or the inputs are out of range.
     """
     if "text" in (record.get("preparation") or {}):
         return x
     if record["config"]["data"].get("zca"):
         raise ValueError(
-            "the network was trained on whitened images, and the checkpoint does not hold the whitening: data.zca=false trains one"
+            "the network was trained on whitened images, and the checkpoint has no whitening. Train a network with data.zca=false"
         )
     if "preparation" not in record and not record["unit"].startswith("pixels"):
-        raise ValueError("the checkpoint does not say how its inputs were standardised: train it anew with this version")
+        raise ValueError("the checkpoint does not say how its inputs were standardised. Train again with this version")
     if x.dtype == torch.uint8 and record["unit"] in ("units of the data file", "standard deviations of each feature"):
-        raise ValueError(f"input={data} holds bytes; the network was trained on numbers in {record['unit']}: give them as floats")
+        raise ValueError(f"input={data} holds bytes. The network was trained on numbers in {record['unit']}: give them as floats")
     x = as_input(x)
     preparation = record.get("preparation") or {}
     if ("mean" in preparation) != ("std" in preparation):
@@ -174,7 +174,7 @@ def prepared(x: Tensor, record: dict[str, Any], data: Path) -> Tensor:
     slack = 1e-4 * (high - low)
     if float(x.min()) < low - slack or float(x.max()) > high + slack:
         raise ValueError(
-            f"input={data}: inputs reach from {float(x.min()):g} to {float(x.max()):g}, out of the range of those trained on, "
-            f"[{low:g}, {high:g}]: give images as bytes, or as numbers in [0, 1]"
+            f"input={data}: inputs must be in [{low:g}, {high:g}], as in training, got {float(x.min()):g} to {float(x.max()):g}. Give "
+            "images as bytes, or as numbers in [0, 1]"
         )
     return x

@@ -1,4 +1,4 @@
-"""What a checkpoint's record says of its network and data, and what is made of it."""
+"""A checkpoint's record of its network and data, and how both are created from it."""
 
 import hashlib
 import inspect
@@ -33,15 +33,15 @@ DESCRIBED = {
     "std": (list, tuple, NoneType),
     "unit": str,
 }
-"""What the record of any checkpoint says of the inputs, and its type."""
+"""Keys of every checkpoint's record that describe the inputs, and their types."""
 
 
 MOST_VALUES = 1 << 24
-"""Of one input, 3 × 2,364 × 2,364: a network that pools takes any size, so that a record may name more than there is memory."""
+"""Most values of one input, 3 × 2,364 × 2,364. A network that pools takes any size, so a record could name one beyond all memory."""
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """What a data set decides about a network, in plain values."""
+    """Facts of a data set that determine a network, in plain values."""
     return {
         "class_names": data.class_names,
         "input_shape": list(data.input_shape),
@@ -57,9 +57,9 @@ def describe(data: Any) -> dict[str, Any]:
 
 
 def data_digest(data: Any) -> str:
-    """Eight hexadecimal digits of the labels, of the inputs where they are bytes in memory, and of the files that a user named.
+    """A digest of eight hexadecimal digits of the labels, of inputs that are bytes in memory, and of the files that a user named.
 
-    Floats depend on the machine that whitened or drew them.
+    Floats are left out, because they depend on the machine that whitened or drew them.
     """
     digest = hashlib.blake2b(json.dumps(list(data.x.shape)).encode())
     digest.update(data.y.cpu().numpy().tobytes())
@@ -72,20 +72,20 @@ def data_digest(data: Any) -> str:
 
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
-    """The network of the user's own `model` node for data that are `described`, of which its constructor is told what it asks for."""
+    """Create the network of the user's `model` node. Its constructor gets the facts of `described` that it has arguments for."""
     takes = inspect.signature(_maker(model["_target_"])).parameters
     facts = {name: value for name, value in _facts(described).items() if name in takes}
     if lacking := [name for name in TOLD if name in takes and name not in facts and takes[name].default is inspect.Parameter.empty]:
-        raise ValueError(f"{model['_target_']} is a network for texts, data=text, and asks for {lacking[0]}: these data have none")
+        raise ValueError(f"{model['_target_']} needs {lacking[0]}, which only texts have. Use data=text, or another model")
     try:
         made = instantiate(model, **facts, _convert_="all")
     except InstantiationException as error:
         if not isinstance(error.__cause__, TypeError):
             raise
         said = f"model._target_={model['_target_']} makes no network ({error.__cause__})"
-        raise ValueError(f"{said}: +model.NAME=value gives it an argument") from error
+        raise ValueError(f"{said}. +model.NAME=value gives it an argument") from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"model._target_={model['_target_']} makes a {type(made).__name__}: it must make a torch.nn.Module")
+        raise ValueError(f"model._target_={model['_target_']} must make a torch.nn.Module, got {type(made).__name__}")
     return _complete(made, described)
 
 
@@ -94,7 +94,7 @@ def _maker(name: Any) -> Any:
     allowed = "name a class or a function that makes a network, as model._target_=my_module.MyNet"
     try:
         found = get_object(name)
-    except Exception as error:  # an import raises what it likes
+    except Exception as error:  # an import can raise anything
         raise ValueError(f"model._target_={name} cannot be found ({brief(' '.join(str(error).split()))}): {allowed}") from error
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         raise ValueError(f"model._target_={name} is a {type(found).__name__}: {allowed}")
@@ -102,10 +102,10 @@ def _maker(name: Any) -> Any:
 
 
 def recorded_network(model: Any, described: dict[str, Any], *, allow_targets: Sequence[str] = ()) -> nn.Module:
-    """As `make_network`, of the node that a file brought along.
+    """As `make_network`, for the node of a file.
 
     Raises:
-        RefusedError: If it names what it may not (`vat.runs.targets`).
+        RefusedError: If it names something that is not allowed (`vat.runs.targets`).
     """
     return _complete(targets.make(model, "model", allowed=allow_targets, facts=_facts(described)), described)
 
@@ -119,7 +119,7 @@ def _facts(described: dict[str, Any]) -> dict[str, Any]:
 def _complete(network: nn.Module, described: dict[str, Any]) -> nn.Module:
     if described["mean"] is not None:
         network = nn.Sequential(Normalize(described["mean"], described["std"]), network)
-    # The layout in which convolutions are fastest; nothing else is affected. `channels_last=false` switches it off in training.
+    # Convolutions are fastest in this layout. It affects nothing else. `channels_last=false` switches it off in training.
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
 
 
@@ -127,36 +127,36 @@ def load_network(path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
     """The trained network of a checkpoint, in evaluation mode.
 
     Args:
-        path: the checkpoint.
-        allow_targets: packages of your own whose networks may be made; a checkpoint must not choose what code is run.
+        path: Path of the checkpoint.
+        allow_targets: Your packages whose networks may be created. A checkpoint must not choose what code runs.
 
     Raises:
-        ValueError: the file is damaged, no checkpoint of this project, or names a network from elsewhere.
+        ValueError: If the file is damaged, is no checkpoint of this project, or names a network that is not allowed.
     """
     return network_of(read_checkpoint(path), path, allow_targets=allow_targets)
 
 
 def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> nn.Module:
-    """As `load_network`, of a checkpoint that was read from `path` already."""
+    """As `load_network`, for a checkpoint that was already read from `path`."""
     with _describing_its_weights(path):
         record, state = checkpoint["record"], _network_state(checkpoint)
         _check(record)
         network = loaded_network(record["config"]["model"], record, state, allow_targets=allow_targets)
     for name, value in network.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{path}: {name} is not finite, so its training diverged: take an earlier checkpoint")
+            raise ValueError(f"{path}: {name} is not finite, so its training diverged. Use an earlier checkpoint")
     return network.eval()
 
 
 def loaded_network(model: Any, described: dict[str, Any], state: dict[str, Tensor], *, allow_targets: Sequence[str] = ()) -> nn.Module:
-    """The network of the node that a file brought along, with the weights that it brought.
+    """The network of a file's node, with the file's weights.
 
-    One of the project is made without memory first, since a file may name more than there is.
+    A network of this project is first created without memory, because a file may name more than there is.
 
     Raises:
-        Exception: Whatever a constructor or `load_state_dict` raises if the two do not fit each other.
+        Exception: If node and weights do not fit each other. A constructor or `load_state_dict` chooses the type.
     """
-    if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
+    if not targets.is_own(model, "model"):  # a user's constructor may need values, which the meta device lacks
         with torch.device("meta"):
             with targets.few_parameters(len(state)):
                 empty = recorded_network(model, described)
@@ -168,10 +168,10 @@ def loaded_network(model: Any, described: dict[str, Any], state: dict[str, Tenso
 
 
 def _try(network: nn.Module, record: dict[str, Any]) -> None:
-    """Refuse a network on the meta device, which computes nothing, that does not map such inputs to a logit for each class.
+    """Refuse a network on the meta device, which computes nothing, unless it maps inputs to one logit for each class.
 
     Raises:
-        TypeError: If its output is another; or what the network raises.
+        TypeError: If its output has another shape. The network itself can raise anything.
     """
     dtype = torch.int32 if "text" in (record.get("preparation") or {}) else torch.float32
     with torch.no_grad():
@@ -184,7 +184,7 @@ def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[s
     """The data set that a checkpoint was trained on, before its `setup`.
 
     Raises:
-        ValueError: it names something else, or something from elsewhere.
+        ValueError: If it names no data set, or one that is not allowed.
     """
     with _describing_its_weights(path):
         node = checkpoint["record"]["config"]["data"]
@@ -195,30 +195,30 @@ def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[s
         if not all(targets.is_own(node, key) for key in targets.KINDS):
             raise targets.RefusedError("it is no data set")
         return make_data(DictConfig(node), call=lambda given: targets.call_own(given, "data set", allowed=allow_targets))
-    except Exception as error:  # whatever a constructor trips over that is given nonsense
+    except Exception as error:  # a constructor can raise anything for invalid arguments
         name = brief(node.get("_target_") if isinstance(node, dict) else node)
-        raise ValueError(f"{path} was trained on {name}, which cannot be made ({error}): name a data set by data=...") from error
+        raise ValueError(f"{path} was trained on {name}, which cannot be created ({error}). Name a data set by data=...") from error
 
 
 def regularizers_of(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> list[Regularizer]:
     """The regularizers of a recorded configuration.
 
     Raises:
-        RefusedError: If it names what it may not (`vat.runs.targets`).
+        RefusedError: If it names something that is not allowed (`vat.runs.targets`).
     """
     try:
         return [targets.make(node, "regularizers", allowed=allow_targets) for node in config["regularizers"]]
     except targets.RefusedError:
         raise
-    except Exception as error:  # whatever a constructor trips over that is given nonsense
-        raise targets.RefusedError(f"the checkpoint's regularizers cannot be made: {brief(error)}") from error
+    except Exception as error:  # a constructor can raise anything for invalid arguments
+        raise targets.RefusedError(f"the checkpoint's regularizers cannot be created: {brief(error)}") from error
 
 
 def _check(record: dict[str, Any]) -> None:
-    """Refuse what a record says of the inputs where it is not of the kind that `describe` gives.
+    """Refuse a record whose description of the inputs has other types or values than `describe` gives.
 
     Raises:
-        TypeError: names the first such value.
+        TypeError: If there is such a value. Names the first.
     """
     for key, kind in DESCRIBED.items():
         if not isinstance(record[key], kind):
@@ -273,30 +273,30 @@ def _describing_its_weights(path: Path) -> Iterator[None]:
         yield
     except targets.RefusedError as error:
         raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a constructor trips over that is given nonsense
-        reason = brief(" ".join(str(error).split()))  # torch takes a line for each tensor
+    except Exception as error:  # a constructor can raise anything for invalid arguments
+        reason = brief(" ".join(str(error).split()))  # torch's message has a line for each tensor
         raise ValueError(f"{path} is no checkpoint of this project: its record does not describe its weights ({reason})") from error
 
 
 def device_named(name: str) -> torch.device:
-    """The device of torch's `name`; "auto" is a GPU where there is one, else the CPU.
+    """The device of torch's `name`. "auto" is a GPU if there is one, otherwise the CPU.
 
     Raises:
-        ValueError: torch knows none of that name here.
+        ValueError: If torch has no such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the second where torch is built without it
-        raise ValueError(f"device={name} is not there: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise ValueError(f"device={name} is not available: {str(error).splitlines()[0]}") from error
 
 
 def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint's network, by their names in it.
+    """The weights of a checkpoint's network, by name.
 
     Raises:
-        TypeError: If one is no tensor of real numbers; torch would drop the imaginary part.
+        TypeError: If one is not a tensor of real numbers. torch would drop an imaginary part.
     """
     prefix = "network."
     state = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}

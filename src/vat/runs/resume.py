@@ -1,4 +1,4 @@
-"""Which runs may resume: a checkpoint and a folder are checked against the settings of the job."""
+"""Checks whether a run may resume: its checkpoint and its folder must fit the settings of the job."""
 
 import json
 import shutil
@@ -25,20 +25,20 @@ from vat.runs.text import brief
 
 
 def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
-    """Refuse a folder in which a job of other settings, or on files that have changed since, was begun or came to its end.
+    """Refuse a folder whose job has other settings, or was trained on files that have changed.
 
     Raises:
-        ValueError: says what differs and what to do.
+        ValueError: If the folder has such a job. Says what differs and what to do.
     """
     begun = settings_in(folder)
     if begun is None:
         return
     written, environment = (folder / CONFIG).read_text(encoding="utf-8"), files.read_json(folder / ENVIRONMENT) or {}
-    same = OmegaConf.to_yaml(cfg, resolve=True).startswith(written)  # or torn, by an earlier version
-    # As it was composed: radii that are computed from the data are numbers in what was written.
+    same = OmegaConf.to_yaml(cfg, resolve=True).startswith(written)  # or incomplete, written by an earlier version
+    # The composed settings are compared, because radii that were computed from the data are numbers in the written ones.
     if not same and (environment.get("settings") or settings_digest(begun)) != settings_digest(cfg):
         raise ValueError(
-            f"{folder} holds a job of other settings, see {folder / CONFIG}: leave hydra.sweep.subdir out, or let it tell the jobs apart; "
+            f"{folder} holds a job of other settings, see {folder / CONFIG}. Remove hydra.sweep.subdir or make it different for each job, "
             "or delete the folder"
         )
     own = not cfg.data._target_.startswith("vat.data.sets.")  # published data are checked when they are read
@@ -47,18 +47,18 @@ def refuse_other_job(cfg: DictConfig, folder: Path) -> None:
         data.setup()
         now = data_digest(data)
         if environment.get("data", now) != now:
-            raise ValueError(f"{folder} holds the result of other data: the files have changed since; delete the folder to train anew")
+            raise ValueError(f"{folder} holds the result of other data: the files have changed since. Delete the folder to train again")
 
 
 @rank_zero_only
 def prepare(cfg: DictConfig, folder: Path, start: Path | None, saved: dict[str, Any]) -> None:
-    """Leave in the job's folder what belongs to the checkpoint that it resumes from, and nothing of later steps or of another run.
+    """Remove everything of later steps and of other runs from the job's folder. Keep what belongs to the checkpoint to resume from.
 
     Args:
-        cfg: the job's settings.
-        folder: of the job.
-        start: the checkpoint; None for a job that begins.
-        saved: what it holds.
+        cfg: Settings of the job.
+        folder: Folder of the job.
+        start: Checkpoint to resume from. None for a new job.
+        saved: Content of the checkpoint.
     """
     last = folder / "checkpoints" / LAST
     if start is not None and start.resolve().parent == last.parent.resolve():
@@ -68,11 +68,11 @@ def prepare(cfg: DictConfig, folder: Path, start: Path | None, saved: dict[str, 
     begun = settings_in(folder)
     if begun is None or finished(folder) is not None or settings_digest(begun) != settings_digest(cfg):
         keep_logged(folder)
-    (folder / LOGGED).unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
+    (folder / LOGGED).unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
     report.clear(folder)
     if start is None:
         last.with_name(BEST).unlink(missing_ok=True)
-    else:  # its run continues here, and must not find another one's checkpoints
+    else:  # the run continues here, and must not find another run's checkpoints
         last.with_name(PREVIOUS).unlink(missing_ok=True)
         with files.replacing(last) as part:
             shutil.copyfile(start, part)
@@ -80,10 +80,10 @@ def prepare(cfg: DictConfig, folder: Path, start: Path | None, saved: dict[str, 
 
 @contextmanager
 def restoring(checkpoint: Path | None) -> Iterator[None]:
-    """Within it, what Lightning trips over when it restores a run from `checkpoint` is told in one line.
+    """Within this context, turn an error of Lightning while it restores `checkpoint` into one line.
 
     Raises:
-        ValueError: the checkpoint does not hold the state of such a run.
+        ValueError: If the checkpoint does not hold the state of such a run.
     """
     try:
         yield
@@ -92,14 +92,14 @@ def restoring(checkpoint: Path | None) -> Iterator[None]:
         if not any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith(("restore", "resume", "_restore")) for f in frames):
             raise
         reason = brief(" ".join(str(error).split()))
-        raise ValueError(f"{checkpoint} does not hold the state of such a run ({reason}): take another, or start anew") from error
+        raise ValueError(f"{checkpoint} does not hold the state of such a run ({reason}). Use another, or start a new run") from error
 
 
 def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module, record: dict[str, Any]) -> None:
-    """Going on needs the same architecture, the same optimizer and schedule, which a checkpoint brings along, and the same split.
+    """Refuse a checkpoint of another architecture, optimizer, schedule or split. A checkpoint restores optimizer and schedule.
 
     Raises:
-        ValueError: names the first difference.
+        ValueError: If one differs. Names the first difference.
     """
     with _describing_its_weights(path):
         saved, trained = _network_state(checkpoint), checkpoint["record"]
@@ -120,37 +120,41 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
     for part, theirs in parts.items():
         ours = _targets(record["config"][part])
         if theirs != ours:
-            raise ValueError(f"{path} was trained with {part} {theirs} and cannot go on with {ours}: keep them, or start anew")
+            raise ValueError(f"{path} was trained with {part} {theirs} and cannot resume with {ours}. Keep them, or start a new run")
     for part, theirs in schedule.items():
         ours = _settings(record["config"][part])
         for key in sorted({*ours, *theirs}):
             if ours.get(key) != theirs.get(key):
                 raise ValueError(
-                    f"{path} was trained with {part}.{key}={theirs.get(key)}, here it is {ours.get(key)}: a run that goes on keeps its "
-                    "rate and schedule, and with it its length; keep them, or start anew"
+                    f"{path} was trained with {part}.{key}={theirs.get(key)}, here it is {ours.get(key)}. A resumed run has the same "
+                    "learning rate, schedule and length. Keep them, or start a new run"
                 )
     if "preparation" in trained and trained["preparation"] != record.get("preparation"):
-        raise ValueError(f"{path} was trained on data prepared otherwise (features, their scale, or words): have the files changed since?")
+        raise ValueError(
+            f"{path} was trained on data prepared differently (features, their scale, or words). Have the files changed since?"
+        )
     if split != record["split"]:
         raise ValueError(
-            f"{path} was trained on another split ({split} there, {record['split']} here): keep seed and data settings to go on from it"
+            f"{path} was trained on another split ({split} there, {record['split']} here). Keep seed and data settings to resume from it"
         )
     if trained.get("data", record["data"]) != record["data"]:
-        raise ValueError(f"{path} was trained on other data: the files have changed since; put the old ones back, or start anew")
+        raise ValueError(f"{path} was trained on other data: the files have changed since. Put the old ones back, or start a new run")
     theirs, ours = (_flattened(config) for config in (trained["config"], record["config"]))
     there, here = theirs.get("ema"), ours.get("ema")
     if there != here:
-        raise ValueError(f"{path} was trained with ema={there}, here it is {here}: an average goes on as one; keep it, or start anew")
+        raise ValueError(
+            f"{path} was trained with ema={there}, here it is {here}. A resumed run continues its average. Keep ema, or start a new run"
+        )
     if changed := [
         f"{brief(key)} {brief(theirs[key])} -> {brief(ours[key])}"
         for key in ours
         if theirs.get(key, ours[key]) != ours[key] and _matters(key)
     ]:
-        warnings.warn(f"goes on with other settings than {path}: {', '.join(changed)}", stacklevel=2)
+        warnings.warn(f"the run resumes with other settings than {path}: {', '.join(changed)}", stacklevel=2)
 
 
 def _matters(key: str) -> bool:
-    """Whether a setting takes part in the training; the regularizers have nodes of their own beside their list."""
+    """Whether a setting affects the training. The list of regularizers is left out, because each also has a node."""
     node, _, name = key.partition(".")
     if node == "trainer":
         return name in ("precision", "accumulate_grad_batches", "gradient_clip_val")
@@ -158,7 +162,7 @@ def _matters(key: str) -> bool:
 
 
 def _flattened(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a configuration by their keys, as `vat.eps`; those of a list by their numbers."""
+    """The values of a configuration by their keys, such as `vat.eps`. In a list, the key is the position."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
     if items is None:
         return {prefix: node}
@@ -166,7 +170,7 @@ def _flattened(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _settings(node: Any) -> dict[str, str]:
-    """The settings of a node, as text; none where there is no node."""
+    """The settings of a node as text. Empty without a node."""
     return {str(key): str(value) for key, value in (node or {}).items()}
 
 

@@ -34,7 +34,7 @@ from vat.runs import checkpoints, folders, records, report
 from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
 
 BYSTANDERS = ("ckpt_path", "source", "logger", "device", "allow_targets")
-"""Keys that a result does not depend on, or that enter it by the content of the file they name."""
+"""Keys that do not affect a result, or only by the content of the file that they name."""
 
 SHARES_OF_LDS_EPS = (0.25, 0.5, 1.0, 2.0)
 
@@ -42,7 +42,7 @@ PICTURES = 8
 
 
 def robustness_report(cfg: DictConfig, of: Subject) -> None:
-    """Run the attacks, and write and show what stands: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
+    """Run the attacks. Write and show the results: results.jsonl, robustness.json, curves.png, examples.png, table and warnings."""
     if of.data.holds_words:
         refuse_attacks_on_words()
         cfg = OmegaConf.merge(cfg, {"norms": [], "attacks": []})  # pyright: ignore[reportAssignmentType]
@@ -78,7 +78,7 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
                 progress=told,
             )
         except KeyboardInterrupt:
-            progress.console.print("interrupted: the same command goes on from here")
+            progress.console.print("interrupted: the same command resumes from here")
             raise
     spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
     found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
@@ -88,22 +88,22 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
 
 
 def refuse_attacks_on_words() -> None:
-    """Of texts accuracy, calibration and LDS are measured; an attack moves numbers, and words have none that mean anything.
+    """Refuse attacks on texts. An attack changes numbers slightly, but the numbers of words have no such meaning.
 
     Raises:
-        ValueError: the command line asks for more.
+        ValueError: If the command line sets an option of attacks.
     """
     for typed in HydraConfig.get().overrides.task:
         if re.match(r"[+~]*(attacks?|norms|eps|source|cascade)\b", typed):
             raise ValueError(
-                f"{typed} asks for attacks, which perturb numbers, not words: leave it out; accuracy, calibration and LDS are measured"
+                f"{typed}: attacks perturb numbers, not words. Remove this option. Accuracy, calibration and LDS are measured without it"
             )
 
 
 def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figure]]) -> None:
-    """Write robustness.json, then the figures; if both are there already and the same, only the file's time is new.
+    """Write robustness.json, then the figures. If both exist and are the same, only update the file's time.
 
-    A figure that cannot be drawn costs no number: a warning says why it is missing.
+    If a figure cannot be drawn, a warning says why. The numbers are written all the same.
     """
     path, text = folder / "robustness.json", json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     if path.exists() and path.read_bytes() == text.encode(errors="surrogateescape") and (folder / "curves.png").exists():
@@ -119,7 +119,7 @@ def keep(folder: Path, found: dict[str, Any], draw: Callable[[], dict[str, Figur
 
 
 def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -> dict[str, Figure]:
-    """The figures of a report by name: accuracy against ε, and adversarial examples where there are some to be seen."""
+    """The figures of a report by name: accuracy against ε, and adversarial examples if they are images."""
     if not found["robust"]:
         return {}
     curves = plots.robustness_figure(found["robust"], found["clean"]["accuracy"], unit=of.data.unit)
@@ -128,7 +128,7 @@ def drawings(of: Subject, found: dict[str, Any], grid: dict[str, list[float]]) -
 
 
 def default_radii(norm: str, data: ResidentDataModule) -> list[float]:
-    """Radii around the one at which the data set's LDS is monitored; in L∞ those of balls whose corners lie as far away."""
+    """Radii around the radius of the data set's LDS. In L∞, the corners of the ball have that distance."""
     scale = data.lds_eps / (1 if norm == "l2" else math.sqrt(math.prod(data.input_shape)))
     return [float(f"{share * scale:.3g}") for share in SHARES_OF_LDS_EPS]
 
@@ -142,11 +142,11 @@ def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dic
 
 
 def source(cfg: DictConfig, of: Subject) -> nn.Module:
-    """The network whose adversarial examples are tried on the subject.
+    """The network whose adversarial examples are applied to the subject.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it takes other inputs, or tells other classes apart.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it takes other inputs, or has other classes.
     """
     path = folders.existing(cfg.source, "source")
     checkpoint = checkpoints.read_checkpoint(path)
@@ -155,22 +155,22 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
     own, attacked = (preparation(record.get("preparation")) for record in (checkpoint["record"], of.record))
     refuse_other_columns(own, attacked, path)
     if not all(torch.allclose(torch.tensor(own[key]), torch.tensor(attacked[key])) for key in ("mean", "std")):
-        raise ValueError(f"source={path} was trained on features standardised otherwise than those of {cfg.ckpt_path}: take the same")
+        raise ValueError(f"source={path} must be trained on features standardised as those of {cfg.ckpt_path}. Name another checkpoint")
     network = network.to(of.device).requires_grad_(False)
     x, _ = next(iter(of.batches(cfg.batch_size)))
-    if not network(x.to(of.device)).isfinite().all():  # its examples would be clean ones, which every network resists
+    if not network(x.to(of.device)).isfinite().all():  # its adversarial examples would be the clean inputs
         raise ValueError(NOT_FINITE.format(f"source={path}"))
     return network
 
 
 def bar() -> Progress:
-    """Which batch, how far, how long it takes yet."""
+    """A progress bar with the batch, the share done, the time spent and the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
     return Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=report.console, transient=True)
 
 
 def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
-    """Some examples that an attack felled, at the middle radius of the first norm; None for what is no image, or where all stand."""
+    """Some misclassified adversarial images, at the middle radius of the first norm. None without images, or if all are robust."""
     radii = {norm: sorted(radii) for norm, radii in grid.items() if max(radii, default=0) > 0}
     if len(of.data.input_shape) != 3 or of.data.input_shape[0] not in (1, 3) or not radii:
         return None
@@ -179,20 +179,20 @@ def examples_figure(of: Subject, grid: dict[str, list[float]]) -> Figure | None:
     x, y = next(iter(of.batches(200)))
     x, y = x.to(of.device), y.to(of.device)
     with robustness.evaluating(of.network):
-        right = predictions(of.network, x) == y  # once: a randomised network says something else when it is asked again
+        right = predictions(of.network, x) == y  # once, because a randomised network gives another output each time
         x, y = x[right], y[right]
         threat = Threat(NORMS[norm], eps, of.data.bounds)
         point = APGD(loss="dlr")(of.network, x, y, threat, torch.Generator(of.device).manual_seed(0)) if len(x) else x
         mistaken = predictions(of.network, point) if len(x) else y
-    fell = torch.nonzero(mistaken != y)[:PICTURES, 0]
-    if not len(fell):
+    wrong = torch.nonzero(mistaken != y)[:PICTURES, 0]
+    if not len(wrong):
         return None
-    names = [(of.data.class_names[a], of.data.class_names[b]) for a, b in zip(y[fell].tolist(), mistaken[fell].tolist(), strict=True)]
-    return plots.adversarial_figure(x[fell].cpu(), point[fell].cpu(), names, bounds=of.data.bounds, title=f"ε = {eps:g} in {norm}")
+    names = [(of.data.class_names[a], of.data.class_names[b]) for a, b in zip(y[wrong].tolist(), mistaken[wrong].tolist(), strict=True)]
+    return plots.adversarial_figure(x[wrong].cpu(), point[wrong].cpu(), names, bounds=of.data.bounds, title=f"ε = {eps:g} in {norm}")
 
 
 def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path]) -> None:
-    """To the run's logger, where one is chosen; figures where it takes them."""
+    """Write the results to the run's logger, if one is chosen, and the figures if it accepts them."""
     if not cfg.logger._target_:
         return
     with finishing_wandb():
@@ -213,9 +213,9 @@ def log(cfg: DictConfig, of: Subject, found: dict[str, Any], drawings: list[Path
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
-    """Print the tables, the warnings, and where the files lie."""
+    """Print the tables, the warnings, and the folder of the files."""
     clean = found["clean"]
-    share = "the whole test part" if found["examples"] == found["of"] else f"NOT the whole test part, which has {found['of']}"
+    share = "the complete test part" if found["examples"] == found["of"] else f"NOT the complete test part, which has {found['of']}"
     table = Table(show_header=False, title=f"Clean: {found['examples']} examples, {share}", title_justify="left")
     few = counted(clean["accuracy"], found["examples"])
     table.add_row("accuracy", f"{100 * clean['accuracy']:.2f} %" + (few and f"; {few}"))
@@ -235,7 +235,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
             table.add_row(shown, *(with_interval(a, number) for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
     if found["spared"]:
-        report.console.print("* given only what the white-box attacks above it left standing")
+        report.console.print("* tried only on examples that the white-box attacks above it did not change to another class")
     heads = (f"severity {s}" for s in SEVERITIES)
     table = Table("corruption", *heads, title=f"Accuracy in %, corruptions{below}", title_justify="left")
     for kind, accuracies in found["corruptions"].items():

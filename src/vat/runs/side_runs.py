@@ -1,4 +1,4 @@
-"""Runs beside the training itself, as pilots and folds: short of words, kept in a folder of their own, and resumed by the same command."""
+"""Additional runs of a job, for pilots and folds. They print nothing, are kept in a separate folder, and the same command resumes them."""
 
 import logging
 import warnings
@@ -27,7 +27,7 @@ def refuse_several_devices(cfg: DictConfig, setting: str) -> None:
 
 
 def aside(cfg: DictConfig) -> DictConfig:
-    """A copy of a configuration for a run that tests, logs and draws nothing."""
+    """A copy of a configuration for a run without test, logger and figures."""
     job = cfg.copy()
     job.choose_eps, job.test, job.figures, job.ckpt_path = False, "none", None, None
     job.logger = {"_target_": None}
@@ -36,16 +36,16 @@ def aside(cfg: DictConfig) -> DictConfig:
 
 
 def trained(jobs: Mapping[str, DictConfig], folder: Path, *, train: Train, description: str) -> dict[str, dict[str, float]]:
-    """Train what is not done yet, and show a bar.
+    """Train the jobs that are not finished, with a progress bar.
 
     Args:
         jobs: Configurations by the names of their folders.
-        folder: For all of them.
-        train: Trains one.
-        description: What the bar says.
+        folder: Folder that contains all of these.
+        train: Function that trains one job.
+        description: Text of the progress bar.
 
     Returns:
-        The metrics of each.
+        The metrics of each job.
     """
     metrics = {}
     bar = Console(quiet=report.console.quiet, width=report.console.width)
@@ -61,7 +61,7 @@ def trained(jobs: Mapping[str, DictConfig], folder: Path, *, train: Train, descr
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Within it nothing is printed: numbers of such a run are not those of the training."""
+    """Print nothing within this context. A reader would take the numbers for those of the training."""
     was, level = report.console.quiet, logging.root.manager.disable
     try:
         report.console.quiet = True

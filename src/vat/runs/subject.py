@@ -1,4 +1,4 @@
-"""What an evaluation is about: a checkpoint's network, and the examples that it may be tested on."""
+"""The subject of an evaluation: a checkpoint's network, and the examples that it may be tested on."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,15 +22,15 @@ from vat.runs.data_node import make_data
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """A network and its test examples.
 
     Attributes:
-        network: In evaluation mode, on the device.
-        record: Of its run: the settings, class names, the input's description.
-        data: Whose test part it is evaluated on.
-        rows: Of that part.
-        run: The folder of the run that left the checkpoint.
-        device: Of the network.
+        network: Network in evaluation mode, on the device.
+        record: Record of its run, with settings, class names and the input's description.
+        data: Data set with the test part.
+        rows: Rows of the test part to use.
+        run: Folder of the run that wrote the checkpoint.
+        device: Device of the network.
     """
 
     network: nn.Module
@@ -41,7 +41,7 @@ class Subject:
     device: torch.device
 
     def batches(self, size: int) -> EvalLoader:
-        """The examples, so many at a time."""
+        """The examples in batches of `size`."""
         return EvalLoader(self.data.x, self.data.y, self.rows, batch_size=size)
 
 
@@ -49,8 +49,8 @@ def subject(cfg: DictConfig) -> Subject:
     """The checkpoint's network and the examples to evaluate it on.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, the data do not fit it, or there are none.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is damaged, the data do not fit it, or there are none.
     """
     path = folders.existing(cfg.ckpt_path)
     checkpoint = checkpoints.read_checkpoint(path)
@@ -61,7 +61,7 @@ def subject(cfg: DictConfig) -> Subject:
         node = cfg.data
         if "seed" in node and not any(typed.startswith("data.seed=") for typed in HydraConfig.get().overrides.task):
             seed = record["config"]["data"].get("seed")
-            # Not that of the attacks: of a synthetic set it is another draw. Text of a checkpoint could be an interpolation.
+            # The attacks' seed would draw another synthetic set. Only an integer is taken: text could be an interpolation.
             node.seed = seed if type(seed) is int else node.seed
         data = make_data(node)
         if isinstance(data, Texts):
@@ -79,10 +79,10 @@ def subject(cfg: DictConfig) -> Subject:
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
             raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
     if not (isinstance(cfg.norms, ListConfig) and all(isinstance(norm, str) for norm in cfg.norms)):
-        raise ValueError(f"norms={cfg.norms}: must be a list, as norms=[l2]")
+        raise ValueError(f"norms={cfg.norms}: must be a list such as norms=[l2]")
     for norm, radii in cfg.eps.items():
         if radii is not None and not (isinstance(radii, ListConfig) and all(type(eps) in (int, float) for eps in radii)):
-            raise ValueError(f"eps.{norm}={radii}: must be a list of numbers, as eps.{norm}=[0.5,1], or null")
+            raise ValueError(f"eps.{norm}={radii}: must be a list of numbers such as eps.{norm}=[0.5,1], or null")
     rows = data.split.test
     if len(rows) == 0:
         raise ValueError("the test part of the data is empty: there is nothing to evaluate")
@@ -95,8 +95,8 @@ def trained_data(checkpoint: dict[str, Any], path: Path, *, allow_targets: Seque
     """The data set that a checkpoint was trained on, ready for use.
 
     Raises:
-        ValueError: the checkpoint names something else, or nonsense.
-        DownloadError: a file is absent from the folder that the checkpoint names, into which nothing is downloaded.
+        ValueError: If the checkpoint names no data set, or its settings are invalid.
+        DownloadError: If a file is absent from the folder that the checkpoint names. Nothing is downloaded into it.
     """
     data = records.data_of(checkpoint, path, allow_targets=allow_targets)
     with download.only_reading() if checkpoint["record"]["config"]["data"].get("data_dir") else nullcontext():
@@ -105,26 +105,26 @@ def trained_data(checkpoint: dict[str, Any], path: Path, *, allow_targets: Seque
 
 
 def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
-    """A network is evaluated on inputs of the shape, unit and classes it was trained on.
+    """Refuse data of another shape or unit, or of other classes, than those of the training.
 
     Raises:
-        ValueError: names the first difference.
+        ValueError: If one differs. Names the first difference.
     """
     found = {"inputs of shape": list(data.input_shape), "the classes": list(data.class_names), "inputs in": data.unit}
     trained = {"inputs of shape": record["input_shape"], "the classes": record["class_names"], "inputs in": record["unit"]}
     for what, value in found.items():
         if value != trained[what]:
             raise ValueError(
-                f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}: evaluate it on its own "
-                "data (without data=...), or on others like them"
+                f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}. Evaluate it on its own "
+                "data (without data=...), or on similar data"
             )
 
 
 def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
-    """Standardise features as those the network was trained on, whatever the mean and standard deviation of these.
+    """Standardise features with the mean and standard deviation of the training, not with those of these data.
 
     Raises:
-        ValueError: they are of other columns.
+        ValueError: If they have other columns.
     """
     own, trained = preparation(data.preparation), preparation(record.get("preparation") or data.preparation)
     refuse_other_columns(trained, own, path)
@@ -136,43 +136,44 @@ def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: P
 
 
 def preparation(found: dict[str, Any] | None) -> dict[str, Any]:
-    """How values of a file became inputs (`ResidentDataModule.preparation`), complete."""
+    """How values of a file became inputs (`ResidentDataModule.preparation`), with defaults for absent keys."""
     return {"columns": None, "mean": 0.0, "std": 1.0, **(found or {})}
 
 
 def refuse_other_columns(trained: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    """Features must come in the order of those the network was trained on.
+    """Refuse features in another order than that of the training.
 
     Raises:
-        ValueError: they do not.
+        ValueError: If the order differs.
     """
     if trained["columns"] != given["columns"]:
         raise ValueError(
-            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(given['columns'])}: give them as there"
+            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(given['columns'])}. Give the "
+            "same columns"
         )
 
 
 def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
-    """The checkpoint's own data are those it was trained on, or examples of its training could be among those to test.
+    """Refuse a checkpoint's own data if they have changed. Its training examples could be among those to test.
 
     Raises:
-        ValueError: they have changed.
+        ValueError: If they have changed.
     """
     found = records.describe(data)
     if any(record.get(key, found[key]) != found[key] for key in ("split", "data")):
         raise ValueError(
-            f"{path} was trained on other data: the files have changed since, so that examples of its training may be among those to test. "
-            "Put the old ones back, or name data that it has not seen by data=..."
+            f"{path} was trained on other data: the files have changed since. Training examples could be among those to test. "
+            "Put the old files back, or name data that it has not seen by data=..."
         )
 
 
 def refuse_training_examples(
     checkpoint: dict[str, Any], data: ResidentDataModule, path: Path, *, allow_targets: Sequence[str] = ()
 ) -> None:
-    """Of the set that the network was trained on, divided otherwise, no example of its training is tested.
+    """Refuse the network's own data with another split, if training examples would be tested.
 
     Raises:
-        ValueError: some are.
+        ValueError: If there are such examples.
     """
     record = checkpoint["record"]
     if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
@@ -181,8 +182,8 @@ def refuse_training_examples(
     seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
     if number := int(torch.isin(data.split.test, seen).sum()):
         raise ValueError(
-            f"{path} was trained on {number} of the {len(data.split.test)} examples to test, as these data are its own, divided otherwise: "
-            "leave out data=..., or divide them as they were"
+            f"{path} was trained on {number} of the {len(data.split.test)} examples to test: these data are its own, with another split. "
+            "Remove data=..., or use the same split"
         )
 
 

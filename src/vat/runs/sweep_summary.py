@@ -1,4 +1,4 @@
-"""The summary of a sweep: its jobs as they are now, in a table, a page and a figure."""
+"""The summary of a sweep: the present state of its jobs as a table, a page and a figure."""
 
 import csv
 import io
@@ -18,12 +18,12 @@ from vat.runs import evidence, folders, page, report
 from vat.runs.text import cell
 
 ERROR = "error.txt"
-"""Why the last try of a folder's job failed, also where an earlier job has left metrics there."""
+"""File that says why a folder's job failed at the last attempt. It counts even if the folder has metrics of an earlier job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep: its settings by key, where it is, its metrics if it is done, else why it is not."""
+    """A job of a sweep: its settings by key, its folder, and its metrics if it is done, otherwise the reason."""
 
     settings: Mapping[str, str]
     folder: Path
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """The jobs that differ in their seed alone: errors in %, one for each job that is done and has it."""
+    """The jobs that differ only in their seed: errors in %, one for each finished job that has it."""
 
     values: Mapping[str, str]
     num_jobs: int
@@ -46,15 +46,15 @@ class Setting:
 
 
 def enlisted(folder: Path) -> list[Job]:
-    """The jobs of the sweep that is summed up in `folder`, as they stand now."""
+    """The jobs of the sweep whose summary is in `folder`, in their present state."""
     noted = {path: files.read_json(path) for path in sorted((folder / "jobs").glob("[!.]*.json"))}
-    return [_read(path, found) for path, found in noted.items() if found is not None]  # a torn one is of a job that did not begin
+    return [_read(path, found) for path, found in noted.items() if found is not None]  # an incomplete file is of a job that did not begin
 
 
 def settings_of(jobs: Sequence[Job]) -> list[Setting]:
-    """The settings of a sweep, by their validation error, best first; those without a result last.
+    """The settings of a sweep, sorted by validation error, best first. Those without a result come last.
 
-    The order, and so the choice, is by validation: a test error chosen by itself would flatter.
+    The choice must be by validation. The smallest of several test errors is too optimistic.
     """
     keys = {key: None for job in jobs for key in job.settings}
     swept = [key for key in keys if key != "seed" and len({job.settings.get(key) for job in jobs}) > 1]
@@ -82,9 +82,9 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
     """Print the table of a sweep, and write it as CSV and, with a figure, as HTML.
 
     Args:
-        jobs: of the sweep.
-        folder: for the files.
-        said: the command.
+        jobs: Jobs of the sweep.
+        folder: Folder for the files.
+        said: Command of the sweep.
     """
     settings = settings_of(jobs)
     heads, rows = _rows(settings)
@@ -112,21 +112,21 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
         figure = sweep_figure([s.values for s in settings if s.val], [(s.val, s.test) for s in settings if s.val])
         with files.replacing(folder / "summary.png") as part:
             figure.savefig(part, dpi=150)
-        sections.insert(0, page.image(folder / "summary.png", "Error against what was swept"))
-    sections += [page.heading("To be noted"), *map(page.paragraph, notes)] if notes else []
+        sections.insert(0, page.image(folder / "summary.png", "Error against the swept settings"))
+    sections += [page.heading("Notes"), *map(page.paragraph, notes)] if notes else []
     sections += [page.heading("Jobs"), page.table(*_job_rows(jobs, folder))]
     files.write(folder / "summary.html", page.page(f"Sweep {folder.name}", said, sections))
     report.console.print(f"as a page: {folder / 'summary.html'}, as numbers: {folder / 'summary.csv'}")
 
 
 ORDER = (
-    "Sorted by the validation error, which a setting is to be chosen by. The test error stands beside it for the report: chosen by "
-    "itself it would flatter."
+    "Sorted by the validation error. Choose a setting by it. The test error is for the report only: the smallest of several test errors "
+    "is too optimistic."
 )
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """`4.74 ± 1.20`; without a spread where there is one value, – where there is none."""
+    """`4.74 ± 1.20`. One value has no spread, and no value is –."""
     if not values:
         return "–"
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -182,8 +182,8 @@ def _notes(jobs: Sequence[Job]) -> list[str]:
     done = [found.metrics for found in jobs if found.metrics]
     if without := sum("val/accuracy" not in metrics for metrics in done):
         notes.append(
-            f"{without} of {len(done)} jobs have no validation part, so that validation cannot rank them: chosen by the test error, a "
-            "setting looks better than it is; data.validation_share=0.1 holds examples out"
+            f"{without} of {len(done)} jobs have no validation part, so validation cannot rank them. A setting that is chosen by the test "
+            "error looks better than it is. data.validation_share=0.1 holds examples out"
         )
     commits = sorted({found.commit for found in jobs if found.metrics and found.commit})
     if len(commits) > 1:
@@ -192,11 +192,11 @@ def _notes(jobs: Sequence[Job]) -> list[str]:
 
 
 def _read(listed: Path, noted: dict[str, Any]) -> Job:
-    """A job as it was enlisted and as it stands."""
+    """A job: its settings as listed, and its present state."""
     folder = report.shown((listed.parent / noted["folder"]).resolve())
     metrics, problem = folders.finished(folder), "interrupted"
     if metrics is not None and not folders.of_this_version(metrics):
-        metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
+        metrics, problem = None, f"left out, because it is of another version of this project. Delete {folder} to train it again"
     said = (folder / ERROR).read_text(encoding="utf-8", errors="replace") if (folder / ERROR).is_file() else ""
     if said:
         metrics, problem = None, "failed: " + said.splitlines()[0]

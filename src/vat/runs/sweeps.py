@@ -1,4 +1,4 @@
-"""Sweeps by `python src/train.py -m …`: jobs that neither stop nor spoil one another, and one summary at the end."""
+"""Sweeps by `python src/train.py -m …`: jobs that do not affect one another, and one summary at the end."""
 
 import copyreg
 import dataclasses
@@ -41,24 +41,24 @@ SOURCE = Path(__file__).parents[2]
 
 
 UNLISTED: list[str] = []
-"""The failed jobs of this process that no file tells of, as the disk was full."""
+"""Failed jobs of this process that are in no file, because the disk was full."""
 
 Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
-# Here: a launcher's worker imports this module, to unpickle the callback, and never runs train.py's body.
+# Registered here, because a launcher's worker imports this module to unpickle the callback, and does not run train.py's body.
 folders.register()
-# It sends the schema's dataclasses to and fro by value, where a copy of this mark would not be the mark any more.
+# The launcher pickles the schema's dataclasses by value. A copy of MISSING would not be identical to MISSING.
 copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 
 def job(cfg: DictConfig, folder: Path, train: Train) -> float:
-    """One job of a sweep: what is done is not done again, what was interrupted goes on, what fails is left to the summary.
+    """Run one job of a sweep. A finished job is skipped, an interrupted one resumes, and a failure is recorded for the summary.
 
-    A job of several processes gets a process of its own, which starts the others: they would repeat the command line, and by that
-    of a sweep each would train other settings.
+    A job of several processes runs in a separate process, which starts the others. They repeat the command line, and with that of
+    a sweep each would train other settings.
 
     Returns:
-        The validation error, which a sampling sweeper minimises; NaN if the job failed or has no validation part.
+        The validation error, which a sampling sweeper minimises. NaN if the job failed or has no validation part.
     """
     overrides = list(HydraConfig.get().overrides.task)
     processes.end_with_parent()
@@ -74,12 +74,12 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
             several = cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
             metrics = _in_own_process(overrides, folder, start) if several else train(cfg, folder, start)
         if not folders.of_this_version(metrics):
-            raise ValueError(f"{folder / folders.METRICS} is of another version of this project: delete {folder} to train it anew")
+            raise ValueError(f"{folder / folders.METRICS} is of another version of this project. Delete {folder} to train it again")
     except Exception as error:
         said = user_errors.readable(error).splitlines()[0]
         try:
             files.write(folder / ERROR, f"{said}\n\n{traceback.format_exc()}")
-        except OSError:  # the disk is full: the sweep goes on, and its end says which job failed
+        except OSError:  # the disk is full: the summary then says which job failed
             listed = False
         if not listed:
             UNLISTED.append(f"{folder}: failed: {said}")
@@ -89,7 +89,7 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
 
 
 def command(overrides: Iterable[str], folder: Path, start: Path | None = None) -> list[str]:
-    """The command of a single run in `folder`, which goes on from the checkpoint `start`."""
+    """The command of a single run in `folder`, which resumes from the checkpoint `start`."""
     words = [*(word for word in overrides if not word.startswith("sweep=")), f"hydra.run.dir={quoted(folder)}"]
     words += [] if start is None else [f"ckpt_path={quoted(start)}"]
     return [sys.executable, str(SOURCE / "train.py"), *words]
@@ -115,7 +115,7 @@ def _in_own_process(overrides: Sequence[str], folder: Path, start: Path | None) 
         raise SIGTERMException
     metrics = folders.finished(folder)
     if process.returncode or metrics is None:
-        lines = [line for line in errors.splitlines() if line.strip()] or ["it left no metrics"]
+        lines = [line for line in errors.splitlines() if line.strip()] or ["it wrote no metrics"]
         said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
         raise RuntimeError(f"{said} (status {process.returncode})")
     return metrics
@@ -123,14 +123,14 @@ def _in_own_process(overrides: Sequence[str], folder: Path, start: Path | None) 
 
 @contextmanager
 def _passing_on_sigterm(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Within it SIGTERM goes to `process` in place of this one; the list holds those that came."""
+    """Pass SIGTERM to `process` instead of this one, within this context. The list holds the received signals."""
     came: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
         came.append(number)
         process.terminate()
 
-    if threading.current_thread() is not threading.main_thread():  # a launcher's, which no signal reaches
+    if threading.current_thread() is not threading.main_thread():  # a launcher's thread, which receives no signals
         yield came
         return
     before = signal.signal(signal.SIGTERM, pass_on)
@@ -141,29 +141,29 @@ def _passing_on_sigterm(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 
 class Sweep(HydraCallback):
-    """Names a sweep, so that its jobs find together, and sums it up at its end."""
+    """Names a sweep for its jobs, and summarises it at its end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Hand the sweep's name on to its jobs.
+        """Pass the sweep's name to its jobs.
 
         Raises:
-            SystemExit: several grids of conf/sweep are asked for at once, of which a job would know nothing.
+            SystemExit: If several grids of conf/sweep are given at once. Hydra does not pass the grid to the jobs.
         """
         UNLISTED.clear()
         for word in config.hydra.overrides.task:
             if word.startswith("sweep=") and re.search(r"[,(]", word):
-                raise SystemExit(f"error: {word}: one sweep at a time; run them one after the other")
+                raise SystemExit(f"error: {word}: only one sweep at a time. Run them one after the other")
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{NAME}={_name(config)}")
-        source = str(SOURCE)  # a launcher's worker is no `python src/train.py`
-        # The working directory is where one's own modules are, and comes last: hydra_plugins/working_directory.py
+        source = str(SOURCE)  # a launcher's worker is not started as `python src/train.py`
+        # The working directory has the user's modules, and comes last: hydra_plugins/working_directory.py
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the summary.
 
         Raises:
-            SystemExit: no job was started, or one failed.
+            SystemExit: If no job was started, or one failed.
         """
         folder = Path(config.hydra.sweep.dir) / _name(config)
         try:
@@ -171,17 +171,17 @@ class Sweep(HydraCallback):
             if not jobs and not UNLISTED:
                 raise SystemExit(f"error: the sweep is empty: {' '.join(config.hydra.overrides.task) or 'nothing'} leads to no job")
             summarise(jobs, folder, said=_said(config))
-        except Exception as error:  # Hydra would make a warning of it
+        except Exception as error:  # Hydra would turn it into a warning
             raise SystemExit(f"error: the sweep has no summary: {error!r}") from error
         missing = [j for j in jobs if j.metrics is None]
         if missing or UNLISTED:
             said = "; ".join([f"{len(missing)} of {len(jobs)} jobs have no result", *UNLISTED])
-            raise SystemExit(f"error: {said}; the same command tries them again")
+            raise SystemExit(f"error: {said}. The same command tries them again")
 
 
 def _enlist(overrides: Sequence[str], folder: Path) -> None:
     sweep = os.environ.get(NAME)
-    if sweep is None:  # the callback was taken out
+    if sweep is None:  # the callback was removed
         return
     deciding = _deciding(overrides)
     listed = Path(HydraConfig.get().sweep.dir) / sweep / "jobs" / f"{digest(deciding)}.json"
@@ -194,7 +194,7 @@ def _enlist(overrides: Sequence[str], folder: Path) -> None:
 
 
 def _name(config: DictConfig) -> str:
-    """The name of a sweep: what is swept, and a digest of it, so that the same command goes on with the same sweep."""
+    """The name of a sweep: the swept keys, and a digest. So the same command resumes the same sweep."""
     words = _deciding(config.hydra.overrides.task)
     swept = [o.get_key_element() for o in OverridesParser.create().parse_overrides(words) if o.is_sweep_override()]
     grids = OmegaConf.to_container(config.hydra.sweeper)
@@ -203,7 +203,7 @@ def _name(config: DictConfig) -> str:
 
 
 def _deciding(overrides: Iterable[str]) -> list[str]:
-    """Those on which a job's result depends."""
+    """The overrides that a job's result depends on."""
     return [word for word in overrides if word.lstrip("+").split("=")[0].split(".")[0] not in folders.BYSTANDERS]
 
 
@@ -212,5 +212,5 @@ def _said(config: DictConfig) -> str:
 
 
 def digest(words: Iterable[str]) -> str:
-    """Eight hexadecimal digits that follow from overrides, in whatever order they are given."""
+    """A digest of eight hexadecimal digits of overrides in any order."""
     return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:8]

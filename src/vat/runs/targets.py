@@ -1,6 +1,6 @@
-"""What a checkpoint may name to be made: classes from a list for each node, with plain values as arguments.
+"""Creates the objects that a checkpoint names, but only of listed classes for each node, and with plain values as arguments.
 
-Hydra's `instantiate` calls whatever a configuration names. It is for the user's own configuration; a checkpoint comes from anywhere.
+Hydra's `instantiate` calls anything that a configuration names. Only the user's own configuration may: a checkpoint can come from anywhere.
 """
 
 import inspect
@@ -24,26 +24,26 @@ from vat.runs.text import brief
 PLAIN = (bool, int, float, str, type(None))
 
 RESERVED = ("_args_", "_partial_", "_convert_", "_recursive_")
-"""Words of Hydra's that a checkpoint may not use."""
+"""Hydra's keywords that a checkpoint may not use."""
 
 PACKAGES = ("vat", "vat.models", "vat.regularizers")
-"""Short names, as `vat.VAT`, are of these."""
+"""Packages of short names, such as `vat.VAT`."""
 
 LIBRARIES = ("torch", "pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "numpy", "pandas", "matplotlib", "wandb")
-"""These hold functions that delete, write and run: of them a class is allowed by its full name, never the package."""
+"""Libraries with functions that delete, write and run. A class of them can be allowed by its full name, the package never."""
 
 
 class RefusedError(ValueError):
-    """A checkpoint names what it may not."""
+    """A checkpoint names something that is not allowed."""
 
 
 class Kind(NamedTuple):
-    """What a node of a checkpoint's configuration makes.
+    """A kind of object that a node of a checkpoint's configuration makes.
 
     Attributes:
-        what: In words.
-        base: Class of all that it may make.
-        classes: The project's own.
+        what: Its name in messages.
+        base: Base class of every such object.
+        classes: Classes of this project.
     """
 
     what: str
@@ -60,17 +60,17 @@ KINDS = {
     "data": Kind("data set", ResidentDataModule, schema.DATA),
     "regularizers": Kind("regularizer", Regularizer, schema.REGULARIZERS),
 }
-"""The nodes of a checkpoint of which something is made; optimizer and scheduler are only compared."""
+"""The nodes of a checkpoint that make an object. Optimizer and scheduler are only compared."""
 
 
 def make(node: Any, key: str, *, allowed: Sequence[str] = (), facts: Mapping[str, Any] | None = None) -> Any:
-    """Make what a checkpoint's node names.
+    """Make the object that a checkpoint's node names.
 
     Args:
-        node: The class's name as `_target_`, and its arguments, in plain dictionaries and lists.
-        key: Of the node, in `KINDS`. Of the regularizers, one is made at a time.
-        allowed: Packages, classes or functions of your own that a checkpoint may name too.
-        facts: Arguments that the data decide, given to constructors that take them.
+        node: Name of the class as `_target_`, and its arguments, in plain dictionaries and lists.
+        key: Key of the node in `KINDS`. For regularizers, the node is one element of the list.
+        allowed: Your packages, classes or functions that a checkpoint may also name.
+        facts: Arguments that the data determine, passed to constructors that take them.
 
     Raises:
         RefusedError: If the node names something else, or its arguments are not plain values of the declared types.
@@ -96,7 +96,7 @@ def make(node: Any, key: str, *, allowed: Sequence[str] = (), facts: Mapping[str
 
 
 def call_own(node: dict[str, Any], what: str, *, allowed: Sequence[str], facts: Mapping[str, Any] | None = None) -> Any:
-    """What a class or function of an allowed package gives for a node's arguments, whatever that is.
+    """Call a class or function of an allowed package with a node's arguments. The type of the result is not checked.
 
     Raises:
         RefusedError: If it is in no allowed package, or its arguments name something that is in none.
@@ -109,10 +109,10 @@ def call_own(node: dict[str, Any], what: str, *, allowed: Sequence[str], facts: 
 
 
 def refuse_foreign(node: Any, what: str, *, allowed: Sequence[str] = ()) -> None:
-    """Refuse a node in which something names neither a class of this project nor an allowed package; nothing is imported for that.
+    """Refuse a node that names anything but classes of this project and allowed packages. Nothing is imported.
 
     Raises:
-        RefusedError: names the first such name and the remedy, or an interpolation.
+        RefusedError: If there is another name or an interpolation. Names the first, and the remedy.
     """
     for word, value in _leaves(node):
         if word == "_target_" and not any(k.named(value) for k in KINDS.values()):
@@ -128,7 +128,7 @@ def is_own(node: Any, key: str) -> bool:
 
 @contextmanager
 def few_parameters(most: int) -> Iterator[None]:
-    """Within it no more parameters are made than `most`: a record may name billions of layers.
+    """Limit the parameters that are made within this context to `most`. A record may name billions of layers.
 
     Raises:
         RefusedError: If there are more.
@@ -152,7 +152,7 @@ def _value(target: type, key: str, value: Any, takes: Mapping[str, tuple[inspect
     """An argument of one of the project's classes, which must be of the declared type."""
     if key not in takes:
         raise RefusedError(f"{target.__name__} takes no {brief(key)}")
-    if isinstance(value, dict):  # as a direction of your own
+    if isinstance(value, dict):  # such as a user's direction
         return _own_value(key, value, allowed)
     declared = schema.field_type(takes[key][1])
     if not (_plain(value) if declared is Any else _fits(value, declared)):
@@ -163,7 +163,7 @@ def _value(target: type, key: str, value: Any, takes: Mapping[str, tuple[inspect
 def _fits(value: Any, declared: Any) -> bool:
     if typing.get_origin(declared) is list:
         return isinstance(value, list) and all(_fits(item, typing.get_args(declared)[0]) for item in value)
-    if options := typing.get_args(declared):  # of a union
+    if options := typing.get_args(declared):  # types of a union
         return any(_fits(value, option) for option in options)
     return type(value) in ((int, float) if declared is float else (declared,))
 
@@ -173,7 +173,7 @@ def _plain(value: Any) -> bool:
 
 
 def _own_value(key: str, value: Any, allowed: Sequence[str]) -> Any:
-    """An argument that may hold things of allowed packages, as `{_target_: my_package.MyNorm}`, or functions of them, not called here."""
+    """An argument that may hold objects of allowed packages, as `{_target_: my_package.MyNorm}`, or functions without a call."""
     if key in RESERVED:
         raise RefusedError(f"{brief(key)}: a checkpoint gives arguments by name")
     if isinstance(value, list):
@@ -191,7 +191,7 @@ def _own_value(key: str, value: Any, allowed: Sequence[str]) -> Any:
 
 
 def _refuse_foreign(name: Any, allowed: Sequence[str], what: str) -> None:
-    """Refuse a name that is in no allowed package; nothing is imported for that."""
+    """Refuse a name that is in no allowed package. Nothing is imported."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
         raise RefusedError(f"_target_={brief(name)} is the name of no class")
     if not _allowed(name, allowed):
@@ -203,31 +203,31 @@ def _refuse_foreign(name: Any, allowed: Sequence[str], what: str) -> None:
 
 
 def _is_layer(name: str) -> bool:
-    """Whether a library that is imported already has a class of networks of that name: of a library nothing else may be allowed."""
+    """Whether the name is a class of networks in a library that is already imported. Nothing else of a library can be allowed."""
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module), attribute, None)
     return inspect.isclass(found) and issubclass(found, nn.Module)
 
 
 def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
-    """A class or function that an allowed package defines, or what is allowed by its full name."""
+    """A class or function that an allowed package defines, or that is allowed by its full name."""
     _refuse_foreign(name, allowed, what)
     try:
         found = get_object(name)
-    except Exception as error:  # an import raises what it likes
+    except Exception as error:  # an import can raise anything
         raise RefusedError(f"_target_={name} cannot be found: {error}") from error
     closed = name.split(".")[0] in (*LIBRARIES, *sys.stdlib_module_names)
     if name in allowed and (_is_layer(name) if closed else callable(found)):
         return found
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
-    # A module hands out what it imports as well: my_package.os.system is no part of my_package.
+    # A module also gives access to its imports: my_package.os.system is not part of my_package.
     if closed or not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
         raise RefusedError(f"_target_={name} is {home}, which is in no allowed package: if you trust it, add allow_targets=[{name}]")
     return found
 
 
 def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Every value that is no dictionary or list, and every `_target_` whatever it is, with its key."""
+    """Every value that is no dictionary or list, and every `_target_` of any type, with its key."""
     if isinstance(node, dict):
         for inner, value in node.items():
             yield from ((inner, value),) if inner == "_target_" else _leaves(value, inner)
@@ -239,6 +239,6 @@ def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
 
 
 def _allowed(name: str, allowed: Sequence[str]) -> bool:
-    """Whether a name is allowed itself, or is in an allowed package of the user's own."""
+    """Whether a name is itself allowed, or is in an allowed package of the user."""
     closed = name.split(".")[0] in ("vat", *LIBRARIES, *sys.stdlib_module_names)
     return any(name == entry or (name.startswith(f"{entry}.") and not closed) for entry in allowed)

@@ -46,8 +46,9 @@ from vat.runs import (
     training_state,
     trial,
 )
-from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
+from vat.runs.checkpoints import BEST, LAST, WholeCheckpoints, bring_best
 from vat.runs.data_node import make_data
+from vat.runs.saving import SaveBest, SaveEnd, SaveLast, SaveOnSignal
 
 TESTS = ("last", "best", "none")
 
@@ -55,7 +56,7 @@ PRECISIONS = (None, 32, "32-true", "16-mixed", "bf16-mixed", "auto")  # all of t
 
 
 IMAGES_TO_WHITEN = 2000
-"""From which a whitening first layer is set: a million patches and more."""
+"""Images from which a whitening first layer is computed. They have more than a million patches."""
 
 
 # Longer than other functions: the course of a job, from top to bottom.
@@ -63,12 +64,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     """Compose, fit, test, report.
 
     Args:
-        cfg: the composed configuration.
-        folder: for everything the job leaves behind.
-        start: the checkpoint to go on from.
+        cfg: Composed configuration.
+        folder: Folder for all files of the job.
+        start: Checkpoint to resume from. None starts a new run.
 
     Returns:
-        The metrics of validation and test, and the seconds it took.
+        The metrics of validation and test, and the seconds that the job took.
     """
     began = time.perf_counter()
     quiet()
@@ -81,17 +82,17 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     data.setup()
     validates = len(data.split.validation) > 0
     if cfg.test == "best" and not validates:
-        raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
+        raise ValueError("test=best needs a validation part to choose a checkpoint, and there is none. Use test=last, or hold examples out")
     settings = folders.settings_digest(cfg)
     cfg, computed = default_eps.filled_in(default_eps.with_random_times(default_eps.with_hidden(cfg, data), data), data)
     if cfg.choose_eps:
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
     pooled = cross_validation.pooled(cfg, data, settings, train=train) if cross_validation.wanted(cfg) else {}
-    pl.seed_everything(cfg.seed, verbose=False)  # as if no run before this one had drawn numbers
+    pl.seed_everything(cfg.seed, verbose=False)  # earlier runs of this job have drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": dict(provenance.environment())}
     network = records.make_network(cfg.model, record)
-    if whitening_layers(network):  # of a resumed run the checkpoint brings the filters
+    if whitening_layers(network):  # a resumed run later loads the filters of its checkpoint
         whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
@@ -100,7 +101,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if start is not None:
         saved = checkpoints.read_checkpoint(start)
         resume.refuse_other_run(saved, start, network, record)
-        if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
+        if not saved["global_step"]:  # Lightning would take it for a checkpoint at the end of an epoch
             start = None
     classifier = make_classifier(cfg, network, data, record)
     if cfg.test != "none" or any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
@@ -142,10 +143,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             end(trainer, classifier)
             if cfg.scheduler and trainer.global_step < cfg.trainer.max_steps:
                 reached = f"{trainer.global_step} of {cfg.trainer.max_steps} steps"
-                warnings.warn(f"ended after {reached}: the learning rate has not come to the end of its schedule", stacklevel=1)
-            if cfg.test == "best":  # not by the trainer: it would take the weights behind an average
+                warnings.warn(f"the run ended after {reached}, before the end of the learning rate's schedule", stacklevel=1)
+            if cfg.test == "best":  # not by the trainer, which would load the weights without their average
                 classifier.load_state_dict(checkpoints.read_checkpoint(folder / "checkpoints" / BEST)["state_dict"])
-                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # which would validate its own
+                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]  # it would validate its own average
             (metrics,) = trainer.validate(classifier, datamodule=data, verbose=False) if validates else ({},)
             if cfg.test != "none":
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
@@ -164,14 +165,14 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 if classifier.confusion is not None:
                     report.confusion(classifier.confusion, data.class_names, folder / report.CONFUSION)
                 report.write_page(metrics, folder, record, lds=lds, notes=notes)
-                files.write_json(folder / folders.METRICS, metrics)  # at last: the job is done
+                files.write_json(folder / folders.METRICS, metrics)  # last, because this file marks the job as done
         if trainer.is_global_zero:
             report.closing(metrics, folder, record, lds=lds, counts=classifier.confusion, notes=notes)
     return metrics
 
 
 def chosen_precision(cfg: DictConfig, classifier: Classifier, data: ResidentDataModule, saved: dict[str, Any] | None) -> str:
-    """The precision of a job, as Lightning names it; `auto` is measured, and said."""
+    """The precision of a job, as Lightning names it. `auto` is measured, and the result is printed."""
     if cfg.trainer.precision != "auto":
         return "32-true" if cfg.trainer.precision in (None, 32) else cfg.trainer.precision
     precision, why = autoprecision.choose(cfg, classifier, data, saved)
@@ -181,28 +182,28 @@ def chosen_precision(cfg: DictConfig, classifier: Classifier, data: ResidentData
 
 @rank_zero_only
 def write_origin(cfg: DictConfig, folder: Path, record: dict[str, Any], settings: str) -> None:
-    """Write a job's settings, where it was run, and the digest of the settings as they were composed."""
+    """Write a job's settings, its environment, and the digest of the composed settings."""
     files.write(folder / folders.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     files.write_json(folder / folders.ENVIRONMENT, {**record["environment"], "data": record["data"], "settings": settings})
 
 
 def refuse_early_end(cfg: DictConfig, steps_per_epoch: int) -> None:
-    """Refuse a run that ends before its first validation, if it needs one, or before its learning rate has fallen.
+    """Refuse a run that ends before its first validation, if it needs one, or before the end of the learning rate's schedule.
 
     Raises:
-        ValueError: names the keys.
+        ValueError: If it ends before. Names the keys.
     """
     batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
     if cfg.test == "best" and 0 <= batches < steps_per_epoch and cfg.trainer.val_check_interval is None:
         raise ValueError(
             f"test=best with trainer.max_steps={cfg.trainer.max_steps}: the run ends before its first validation, after "
-            f"data.steps_per_epoch={steps_per_epoch} steps; lower that, or take test=last"
+            f"data.steps_per_epoch={steps_per_epoch} steps. Lower this number, or use test=last"
         )
     epochs, updates = cfg.trainer.max_epochs, math.ceil(steps_per_epoch / cfg.trainer.accumulate_grad_batches)
     if cfg.scheduler and epochs is not None and epochs >= 0 and epochs * updates < cfg.trainer.max_steps:
         raise ValueError(
-            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, over which the learning rate "
-            "falls: give its length by trainer.max_steps"
+            f"trainer.max_epochs={epochs} ends the run before trainer.max_steps={cfg.trainer.max_steps}, the length of the learning rate's "
+            "schedule. Set only trainer.max_steps"
         )
 
 
@@ -222,10 +223,10 @@ def make_classifier(cfg: DictConfig, network: nn.Module, data: ResidentDataModul
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse settings of the job itself that cannot be; those of its parts are checked where they are made.
+    """Refuse invalid settings of the job itself. Constructors of its parts check theirs.
 
     Raises:
-        ValueError: names the key, the value and what it may be.
+        ValueError: If a value is invalid. Names the key, the value and what is allowed.
     """
     possible = {
         "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer from 0 to 4294967295"),
@@ -245,9 +246,9 @@ def check(cfg: DictConfig) -> None:
         if not allows(value := OmegaConf.select(cfg, key)):
             raise ValueError(f"{key}={value}: must be {what}")
     if cfg.scheduler and cfg.scheduler.get("T_max", 1) < 1:
-        raise ValueError(f"scheduler.T_max={cfg.scheduler.T_max}: give the run a length by trainer.max_steps")
+        raise ValueError(f"scheduler.T_max={cfg.scheduler.T_max}: must be >= 1. Set trainer.max_steps to the length of the run")
     if cfg.trainer.get("limit_train_batches") == 0:
-        raise ValueError("trainer.limit_train_batches=0: nothing would be trained; src/evaluate.py evaluates a checkpoint")
+        raise ValueError("trainer.limit_train_batches=0: nothing would be trained. To evaluate a checkpoint, use src/evaluate.py")
     for key in ("limit_val_batches", "limit_test_batches"):
         if cfg.trainer.get(key) == 0:
             raise ValueError(f"trainer.{key}=0: a run ends with a validation, and with a test unless test=none")
@@ -259,41 +260,41 @@ def check(cfg: DictConfig) -> None:
         autoprecision.refuse_several_processes(cfg)
     if str(cfg.trainer.precision).endswith("-mixed") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
-            f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there; "
-            "add optimizer.fused=false"
+            f"trainer.gradient_clip_val with trainer.precision={cfg.trainer.precision}: Lightning cannot clip for a fused optimizer there. "
+            "Add optimizer.fused=false"
         )
     if cfg.trainer.strategy.startswith(("fsdp", "deepspeed")):
-        raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes; use trainer.strategy=ddp")
+        raise ValueError(f"trainer.strategy={cfg.trainer.strategy}: weights cannot be divided among processes. Use trainer.strategy=ddp")
     processes.refuse_port_in_use(cfg)
 
 
 def end(trainer: pl.Trainer, classifier: Classifier) -> None:
-    """End the training of a run that was restored with nothing left to train, of which Lightning does not tell its callbacks."""
+    """End the training of a restored run that has nothing left to train. Lightning does not call the callbacks then."""
     concerned = [callback for callback in trainer.callbacks if isinstance(callback, SaveEnd | EMAWeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
     if not any(callback.done for callback in concerned if isinstance(callback, SaveEnd)):
-        classifier.to(trainer.strategy.root_device)  # which the trainer has left already
+        classifier.to(trainer.strategy.root_device)  # the trainer has already moved it away
         for callback in concerned:
             callback.on_train_end(trainer, classifier)
-        # Under which loggers file what follows: the step, and the epoch, which was not over when the checkpoint was written.
+        # Loggers record the following values at this step and epoch. The epoch was not over when the checkpoint was written.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed = epochs.ready
 
 
 def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
-    """Checkpoints after every validation, the progress bar, the moving average of the weights."""
+    """The callbacks: checkpoints after every validation, progress bar, moving average of the weights."""
     saved = folder / "checkpoints"
     found: list[Callback] = [
         History(folder / HISTORY),
         SaveOnSignal(saved / LAST),
         SaveEnd(saved / LAST),
-        # Before the last, which is to know what the best was.
+        # Before SaveLast, whose checkpoint records the best.
         SaveBest(saved),
         SaveLast(saved / LAST),
     ]
     if cfg.trainer.enable_progress_bar is not False:
         found.append(report.Progress(refresh_rate=10))
-    if cfg.figures is not None:  # before the moving average, which takes itself out again at the end of a validation
+    if cfg.figures is not None:  # before the moving average, which restores the weights at the end of a validation
         found.append(Figures(folder, every_n_steps=cfg.figures, at_end="validation" if cfg.test == "none" else "test"))
     if cfg.ema is not None:
         found.append(EMAWeightAveraging(decay=cfg.ema))
@@ -301,7 +302,7 @@ def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
 
 
 def quiet() -> None:
-    """Silence what is no news to a user of this project."""
+    """Silence messages that do not help a user of this project."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -310,8 +311,8 @@ def quiet() -> None:
         ".*LeafSpec.*deprecated.*",
         ".*treespec.*deprecated.*",
         ".*Found .* module.* in eval mode.*",
-        ".*Total length of `list` across ranks is zero.*",  # of data without a validation part, which say what that means
+        ".*Total length of `list` across ranks is zero.*",  # data without a validation part, for which this project warns itself
         ".*log_every_n_steps.*",
-        ".*could not find the monitored key.*",  # of a run that goes on, before its first validation
+        ".*could not find the monitored key.*",  # a resumed run, before its first validation
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""The state of a training that a checkpoint holds, compared with what this run would save: torch and Lightning restore what they find."""
+"""Compares the training state of a checkpoint with that of this run. torch and Lightning would restore it without checks."""
 
 import math
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from vat.runs.text import brief
 
 
 def refuse_foreign_state(saved: dict[str, Any], path: Path, classifier: Classifier, trainer: pl.Trainer) -> None:
-    """Refuse a state that is not of this optimizer, this schedule and this loop. A fused optimizer would read beyond a short tensor.
+    """Refuse a state of another optimizer, schedule or loop. A fused optimizer would read beyond the end of a short tensor.
 
     Args:
-        saved: The checkpoint.
-        path: Where it is.
-        classifier: With the network, the optimizer and the schedule of the run.
-        trainer: Of the run, before `fit`.
+        saved: Content of the checkpoint.
+        path: Path of the checkpoint.
+        classifier: Classifier of the run, with its network, optimizer and schedule.
+        trainer: Trainer of the run, before `fit`.
 
     Raises:
-        ValueError: Names the first difference.
+        ValueError: If the state differs. Names the first difference.
     """
     try:
         _check(saved, classifier, trainer)
     except _DifferentError as error:
-        raise ValueError(f"{path} does not hold the state of such a run ({error}): take another, or start anew") from error
+        raise ValueError(f"{path} does not hold the state of such a run ({error}). Use another, or start a new run") from error
 
 
 class _DifferentError(ValueError):
@@ -59,7 +59,7 @@ def _check(saved: dict[str, Any], classifier: Classifier, trainer: pl.Trainer) -
         _like(_part(fit, key), own[key], key)
     steps = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     if steps != saved["global_step"]:
-        raise _DifferentError(f"it says to be of step {brief(saved['global_step'])} and of step {steps}")
+        raise _DifferentError(f"its global_step is {brief(saved['global_step'])}, but its loop's is {steps}")
     loaders = _part(fit, "state_dict")
     if loaders:
         _like(_part(loaders, "combined_loader"), [{"micro_step": 0}], "combined_loader")
@@ -68,24 +68,24 @@ def _check(saved: dict[str, Any], classifier: Classifier, trainer: pl.Trainer) -
 
 
 def _stepped(classifier: Classifier, parameters: list[nn.Parameter]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the optimizer of a run and its schedules save after a step, with parameters of one number each."""
+    """The state that the run's optimizer and schedules save after a step, with parameters of one number each."""
     tiny = [nn.Parameter(torch.zeros([1] * p.ndim, dtype=p.dtype), requires_grad=p.requires_grad) for p in parameters]
     for parameter in tiny:
         parameter.grad = torch.zeros_like(parameter)
     optimizer, schedules = classifier.make_optimizer(tiny)
     step: Callable[..., Any] = optimizer.step
-    step(lambda: torch.zeros(()))  # a closure, which some optimizers ask for
+    step(lambda: torch.zeros(()))  # a closure, which some optimizers need
     return optimizer.state_dict(), [schedule.state_dict() for schedule in schedules]
 
 
 def _of_parameter(own: Any, parameter: nn.Parameter) -> Any:
-    """What an optimizer saves of a parameter, which it does of one with as many dimensions of length 1: of its shape, or of none."""
+    """The expected state of a parameter, from that of a parameter with dimensions of length 1: of its shape, or a scalar."""
     of_its_shape = isinstance(own, Tensor) and own.ndim == parameter.ndim and own.ndim
     return own.expand(parameter.shape) if of_its_shape else own
 
 
 def _like(found: Any, own: Any, name: str, *, flags: bool = False) -> None:
-    """Refuse what is not of the kind, the length and the shape of one's own. With `flags`, true and false must be equal too."""
+    """Refuse a value unless its type, length and shape are as in `own`. With `flags`, booleans must also be equal."""
     match own:
         case dict():
             if not isinstance(found, dict) or found.keys() != own.keys():

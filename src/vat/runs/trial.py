@@ -1,4 +1,4 @@
-"""The network is tried on a few examples before anything is trained."""
+"""Tests the network on a few examples before the training."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ EXPECTED = "model={} must map inputs of shape {} to logits of shape {}"
 
 
 def refuse_without_gradient(network: nn.Module, data: ResidentDataModule) -> None:
-    """Refuse a network whose output has no gradient with respect to its inputs, along which VAT and the LDS of a test look for r.
+    """Refuse a network whose output has no gradient with respect to its inputs. VAT and LDS need it to find r.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no gradient.
     """
     x = as_input(data.x[data.split.labeled[:2]])
-    if not x.is_floating_point():  # of words an embedding is perturbed
+    if not x.is_floating_point():  # for words, embeddings are perturbed
         return
     modes = {module: module.training for module in network.modules()}
     with torch.random.fork_rng(devices=[]):
@@ -36,14 +36,14 @@ def refuse_without_gradient(network: nn.Module, data: ResidentDataModule) -> Non
 def refuse_unusable(network: nn.Module, data: ResidentDataModule) -> None:
     """Refuse a network whose output is not one logit for each class.
 
-    The trial runs in evaluation mode, without gradients, and leaves torch's random state as it was.
+    The test runs in evaluation mode, without gradients, and does not change torch's random state.
 
     Args:
-        network: x (N, …) -> logits.
-        data: what it is to be trained on, after `setup`.
+        network: Function x (N, …) -> logits.
+        data: Data set to train on, after `setup`.
 
     Raises:
-        ValueError: If the network cannot take the inputs, or returns something else. The message says what it returned.
+        ValueError: If the network cannot take the inputs, or returns something else. Says what it returned.
     """
     x = as_input(data.x[data.split.labeled[:2]])
     allowed = [(len(x), data.num_classes), *([(len(x), 1), (len(x),)] if data.num_classes == 2 else [])]
@@ -55,7 +55,7 @@ def refuse_unusable(network: nn.Module, data: ResidentDataModule) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = network.eval()(x)
-    except Exception as error:  # a network of a user's own raises what it likes
+    except Exception as error:  # a user's network can raise anything
         said = " ".join(str(error).split())
         raise ValueError(f"{expected}; it raised {type(error).__name__}: {said[:300]}") from error
     finally:

@@ -1,4 +1,4 @@
-"""Errors that a user can read."""
+"""Turns errors into messages for a user."""
 
 import os
 import signal
@@ -22,18 +22,18 @@ from vat.runs.text import visible, visible_warnings
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
 LONGEST = 2000
-"""Characters of a message; a name in a checkpoint may have a million."""
+"""Most characters of a message. A name in a checkpoint may have a million."""
 
-WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # the second: this program set the first, not the user
+WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # OURS is set if this program, not the user, set WHOLE
 
 OUT_OF_MEMORY = (
-    "out of memory: lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches makes up for it), "
-    "or the model's size; ckpt_path=last goes on where the settings stay the same"
+    "out of memory. Lower data.batch_size_unlabeled and data.batch_size_labeled (trainer.accumulate_grad_batches compensates for it), "
+    "or the model's size. ckpt_path=last resumes only with the same settings"
 )
 
 
 def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
-    """Start a command. What Hydra refuses ends in one line.
+    """Start a command. An error of Hydra ends it with one line.
 
     Args:
         main: The command.
@@ -41,7 +41,7 @@ def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
     """
     before = dict(os.environ)
     if before.get(WHOLE) != "1":
-        os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises what it refuses; otherwise it prints its search path
+        os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises its errors, instead of printing its search path
     try:
         with readable_errors():
             typed = get_args_parser().parse_known_args()[0].overrides
@@ -59,7 +59,7 @@ def _wants_the_whole_error() -> bool:
 
 
 def unknown_name(error: BaseException | None) -> str | None:
-    """Which choice or setting Hydra does not know, and the valid name that is closest; None for another error."""
+    """A message for a choice or setting that does not exist, with the closest valid name. None for another error."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         closest = get_close_matches(name, error.options, 1)
@@ -76,20 +76,20 @@ def unknown_name(error: BaseException | None) -> str | None:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """One clear line for a user's mistake in place of a traceback, which HYDRA_FULL_ERROR=1 shows."""
+    """Print one clear line for a user's mistake instead of a traceback. HYDRA_FULL_ERROR=1 shows the traceback."""
     try:
         with visible_warnings():
             yield
     except SIGTERMException:
-        print("ended by a signal after saving: ckpt_path=last, or the same sweep, goes on", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None  # its own status would be that of success
+        print("ended by a signal, after saving. To resume, add ckpt_path=last, or repeat the command of a sweep", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None  # otherwise the status would be that of success
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        # Lightning's answer to Ctrl-C in a training, which says nothing.
-        print("interrupted: ckpt_path=last, or the same sweep, goes on from the last validation", file=sys.stderr)
+        # Lightning ends a training at Ctrl-C without a message.
+        print("interrupted. To resume from the last validation, add ckpt_path=last, or repeat the command of a sweep", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except (*USER_ERRORS, MemoryError, RuntimeError) as error:
         if _wants_the_whole_error() or not (_out_of_memory(error) or isinstance(error, USER_ERRORS)):
@@ -98,19 +98,19 @@ def readable_errors() -> Iterator[None]:
 
 
 def readable(error: BaseException) -> str:
-    """What an error says to a user."""
+    """The message of an error for a user."""
     if name := unknown_name(error):
         return name
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     if _out_of_memory(cause):
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
-    if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
+    if isinstance(cause, OmegaConfBaseException):  # the other lines are for authors of a configuration
         said, key = str(cause).splitlines()[0], cause.full_key or ""
         return visible(said if key in said else f"{key}: {said}")[:LONGEST]
-    # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
+    # Hydra's messages have several lines. In others a line break comes from a name, and could imitate a message of this project.
     said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
     return said if len(said) <= LONGEST else f"{said[: LONGEST - 300]} … {said[-300:]}"  # the remedy comes last
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's is no class
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's error has no class

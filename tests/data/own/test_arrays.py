@@ -354,7 +354,7 @@ def test_a_run_without_validation_resumes_to_the_same_weights(main, path, monkey
     written(path, x=X, y=HALF)
     settings = ("data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "data.validation_share=0", "data.steps_per_epoch=3")
     settings += ("trainer.max_steps=9", "data.batch_size_labeled=4", "data.batch_size_unlabeled=8")
-    with pytest.raises(SystemExit, match="test=best: there is no validation part to choose a checkpoint by; take test=last"):
+    with pytest.raises(SystemExit, match=r"test=best needs a validation part to choose a checkpoint, and there is none\. Use test=last"):
         main(*settings, "test=best")
     main(*settings, "hydra.run.dir=whole")
     whole_step = Classifier.training_step
@@ -385,7 +385,7 @@ def test_a_sweep_without_validation_runs_and_does_not_rank(main, path, capsys, m
     for _ in range(2):  # the second time nothing is trained again
         main(*settings)
         said = " ".join(capsys.readouterr().out.split())
-        assert "2 of 2 jobs have no validation part, so that validation cannot rank them" in said
+        assert "2 of 2 jobs have no validation part, so validation cannot rank them" in said
         assert "by validation error" not in said
     (summary,) = Path("multirun").glob("*/summary.csv")
     (row,) = csv.DictReader(summary.open())
@@ -462,7 +462,7 @@ def test_a_size_that_the_compressed_bytes_cannot_hold_is_refused(path):
 
 def test_an_array_beyond_memory_is_refused(path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 30)
-    with pytest.raises(ValueError, match="x takes 2048 bytes; this machine has 900 in all"):
+    with pytest.raises(ValueError, match="x needs 2048 bytes, but this machine has a memory of 900"):
         ready(written(path, x=X, y=Y))
 
 

@@ -185,8 +185,8 @@ def records_of_evaluation(folder):
     ("typed", "message"),
     [
         ((), r"data=custom needs data\._target_=my_package\.make_data, a function of yours that returns a dict of Datasets"),
-        (("data._target_=their_data.make_list",), "make_list returned list: it must return a dict of Datasets, with labeled"),
-        (("data._target_=their_data.make_other",), "make_other must return a dict with labeled, a Dataset; it has unlabeled"),
+        (("data._target_=their_data.make_list",), "make_list must return a dict of Datasets, with labeled .*, got list"),
+        (("data._target_=their_data.make_other",), "make_other must return a dict with a Dataset as labeled, got unlabeled"),
         (("data._target_=their_data.nothing",), "their_data.nothing cannot be imported"),
         (
             ("data._target_=their_data.make_module", "data.steps_per_epoch=4"),

@@ -532,7 +532,7 @@ def test_a_worker_that_dies_in_training_ends_the_run_with_one_line_and_it_goes_o
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", training_step)
         patch.setattr(image_files, "read_image", dies)
-        with pytest.raises(SystemExit, match=r"^error: out of memory: lower data\.batch_size_unlabeled .*a worker cannot decode"):
+        with pytest.raises(SystemExit, match=r"^error: out of memory\. Lower data\.batch_size_unlabeled .*a worker cannot decode"):
             main(*settings)
     assert 3 < len(seen) < 6
     main(*settings, "ckpt_path=last")

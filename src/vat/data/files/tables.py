@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 import re
 import warnings
 import zipfile
@@ -15,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
+from vat.data.files.npz import read_array, refuse_beyond_memory
 from vat.data.files.rows import opened_csv
 
 SUFFIXES = (".npz", ".csv", ".parquet")
-LARGEST_DEFLATION = 1032  # bytes that one compressed byte can stand for; a zip that claims more is made up
-SMALLEST_DEFLATED = 64  # bytes, below which the end of the stream counts for too much
 NOT_KNOWN = {"", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "none", "null"}  # a feature, as R, pandas, SQL and Excel write it
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -196,13 +194,6 @@ def _faults(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be used: {error or type(error).__name__}") from error
 
 
-def _refuse_beyond_memory(size: int, name: str) -> None:
-    if not hasattr(os, "sysconf"):  # Windows, where an array beyond memory ends in Python's MemoryError
-        return
-    if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
-        raise ValueError(f"{name} takes {size} bytes; this machine has {memory} in all")
-
-
 # ---------------------------------------------------------------------------------------------------------------- .npz
 
 
@@ -214,17 +205,17 @@ def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence
         for name, reason in {"x": "the inputs", label: "data.label= names it", group: "data.group= names it"}.items():
             if name is not None and name not in arrays:  # before the inputs are read, which may take minutes
                 raise ValueError(f"it holds no array {name!r} but {', '.join(arrays) or 'none'}; {reason}")
-        x = _member(archive, "x")
+        x = read_array(archive, "x")
         if x.dtype.kind not in "biuf":
             raise ValueError(f"x must hold numbers; its type is {x.dtype}")
         if label is None:
             return Table(x, [UNKNOWN] * len(x), None, None, None, {})
-        y = _member(archive, label)
+        y = read_array(archive, label)
         labels, unlabeled = _names(y, label)
-        groups = None if group is None else _names(_member(archive, group), group)[0]
+        groups = None if group is None else _names(read_array(archive, group), group)[0]
         if "class_names" not in arrays:
             return Table(x, labels, groups, None, None, unlabeled)
-        class_names, _ = _names(_member(archive, "class_names"), "class_names")
+        class_names, _ = _names(read_array(archive, "class_names"), "class_names")
     if len(set(class_names)) < len(class_names) or UNKNOWN in class_names:
         raise ValueError(f"class_names must be distinct and not empty; got {class_names}")
     if y.dtype.kind not in "US":
@@ -232,29 +223,6 @@ def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence
             raise ValueError(f"{label} counts to {most}, for which class_names, {class_names}, are too few")
         labels = [class_names[int(name)] if name else UNKNOWN for name in labels]
     return Table(x, labels, groups, None, class_names, unlabeled)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array, whose size in the zip's directory, in its own header and in the file must go together before anything is allocated."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is compressed in a way that np.savez does not know")
-    if info.file_size > LARGEST_DEFLATION * max(info.compress_size, SMALLEST_DEFLATED):
-        raise ValueError(f"{name} claims {info.file_size} bytes, which {info.compress_size} compressed bytes cannot hold")
-    _refuse_beyond_memory(info.file_size, name)
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} has the format {version}, which is for structured types")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects, which would have to be unpickled: save numbers or strings")
-        if min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
-            raise ValueError(f"{name} claims the shape {shape} of {dtype}, which its {info.file_size} bytes do not hold")
-    with archive.open(info) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _names(values: np.ndarray, name: str) -> tuple[list[str], Mapping[str, int]]:
@@ -339,7 +307,7 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
 
     files = parquet_files(path) if path.is_dir() else [path]
     metadata = [pq.read_metadata(file) for file in files]
-    _refuse_beyond_memory(sum(8 * part.num_rows * part.num_columns for part in metadata), "it")
+    refuse_beyond_memory(sum(8 * part.num_rows * part.num_columns for part in metadata), "it")
     schemas = [part.schema.to_arrow_schema() for part in metadata]
     if twice := [name for name in schemas[0].names if schemas[0].names.count(name) > 1]:
         raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
