@@ -3,10 +3,12 @@
 python scripts/choosing_eps.py                        # everything: about 40 minutes of one CPU core
 python scripts/choosing_eps.py digits,wine --splits 2
 
-A set and split is trained with every radius and two initialisations. All networks of a split are one module that holds them side by side:
-the weights of two networks never meet, so that each trains as it would alone, and one CPU core is enough. What is done is kept in
-`choosing_eps/`, and not done again. The tables are by `regret`: test error of the radius that a rule takes, minus that of the best radius.
+Each set and split is trained with every radius and two initialisations. All networks of a split are one module, whose networks share no
+weights. So each trains as it would alone, and one CPU core is enough. Finished runs are kept in `choosing_eps/` and not repeated. The
+tables show `regret`: the test error of the radius that a rule chooses, minus that of the best radius.
 """
+
+# This file is longer than 350 lines because it is one study, to be read from top to bottom: networks, sets, training, rules, tables.
 
 import argparse
 import json
@@ -41,7 +43,7 @@ from vat.step import Step
 STEPS = {"cifar10_4_classes": 240}  # all others 320
 SETS = ("moons", "digits", "wine", "circles", "breast_cancer", "iris", "mnist_100", "mnist_1000", "cifar10_4_classes")
 CHOSEN_ON = ("moons", "digits", "wine", "mnist_100")
-"""Sets on which thresholds are chosen; the others report."""
+"""Sets on which thresholds are chosen. The results are those of the others."""
 
 VAT_FACTORS, RECIPE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (0.5, 1.0, 2.0)
 INITIALISATIONS = 2
@@ -78,7 +80,7 @@ class Norms(nn.Module):
 
 
 class MLPs(nn.Module):
-    """M perceptrons with batch norm. Inputs (M N, D), the rows of the first network first, to logits (M N, C)."""
+    """M perceptrons with batch norm. Inputs (M N, D), sorted by network, to logits (M N, C)."""
 
     def __init__(self, many: int, shape: Sequence[int], classes: int, hidden: Sequence[int] = (64, 64)):
         super().__init__()
@@ -115,7 +117,7 @@ class CNNs(nn.Module):
 
 
 def alike(network: nn.Module, many: int, settings: int) -> None:
-    """Give all settings the same initial weights: the networks are ordered by setting, then by initialisation."""
+    """Give all settings the same initial weights. The networks are sorted by setting, then by initialisation."""
     for p in network.parameters():
         of_each = p.data.view(many, -1)
         p.data.copy_(of_each[:INITIALISATIONS].repeat(settings, 1).view_as(p))
@@ -157,7 +159,7 @@ def load(name: str, split: int, folder: Path) -> tuple[Tensor, Tensor, dict[str,
         keep = torch.randperm(len(x), generator=g)[:6000]
         x, y, sizes = x[keep], y[keep], (50, 20, 4000)
     else:
-        from sklearn import datasets  # of the tools for development
+        from sklearn import datasets  # a development dependency
 
         bunch: Any = getattr(datasets, f"load_{name}")()
         x, y = torch.tensor(bunch.data).float(), torch.tensor(bunch.target).long()
@@ -170,17 +172,17 @@ def load(name: str, split: int, folder: Path) -> tuple[Tensor, Tensor, dict[str,
     for c in range(int(y.max()) + 1):
         of_class = torch.nonzero(y[:num_pool] == c).flatten()
         labeled.append(of_class[torch.randperm(len(of_class), generator=g)[:per_class]])
-    labeled, spare = torch.cat(labeled), torch.ones(num_pool, dtype=torch.bool)
-    spare[labeled] = False
-    others = torch.nonzero(spare).flatten()
+    labeled, unused = torch.cat(labeled), torch.ones(num_pool, dtype=torch.bool)
+    unused[labeled] = False
+    others = torch.nonzero(unused).flatten()
     validation = others[torch.randperm(len(others), generator=g)[:num_validation]]
-    spare[validation] = False
-    pool = torch.cat([labeled, torch.nonzero(spare).flatten()])
+    unused[validation] = False
+    pool = torch.cat([labeled, torch.nonzero(unused).flatten()])
     return x, y, {"labeled": labeled, "validation": validation, "pool": pool, "test": torch.arange(num_pool, len(y))[:1000]}
 
 
 def neighbour(x: Tensor, pool: Tensor, g: torch.Generator) -> tuple[float, float]:
-    """Median distance to the nearest of 500 examples of the pool, on which the grid is built, and of `GROUP`."""
+    """Median distance to the nearest of 500 examples of the pool, which determines the grid, and of `GROUP` examples."""
     rows = pool if len(pool) <= 500 else pool[torch.randperm(len(pool), generator=g)[:500]]
     between = distances(x[rows])
     groups = [torch.randperm(len(rows), generator=torch.Generator().manual_seed(k))[:GROUP] for k in range(25)]
@@ -191,7 +193,7 @@ def neighbour(x: Tensor, pool: Tensor, g: torch.Generator) -> tuple[float, float
 
 
 def train(name: str, split: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train every setting on one split; plain numbers of each."""
+    """Train every setting on one split. Return the results as plain numbers."""
     began = time.process_time()
     x, y, parts = load(name, split, folder)
     labeled, pool = parts["labeled"], parts["pool"]
@@ -245,7 +247,7 @@ def repeated(x: Tensor, many: int) -> Tensor:
 
 
 def of_each(values: Tensor, number: int, x: Tensor) -> Tensor:
-    """A value for each network, for each of its rows, with the dimensions of an input."""
+    """The value of each network, repeated for its rows, with the dimensions of an input."""
     return values.repeat_interleave(number).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -263,7 +265,7 @@ def fit(
     balance: Tensor,
     log_prior: Tensor,
 ) -> None:
-    """Train all networks on the same batches: the loss is the sum of theirs."""
+    """Train all networks on the same batches. The loss is the sum of their losses."""
     many, unlabeled, labels = network.many, min(48, len(pool)), min(32, len(labeled))
     vat, random = VAT(1.0), RandomPerturbation(1.0)
     vat.eps, random.eps = (of_each(values, unlabeled, x) for values in (eps, eps_random))  # pyright: ignore[reportAttributeAccessIssue]
@@ -276,7 +278,7 @@ def fit(
         step = Step(network, repeated(x[rows], many), live=True)
         loss = loss + many * (vat.penalty(step) + random.penalty(step))
         log_p = step.clean.logits.log_softmax(1).view(many, unlabeled, -1).logsumexp(1) - math.log(unlabeled)
-        fading = max(0.0, 1 - 2 * number / steps)  # class balance is gone after half of the run
+        fading = max(0.0, 1 - 2 * number / steps)  # class balance ends after half of the run
         loss = loss + fading * (balance * (log_p.exp() * (log_p - log_prior.float())).sum(1)).sum()  # `vat.ClassBalance` of each network
         optimizer.zero_grad()
         loss.backward()
@@ -287,7 +289,7 @@ def fit(
 def judge(
     network: Any, x: Tensor, y: Tensor, parts: dict[str, Tensor], g: torch.Generator, *, eps: Tensor, prior: Tensor
 ) -> dict[str, list[float]]:
-    """What rules may look at, and the test error: a number for each setting."""
+    """The test error, and the quantities that rules may use: a number for each setting."""
     many = network.many
     sample = parts["pool"][torch.randperm(len(parts["pool"]), generator=g)[:600]]
     reestimate_batch_norm(network, (repeated(x[rows], many) for rows in sample.split(150) if len(rows) > 20))
@@ -338,17 +340,17 @@ Rule = Callable[[Rows], int]
 
 
 def largest(key: str, most: float) -> Rule:
-    """The largest radius at which a value is at most so much; the smallest radius if there is none."""
+    """The largest radius at which a value is at most `most`, or the smallest radius if there is none."""
     return lambda rows: max((i for i in range(1, len(rows)) if rows[i][key] <= most), default=1)
 
 
 def nearest_to(factor: float) -> Rule:
-    """A multiple of the distance to the nearest neighbour."""
+    """The radius closest to a multiple of the distance to the nearest neighbour."""
     return lambda rows: min(range(1, len(rows)), key=lambda i: abs(math.log(rows[i]["eps"] / (factor * rows[i]["nearest_of_group"]))))
 
 
 def least(key: str, *, most_kl: float = math.inf, none: bool = True) -> Rule:
-    """The radius with the least value, the larger one of equals; among those with a small KL at a random r, and none if it may be."""
+    """The radius with the least value, or the larger of equal ones, among those with a small KL at a random r. `none` allows no VAT."""
 
     def rule(rows: Rows) -> int:
         allowed = [i for i in range(1, len(rows)) if rows[i]["kl_random"] <= most_kl] or [1]
@@ -363,12 +365,12 @@ def farthest(rows: Rows) -> int:
 
 
 def unless_more(rule: Rule) -> Rule:
-    """None, if two networks disagree more often at the radius of a rule than without VAT."""
+    """The radius of a rule, or none if two networks disagree more often there than without VAT."""
     return lambda rows: i if rows[i := rule(rows)]["disagreement"] <= rows[0]["disagreement"] else 0
 
 
 def unless_merged(rule: Rule, least_share: float = 0.5) -> Rule:
-    """None, if a class is predicted less than half as often as without VAT."""
+    """The radius of a rule, or none if a class is predicted there less than half as often as without VAT."""
     return lambda rows: i if rows[i := rule(rows)]["smallest_share"] >= least_share * rows[0]["smallest_share"] else 0
 
 
@@ -387,18 +389,18 @@ RULES: dict[str, Rule] = {
 
 
 def rows_of(record: dict[str, Any], method: str) -> Rows:
-    """The rows of a method, none first, by radius."""
+    """The rows of a method by radius, after that of none."""
     radii = {"unit": record["unit"], "nearest_of_group": record["nearest_of_group"]}
     return [row | radii | {"eps": row["factor"] * record["unit"]} for row in record["rows"] if row["method"] in ("none", method)]
 
 
 def regrets(records: Sequence[dict[str, Any]], method: str, pilot: str) -> dict[str, dict[str, list[float]]]:
-    """Regret in points by rule and set, a number for each split; `none` is a rule too.
+    """Regret in points by rule and set, a number for each split. `none` is also a rule.
 
     Args:
-        records: Of both lengths.
+        records: Records of both lengths.
         method: "vat" or "recipe".
-        pilot: The length of the runs that the rules look at; errors are of full runs.
+        pilot: Length of the runs that the rules use. Errors are of full runs.
     """
     by_key = {(record["set"], record["split"], record["length"]): record for record in records}
     found: dict[str, dict[str, list[float]]] = {}
@@ -413,7 +415,7 @@ def regrets(records: Sequence[dict[str, Any]], method: str, pilot: str) -> dict[
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: mean regret of each rule on each set, over all sets, and over the sets that report."""
+    """Markdown: mean regret of each rule on each set, over all sets, and over the sets that did not choose thresholds."""
     names = [name for name in SETS if name in found["none"]]
     reporting = [name for name in names if name not in CHOSEN_ON]
     lines = [f"| rule | {' | '.join(names)} | mean | sets that report |", f"| --- |{' --- |' * (len(names) + 2)}"]
@@ -450,11 +452,11 @@ SENTENCES: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
     "a class is almost never predicted": lambda row, none: row["smallest_share"] < 0.1,
     "a class has less than half of its share without VAT": lambda row, none: row["smallest_share"] < 0.5 * none["smallest_share"],
 }
-"""Each sentence of `vat.evaluation.diagnosis` and `few_examples`: whether it is said of a setting."""
+"""Sentences of `vat.evaluation.diagnosis` and `few_examples`, with the condition under which each is printed."""
 
 
 def alarms(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of how many settings of VAT each sentence is said, and how far these and the others are from the best radius."""
+    """Markdown: for how many settings of VAT each sentence is printed, and the regret of these settings and of the others."""
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in SENTENCES}
     for record in (record for record in records if record["length"] == "full"):
         none, *others = rows_of(record, "vat")
@@ -502,7 +504,7 @@ def show(records: Sequence[dict[str, Any]]) -> None:
     print(f"\nSentences at the end of a run, over all settings of VAT\n\n{alarms(records)}")
     for method, pilot in (("vat", "full"), ("vat", "quarter"), ("recipe", "full"), ("recipe", "quarter")):
         if found := regrets(records, method, pilot):
-            print(f"\nRegret of {method}, rules look at {pilot} runs; bold: worse than none\n\n{table(found)}")
+            print(f"\nRegret of {method}, rules use {pilot} runs; bold: worse than none\n\n{table(found)}")
 
 
 if __name__ == "__main__":

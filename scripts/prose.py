@@ -1,4 +1,4 @@
-"""Measure the prose: words a sentence, long sentences, semicolons, and idioms that readers from elsewhere stumble over.
+"""Measure the prose: words a sentence, long sentences, semicolons, and idioms that are hard for readers with other first languages.
 
 python scripts/prose.py            # the table; exit status 1 if a page misses its limits
 python scripts/prose.py --idioms   # every line with an idiom
@@ -34,18 +34,18 @@ IDIOMS = {
 
 
 def plain(page: str) -> str:
-    """The running text of a Markdown page: without code, tables, headings, formulas and the targets of links."""
+    """The running text of a Markdown page, without code, tables, headings, formulas and targets of links."""
     page = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
     page = re.sub(r"\$\$.*?\$\$|<!--.*?-->", "", page, flags=re.S)
     lines = [line for line in page.splitlines() if not line.lstrip().startswith(("|", "#", "!["))]
-    lines = [re.sub(r"^\s*([-*]|\d+\.)\s+", "\n", line) for line in lines]  # an item is a paragraph
+    lines = [re.sub(r"^\s*([-*]|\d+\.)\s+", "\n", line) for line in lines]  # an item counts as a paragraph
     text = "\n".join(lines)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return re.sub(r"`[^`]*`", "code", text)
 
 
 def sentences(text: str) -> list[list[str]]:
-    """The sentences of running text as lists of words; an abbreviation does not end one."""
+    """The sentences of running text as lists of words. An abbreviation does not end a sentence."""
     text = re.sub(r"\b(e\.g|i\.e|et al|cf|vs)\.", r"\1", text)
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -57,12 +57,12 @@ def sentences(text: str) -> list[list[str]]:
 
 
 def comments(source: str) -> str:
-    """What a source says to people: comments and quoted text."""
+    """The comments and quoted text of a source."""
     return "\n".join(re.findall(r'#[^\n]*|"""(?:.*?)"""|"[^"\n]*"', source, flags=re.S))
 
 
 def measure(page: str) -> dict[str, float]:
-    """Of a Markdown page: sentences, mean words, share of long ones, semicolons in 100 words, wide lines."""
+    """Statistics of a Markdown page: sentences, mean words, share of long ones, semicolons in 100 words, wide lines."""
     text = plain(page)
     lengths = [len(words) for words in sentences(text)] or [0]
     total = max(1, sum(lengths))
@@ -77,12 +77,12 @@ def measure(page: str) -> dict[str, float]:
 
 
 def files(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that patterns name, without generated ones."""
+    """The files that match the patterns, without generated files."""
     return sorted(path for pattern in patterns for path in ROOT.glob(pattern) if "__pycache__" not in path.parts)
 
 
 def main() -> int:
-    """Print the tables. 1 if something is over its limit."""
+    """Print the tables. Return 1 if something is over its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--idioms", action="store_true", help="print every line with an idiom")
     arguments = parser.parse_args()

@@ -633,7 +633,7 @@ def test_the_images_of_a_folder_are_those_that_training_would_find(main, trained
     (tmp_path / "new" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "new" / "linked" / "circle").symlink_to(tmp_path / "new")
     (tmp_path / "new" / "3.heic").write_bytes(b"of another format")
-    with pytest.warns(UserWarning, match=r"left out 1 files ending in \.heic: convert them"):
+    with pytest.warns(UserWarning, match=r"left out 1 files ending in \.heic. To use them, convert them"):
         main(predict, f"ckpt_path={trained.mlp}", f"input={tmp_path / 'new'}")
     _, one, two = (tmp_path / "predictions.csv").read_bytes().splitlines()
     assert one.startswith(os.fsencode(tmp_path / "new" / "1.jfif,"))

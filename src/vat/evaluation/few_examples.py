@@ -1,4 +1,4 @@
-"""What an accuracy of few examples is worth: its interval, and predictions that leave a class out."""
+"""Limits of an accuracy on few examples: its interval, and predictions that leave a class out."""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 FEW = 300
-"""Below so many examples an accuracy is shown with its count and interval, which is then wider than ± 3 points at 95 % accuracy."""
+"""With fewer examples, an accuracy is shown with count and interval. The interval is wider than ± 3 points at 95 % accuracy."""
 TOO_FEW = 50
-"""Below so many, an accuracy does not tell settings apart."""
+"""With fewer examples, an accuracy cannot rank settings."""
 RARE = 1e-3
-"""Probability below which a count is no accident."""
+"""Probability below which a count is not explained by chance."""
 
 
 def wilson(right: float, number: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a probability, of which `right` in `number` independent trials were counted.
+    """Wilson's 95 % interval of a probability, from `right` successes in `number` independent trials.
 
-    Wilson, J. Amer. Statist. Assoc. 22 (1927). Unlike p ± z √(p (1 − p) / n) it has a width also where all or none are right.
+    Wilson, J. Amer. Statist. Assoc. 22 (1927). Unlike p ± z √(p (1 − p) / n), it has a width even if all or none are right.
 
     Raises:
         ValueError: If `number` is not positive, or `right` is not between 0 and `number`.
@@ -36,7 +36,7 @@ def interval(right: float, number: int) -> str:
 
 
 def counted(accuracy: float, number: int | None) -> str:
-    """`7 of 8; 95 % interval 53 to 98 %`, if the examples are few; nothing if they are many, or if nobody counted them."""
+    """`7 of 8; 95 % interval 53 to 98 %` if there are few examples. Empty if there are many, or their number is unknown."""
     if not number or number >= FEW:
         return ""
     right = round(accuracy * number)
@@ -44,30 +44,30 @@ def counted(accuracy: float, number: int | None) -> str:
 
 
 def warning_of_few(number: int) -> str | None:
-    """What a validation part of `number` examples means for the choices that are made by it; None if it is large enough."""
+    """A warning if a validation part of `number` examples is too small for the choice of settings, otherwise None."""
     if not 0 < number < TOO_FEW:
         return None
     right = round(0.9 * number)
     return (
         f"validation has {number} examples: one of them is {100 / number:.1f} points of accuracy, and {right} of {number} right would mean "
-        f"{interval(right, number)}. Do not choose settings by it: label more, raise data.validation_share, or add data.folds=5, which "
-        "validates on every labelled example that is not for the test, at the cost of 5 more runs"
+        f"{interval(right, number)}. Do not choose settings by it. Label more, raise data.validation_share, or add data.folds=5, which "
+        "validates on every labelled example that is not for the test, with 5 additional runs"
     )
 
 
 def left_out(predicted: Tensor, labels: Tensor, class_names: Sequence[str], *, where: str) -> list[str]:
-    """A sentence if predictions leave a class out, or their proportions are far from the labels'; none otherwise.
+    """A sentence if predictions leave a class out, or their proportions are far from the labels'. Otherwise none.
 
     A class is left out if it has less than a tenth of its share. Proportions are far from the labels' if a class has less than 0.4 times
-    or more than 2.5 times its share. Both must be no accident: the binomial probability of such a count is below 1 in 1,000.
+    or more than 2.5 times its share. Both must not be explained by chance: the binomial probability of such a count is below 1 in 1,000.
 
-    A class without labels is not judged.
+    A class without labels is ignored.
 
     Args:
-        predicted: How often each class was predicted, (C,).
-        labels: Of how many labelled examples each class is, (C,); what the predictions are compared with.
+        predicted: Number of predictions of each class, (C,).
+        labels: Number of labelled examples of each class, (C,). The predictions are compared with them.
         class_names: Names of the classes.
-        where: Of what examples the predictions are, as "validation".
+        where: Name of the examples, such as "validation".
     """
     number, shares = int(predicted.sum()), (labels.double() / labels.sum()).tolist()
     never, odd = [], []
@@ -80,7 +80,7 @@ def left_out(predicted: Tensor, labels: Tensor, class_names: Sequence[str], *, w
     found = []
     if never:
         found.append(
-            f"{where}: almost never predicted: {_first(never)}. Two classes may have merged, as happens under VAT if eps is too "
+            f"{where}: almost never predicted: {_first(never)}. Two classes may have merged, which happens with VAT if eps is too "
             "large or labels are few. Try regularizer=vat_class_balance, a smaller eps, or regularizer=none"
         )
     if odd:

@@ -1,4 +1,4 @@
-"""Checks that tell robustness from an attack that failed."""
+"""Checks whether a network is robust or an attack failed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,22 +24,26 @@ def sanity_probe(
     grid: Mapping[str, Sequence[float]],
     generator: torch.Generator,
 ) -> Result:
-    """What tells false robustness (Carlini et al., arXiv 1902.06705, section 4), measured on examples that are classified rightly.
+    """Measure signs of false robustness (Carlini et al., arXiv 1902.06705, section 4), on correctly classified examples.
 
     Args:
-        network: x -> logits.
-        x: some inputs (N, …).
-        y: their classes.
-        bounds: of inputs.
-        grid: radii for each norm.
-        generator: source of all that is random.
+        network: Function x -> logits.
+        x: Inputs (N, …).
+        y: Classes of the inputs, (N,).
+        bounds: Smallest and largest value of inputs.
+        grid: Radii for each norm.
+        generator: Generator of all random numbers.
 
     Returns:
-        `examples`; `noise`, the largest difference between two passes in standard deviations of the logits; `no_gradient`, the share of
-        examples on which the gradient of the cross entropy is zero; `huge`, the largest ε there can be in L∞, and `standing_huge`, the
-        share that stands there; `half`, an L∞ ε at which one step fells about half of them, and `standing_one` and `standing_many`, the
-        shares that stand there after one step and after 40; the `spread` (largest minus least) and standard deviation `std` of the inputs,
-        and their `size`.
+        The measured values by name:
+
+        - `examples`: number of examples.
+        - `noise`: largest difference between two passes, in standard deviations of the logits.
+        - `no_gradient`: share of examples on which the gradient of the cross entropy is zero.
+        - `huge`: largest possible ε in L∞. `standing_huge`: share of examples that are robust to it.
+        - `half`: an L∞ ε at which one step misclassifies about half. `standing_one`, `standing_many`: shares that are robust after one step
+          and after 40.
+        - `spread`: largest minus smallest value of the inputs. `std`: their standard deviation. `size`: numbers in an input.
     """
     if len(x) == 0:
         return {"examples": 0}
@@ -81,40 +85,40 @@ def sanity_probe(
 
 
 def warnings_of(probe: Mapping[str, Any], grid: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """In words what a `sanity_probe` found amiss, by the name of the check; empty where all is well."""
+    """The warnings that follow from a `sanity_probe`, by the name of the check. Empty without any fault."""
     if not probe["examples"]:
-        return {"no_example_right": "no example of the first batch is classified rightly: attacks have nothing to do, and show nothing"}
+        return {"no_example_right": "no example of the first batch is classified correctly, so attacks show nothing"}
     found = {}
     if probe["noise"] > 1e-3:
         found["randomness"] = (
-            f"two passes over the same inputs differ by {probe['noise']:.2g} standard deviations of the logits: there is randomness left "
-            "in the model, which hides gradients and fells examples by luck. Put it into eval(), or attack the mean of many passes"
+            f"two passes over the same inputs differ by {probe['noise']:.2g} standard deviations of the logits: the model is random. This "
+            "hides gradients and misclassifies examples by chance. Call eval(), or attack the mean of many passes"
         )
     if probe["no_gradient"] > 0.05:
         found["zero_gradients"] = (
             f"the gradient of the cross entropy is zero on {probe['no_gradient']:.0%} of the examples: it is masked (a saturated softmax, "
-            "rounding, a step function), and attacks that follow it show nothing. Trust apgd_dlr and square alone"
+            "rounding, a step function), and attacks that follow it show nothing. Trust only apgd_dlr and square"
         )
     if probe["standing_huge"] > 0.01:
         found["huge_eps"] = (
-            f"{probe['standing_huge']:.0%} of the examples stand at ε = {probe['huge']:g} in L∞, where any input can be made of any other: "
-            "the attack fails, not the examples stand"
+            f"{probe['standing_huge']:.0%} of the examples resist ε = {probe['huge']:g} in L∞, which can turn any input into any other. So "
+            "the attack fails, and the examples are not robust"
         )
     if probe["standing_many"] > probe["standing_one"] + 0.02:
         found["more_steps"] = (
-            f"more steps do not help: at ε = {probe['half']:.3g} in L∞ {probe['standing_many']:.0%} stand after 40 steps along the "
-            f"gradient and {probe['standing_one']:.0%} after one: it does not lead to where the loss is high"
+            f"more steps do not help: at ε = {probe['half']:.3g} in L∞, {probe['standing_many']:.0%} resist 40 steps along the gradient, "
+            f"and {probe['standing_one']:.0%} resist one step. So the gradient does not lead to a high loss"
         )
     for norm, radii in grid.items():
         longest = 1.0 if norm == "linf" else probe["size"] ** 0.5
         if max(radii, default=0) >= longest * probe["spread"]:
             found[f"units_{norm}"] = (
-                f"ε = {max(radii):g} in {norm} spans the whole spread of the inputs, {probe['spread']:.3g} from least to greatest: "
-                "is it in other units than they are, grey levels of 255 say?"
+                f"ε = {max(radii):g} in {norm} is not smaller than the spread of the inputs, {probe['spread']:.3g} from least to greatest. "
+                "Does it have other units than the inputs, for example grey levels of 255?"
             )
         elif 0 < max(radii, default=0) < 1e-3 * longest * probe["std"]:
             found[f"units_{norm}"] = (
-                f"ε = {max(radii):g} in {norm} is less than a thousandth of the inputs' standard deviation, {probe['std']:.3g}: every "
-                "network stands that. Is it in other units than they are?"
+                f"ε = {max(radii):g} in {norm} is less than a thousandth of the inputs' standard deviation, {probe['std']:.3g}. Every "
+                "network is robust to it. Does it have other units than the inputs?"
             )
     return found

@@ -37,16 +37,18 @@ def test_other_content_of_the_published_size_is_refused():
     found = content(DATA, hashlib.md5(b"other").hexdigest())
     found.skip(len(DATA))
     found.end()
-    with pytest.raises(ValueError, match=f"here has the published size but other content, of digest {hashlib.md5(DATA).hexdigest()}"):
+    with pytest.raises(
+        ValueError, match=f"here has the published size but other content: its digest must be .*, got {hashlib.md5(DATA).hexdigest()}"
+    ):
         found.end(published=True)
 
 
 def test_too_little_and_too_much_are_refused():
-    with pytest.raises(ValueError, match=r"here ends too early: 6 bytes should follow, 5 do\. Delete the file to have it downloaded anew"):
+    with pytest.raises(ValueError, match=r"here ends too early: must have 6 more bytes, got 5\. Delete the file to download it again"):
         content(b"12345").take(6)
     found = content(b"12345")
     found.take(4)
-    with pytest.raises(ValueError, match="here goes on after its last value"):
+    with pytest.raises(ValueError, match="here has more bytes after its last value"):
         found.end()
 
 
@@ -63,7 +65,7 @@ def test_too_little_and_too_much_are_refused():
 def test_broken_compression_is_refused(tmp_path, spoil):
     path = tmp_path / "a.gz"
     path.write_bytes(spoil(gzip.compress(DATA)))
-    with pytest.raises(ValueError, match=r"a\.gz (cannot be read|goes on after)"):
+    with pytest.raises(ValueError, match=r"a\.gz (cannot be read|has more bytes after)"):
         whole(path, len(DATA))
 
 
@@ -73,11 +75,11 @@ def test_a_bomb_costs_no_more_memory_than_was_asked_for(tmp_path):
     bomb = zlib.compress(bytes(100 * PIECE), level=1)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="goes on after"):
+        with pytest.raises(ValueError, match="has more bytes after"):
             whole(path, 10)
         inflated = Content(Inflated(io.BytesIO(bomb)), "here")
         inflated.take(10)
-        with pytest.raises(ValueError, match="goes on after"):
+        with pytest.raises(ValueError, match="has more bytes after"):
             inflated.end()
         assert tracemalloc.get_traced_memory()[1] < 4 * PIECE
     finally:

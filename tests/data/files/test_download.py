@@ -124,11 +124,11 @@ def test_when_no_mirror_is_right_one_error_says_why_and_what_to_do(mirror, tmp_p
     for part in (
         f"data.gz is not in {tmp_path}, and was not downloaded",
         f"{mirror}/absent: Not Found",
-        f"{mirror}/wrong: sends a file of digest {md5(b'something else')}, published is {md5(PACKED)}",
+        f"{mirror}/wrong: the file's digest must be {md5(b'something else')}, published is {md5(PACKED)}",
         f"{mirror}/broken: the transfer broke off after {len(PACKED) // 2} of {len(PACKED)} bytes",
-        f"{mirror}/unsized: sends a file of digest",
+        f"{mirror}/unsized: the file's digest must be",
         f"Put the file there yourself, from {mirror}/absent or {mirror}/wrong",
-        "data.data_dir, or VAT_DATA_DIR, moves that folder",
+        "data.data_dir, or VAT_DATA_DIR, sets another folder",
     ):
         assert part in message
     assert whole_or_absent(tmp_path) == []
@@ -138,7 +138,7 @@ def test_another_compression_of_the_published_content_is_right(mirror, tmp_path)
     content = hashlib.sha256(DATA).hexdigest()
     path = fetch(published(mirror, "wrong", "recompressed", content=content), tmp_path)
     assert gzip.decompress(path.read_bytes()) == DATA
-    with pytest.raises(DownloadError, match="sends a file of digest"):
+    with pytest.raises(DownloadError, match="the file's digest must be"):
         fetch(published(mirror, "recompressed", content=md5(b"other")), tmp_path / "other")
 
 
@@ -172,7 +172,7 @@ def test_a_server_that_falls_silent_in_the_middle_is_given_up(mirror, monkeypatc
 
 
 def test_a_network_that_fails_in_the_middle_is_told_from_other_contents(mirror, tmp_path):
-    with pytest.raises(DownloadError, match="unsized: sends a file of digest"):  # half a file, though the content is known
+    with pytest.raises(DownloadError, match="unsized: the file's digest must be"):  # half a file, though the content is known
         fetch(published(mirror, "unsized", content=md5(DATA)), tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_a_drawing_on_transparency_is_seen(tmp_path, kind, drawn, background):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_grey_of_sixteen_bits_that_becomes_one_level_is_refused(tmp_path, suffix):
     path = saved(tmp_path / f"a.{suffix}", np.arange(64, dtype=np.uint16).reshape(8, 8))
-    with pytest.raises(ValueError, match="16 bits reach from 0 to 63, which is one grey level of 8 bits: stretch them"):
+    with pytest.raises(ValueError, match=r"16 bits, 0 to 63, are one grey level of 8 bits. Scale them"):
         read(path)
     assert (read(saved(path, np.full((8, 8), 514, np.uint16))) == 2).all()  # one level already
 

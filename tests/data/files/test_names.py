@@ -59,7 +59,7 @@ def test_what_has_no_value_is_no_name():
     ("value", "message"),
     [
         (b"\xff", r"y holds b'\\xff', which is not UTF-8"),
-        (-2, "y must be >= 0, or -1 .* it holds -2"),
+        (-2, "y must be >= 0, or -1 .* got -2"),
         ([1], "one name or number in each row"),
     ],
 )
@@ -77,7 +77,7 @@ def test_names_that_a_reader_takes_for_one_are_found():
 def test_a_parquet_folder_must_hold_parts_of_the_same_columns(tmp_path):
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    with pytest.raises(ValueError, match=r"is a folder without Parquet files: name a file; data=images data\.dir="):
+    with pytest.raises(ValueError, match=r"is a folder without Parquet files\. Name a file\. data=images data\.dir="):
         read_table(tmp_path, label="y", group=None)
     frame = pd.DataFrame({"x": [1.5, 2.5], "z": [0, 5]})
     for label in "ab":  # a column that is in the folders' names
@@ -86,7 +86,7 @@ def test_a_parquet_folder_must_hold_parts_of_the_same_columns(tmp_path):
     table = read_table(tmp_path, label="y", group=None)
     assert (table.labels, table.columns, table.x[:, 0].tolist()) == ([*"aabb"], ["x", "z"], [1.5, 2.5] * 2)
     frame.assign(new=1).to_parquet(tmp_path / "y=b" / "part.parquet")
-    with pytest.raises(ValueError, match=r"y=b/part\.parquet has other columns than .*y=a/part\.parquet"):
+    with pytest.raises(ValueError, match=r"y=b/part\.parquet must have the same columns as .*y=a/part\.parquet"):
         read_table(tmp_path, label="y", group=None)
 
 
@@ -95,8 +95,8 @@ def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pd.DataFrame({"x": [1.5, 2.5], "y": ["a", "b"], "id": ["p", "q"]})
     for changed, options, message in (
-        (frame, {}, r"column 'id' is not numeric \(.*string\): encode it as numbers, or remove it by data\.ignore=\[id\]"),
-        (frame.assign(x=[1.5, None]), {"ignore": ["id"]}, "column 'x' has missing values, the first in row 1: fill them"),
+        (frame, {}, r"column 'id' is not numeric \(.*string\)\. Encode it as numbers, or remove it by data\.ignore=\[id\]"),
+        (frame.assign(x=[1.5, None]), {"ignore": ["id"]}, "column 'x' has missing values, the first in row 1. Fill them"),
         (frame.assign(x=pd.array([None, 2], dtype="Int64")), {"ignore": ["id"]}, "has missing values, the first in row 0"),
         (frame[:0], {"ignore": ["id"]}, "it has no rows"),
         (frame, {"label": "kind"}, r"it has no column 'kind' but 'x', 'y', 'id'; data\.label= names it"),
@@ -108,7 +108,7 @@ def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
     frame.to_parquet(tmp_path / "a.parquet")
     assert read_table(tmp_path / "a.parquet", label="y", group=None, ignore=["id"]).columns == ["x"]
     np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=[0, 1])
-    with pytest.raises(ValueError, match=r"data\.ignore=\['id'\] is for the columns of a CSV or Parquet file"):
+    with pytest.raises(ValueError, match=r"data\.ignore=\['id'\] is for columns of a CSV or Parquet file"):
         read_table(tmp_path / "a.npz", label="y", group=None, ignore=["id"])
 
 
@@ -144,5 +144,5 @@ def test_a_measured_label_is_refused_in_every_file(tmp_path, labels):
         lambda: read_texts(tmp_path / "t.csv", text="text", label="y"),
         lambda: find_images(tmp_path / "photos"),
     ):
-        with pytest.raises(ValueError, match=rf"y holds {labels[0]}: a class is a whole number or a name, not something measured"):
+        with pytest.raises(ValueError, match=rf"y must hold whole numbers or names as classes, not measurements, got {labels[0]}"):
             read()

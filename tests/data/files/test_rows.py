@@ -51,23 +51,23 @@ def test_a_field_belongs_to_the_column_over_it(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (lines(HEADER, *ROWS, "ill,1,2,p9,more"), "line 10 has 5 fields, the header has 4: give each column a name and each row a field"),
+        (lines(HEADER, *ROWS, "ill,1,2,p9,more"), "line 10 has 5 fields, the header has 4. Give each column a name and each row a field"),
         (lines(HEADER, *ROWS, "ill,1,2"), "line 10 has 3 fields, the header has 4"),
         (lines("score,owner,y", "1,a,ill", "2,b"), "line 3 has 2 fields, the header has 3"),  # not a row without a label
         (lines(HEADER, *(f"{k},{row}" for k, row in enumerate(ROWS))), "line 2 has 5 fields, the header has 4"),  # as R writes it
         (lines(f",{HEADER}", *(f"{k},{row}" for k, row in enumerate(ROWS))), "it has a column without a name"),  # as pandas does
         (lines(HEADER, *ROWS[:3], "# a note", *ROWS[3:]), "line 5 has 1 fields, the header has 4: .*remove comments"),
-        (lines("# a note, and more", HEADER, *ROWS), "line 1 starts with '#': remove comments"),
+        (lines("# a note, and more", HEADER, *ROWS), "line 1 starts with '#'. Remove comments"),
         (lines(f"# {HEADER}", *ROWS), "line 1 starts with '#'"),
         (
             lines(HEADER, *ROWS).replace(",", " "),
             "line 1 names one column, .*: the first line must name the columns, with commas",
         ),
-        ("sep=;\n" + lines(HEADER, *ROWS).replace(",", ";"), "its fields stand between ';'"),
-        (lines("0.5,1,7.5,a", *ROWS), "line 1 holds values, 0.5, 1, 7.5 …: the first line must name the columns"),
+        ("sep=;\n" + lines(HEADER, *ROWS).replace(",", ";"), "its fields are separated by ';'"),
+        (lines("0.5,1,7.5,a", *ROWS), "line 1 holds values, 0.5, 1, 7.5 …. The first line must name the columns"),
         (lines(HEADER, '"ill,1,2,p9', "ill,1,2,p9"), "line 2 is no CSV: unexpected end of data"),
         (lines(HEADER, "ill,1_000,2,p9"), r"column 'visits' is not numeric \('1_000' in line 2\): .*data\.ignore=\[visits\]"),
-        (lines(HEADER, *ROWS).encode("utf-16"), "save it as UTF-8"),
+        (lines(HEADER, *ROWS).encode("utf-16"), "Save it as UTF-8"),
         (lines(f"{NFD},café,y,owner", "1,2,a,b"), "it has two columns called 'café'"),
         (lines("x,owner", "1,a"), r"it has no column 'y' but 'x', 'owner'; data\.label= names it"),
         (lines("x,y", "1,a"), r"it has no column 'owner' but 'x', 'y'; data\.group= names it"),
@@ -105,12 +105,12 @@ def test_features_of_truth_and_of_several_lines(tmp_path):
 
 @pytest.mark.parametrize("written", ["", "NA", "nan", "NULL", "n/a", "None", "<NA>"])
 def test_a_feature_that_is_not_known_is_refused_by_its_line(tmp_path, written):
-    with pytest.raises(ValueError, match="column 'x' has missing values, the first in line 3: fill them"):
+    with pytest.raises(ValueError, match=r"column 'x' has missing values, the first in line 3. Fill them"):
         read(tmp_path, f"y,x\na,1\nb,{written}\n", group=None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_nul_characters_are_refused(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes(lines(HEADER, *ROWS).encode(encoding))
-    with pytest.raises(ValueError, match="it holds NUL characters, as UTF-16 does: save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"it holds NUL characters, as UTF-16 does. Save it as UTF-8"):
         read_table(tmp_path / "a.csv", label="y", group=None)

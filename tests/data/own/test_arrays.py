@@ -119,7 +119,7 @@ def test_a_test_file_is_the_test_part_in_the_classes_and_scale_of_the_training_f
 def test_a_class_with_no_label_to_train_on_is_named(path):
     written(path, x=X, y=HALF, class_names=np.array([*"abcd"]))
     with pytest.warns(
-        UserWarning, match="is left to train on of d; in the validation part of d; in the test part of d: label more, or choose another"
+        UserWarning, match="is left to train on of d; in the validation part of d; in the test part of d. Label more, or choose another"
     ):
         assert ready(path).num_classes == 4
 
@@ -232,7 +232,9 @@ def test_classes_are_the_labels_there_are_or_those_named(path, y, class_names, e
 
 def test_a_class_that_may_say_that_the_label_is_missing_is_kept_with_a_warning(path):
     written(path, x=X, y=np.array(["gravel", "None", "?"] * 20))
-    with pytest.warns(UserWarning, match=r"a\.npz: \?, None is taken as a class of that name: leave the label empty, or -1, where there"):
+    with pytest.warns(
+        UserWarning, match=r"a\.npz: \?, None is a class of that name. If the examples have no label, leave it empty, or write -1"
+    ):
         assert ready(path).class_names == ["?", "None", "gravel"]
 
 
@@ -250,38 +252,46 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"x": X}, {}, "it holds no array 'y' but x"),
-        ({"y": Y}, {}, "it holds no array 'x' but y"),
-        ({"x": X, "y": Y}, {"group": "patient"}, "it holds no array 'patient' but x, y"),
-        ({"x": X, "y": Y[:-1]}, {}, r"its arrays must be equally long; got \{'x': 60, 'y': 59\}"),
-        ({"x": X, "y": Y, "g": Y[1:]}, {"group": "g"}, r"equally long; got \{'x': 60, 'y': 60, 'g': 59\}"),
+        ({"x": X}, {}, "it has no array 'y' but x"),
+        ({"y": Y}, {}, "it has no array 'x' but y"),
+        ({"x": X, "y": Y}, {"group": "patient"}, "it has no array 'patient' but x, y"),
+        ({"x": X, "y": Y[:-1]}, {}, r"its arrays must have the same length, got \{'x': 60, 'y': 59\}"),
+        ({"x": X, "y": Y, "g": Y[1:]}, {"group": "g"}, r"the same length, got \{'x': 60, 'y': 60, 'g': 59\}"),
         ({"x": NAN, "y": Y}, {}, "row 7 is the first of 2 with a feature that is NaN, infinite or beyond float32"),
         ({"x": INF, "y": Y}, {}, "row 3 is the first of 1"),
-        ({"x": X[:, 0], "y": Y}, {}, r"x must hold examples with features, \(N, ...\); its shape is \(60,\)"),
-        ({"x": np.float64(1), "y": Y}, {}, r"its shape is \(\)"),
-        ({"x": X[:0], "y": Y[:0]}, {}, r"its shape is \(0, 4\)"),
-        ({"x": X.astype(complex), "y": Y}, {}, "x must hold numbers; its type is complex128"),
-        ({"x": X.astype(str), "y": Y}, {}, "x must hold numbers; its type is <U"),
+        ({"x": X[:, 0], "y": Y}, {}, r"x must hold examples with features, \(N, ...\), got shape \(60,\)"),
+        ({"x": np.float64(1), "y": Y}, {}, r"got shape \(\)"),
+        ({"x": X[:0], "y": Y[:0]}, {}, r"got shape \(0, 4\)"),
+        ({"x": X.astype(complex), "y": Y}, {}, "x must hold numbers, got complex128"),
+        ({"x": X.astype(str), "y": Y}, {}, "x must hold numbers, got <U"),
         ({"x": X.astype(object), "y": Y}, {}, "x holds Python objects, which would have to be unpickled"),
         ({"x": X, "y": Y.astype(object)}, {}, "y holds Python objects"),
-        ({"x": X, "y": Y + 0.5}, {}, r"y must be a vector of whole numbers or strings; it holds 0\.5"),
-        ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, {}, "of whole numbers or strings; it holds inf"),
+        ({"x": X, "y": Y + 0.5}, {}, r"y must be a vector of whole numbers or strings, got 0\.5"),
+        ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, {}, "of whole numbers or strings, got inf"),
         ({"x": X, "y": Y[:, None]}, {}, r"it is int64 of shape \(60, 1\): save y\.ravel\(\)"),
         ({"x": X, "y": np.eye(3)[Y]}, {}, r"it is float64 of shape \(60, 3\)$"),
-        ({"x": X, "y": Y - 5}, {}, "y must be >= 0, or -1 where it is not known; it holds -5"),
-        ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group: g must be known in every row"),
-        ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, {}, r"y counts to 2, for which class_names, \['a', 'b'\], are too few"),
+        ({"x": X, "y": Y - 5}, {}, "y must be >= 0, or -1 if it is not known, got -5"),
+        ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group. g must be known in every row"),
+        (
+            {"x": X, "y": Y, "class_names": np.array(["a", "b"])},
+            {},
+            r"class_names must have a name for each y from 0 to 2, got \['a', 'b'\]",
+        ),
         ({"x": X, "y": Y, "class_names": np.array(["a", "b", "a"])}, {}, "class_names must be distinct and not empty"),
         (
             {"x": X, "y": np.array(["a", "b", "Unlabelled"] * 20)},
             {},
-            "Unlabelled would be a class of that name: leave the label",
+            "Unlabelled would be a class of that name. If the examples have no label",
         ),
-        ({"x": X, "y": np.array(["0", "1", "NA"] * 20)}, {}, "NA would be a class of that name: leave the label empty, or -1, where there"),
+        (
+            {"x": X, "y": np.array(["0", "1", "NA"] * 20)},
+            {},
+            "NA would be a class of that name. If the examples have no label, leave it empty, or write -1",
+        ),
         ({"x": X, "y": np.array(["0.5", "1.5", "Null"] * 20)}, {}, "Null would be a class of that name"),
-        ({"x": X, "y": np.array([*"ac"] * 30), "class_names": np.array(["a", "b"])}, {}, "row 1 has the label 'c'; the classes are a, b"),
-        ({"x": np.zeros((60, 3, 8, 3)), "y": Y}, {}, r"x of shape \(60, 3, 8, 3\) must be images of 1 to 4 channels"),
-        ({"x": np.zeros((60, 8, 8, 8), np.uint8), "y": Y}, {}, r"x of shape \(60, 8, 8, 8\) must be images"),
+        ({"x": X, "y": np.array([*"ac"] * 30), "class_names": np.array(["a", "b"])}, {}, "row 1 has the label 'c'. The classes are a, b"),
+        ({"x": np.zeros((60, 3, 8, 3)), "y": Y}, {}, r"x must be images of 1 to 4 channels, .*, got shape \(60, 3, 8, 3\)"),
+        ({"x": np.zeros((60, 8, 8, 8), np.uint8), "y": Y}, {}, r"x must be images .*, got shape \(60, 8, 8, 8\)"),
     ],
 )
 def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, message):
@@ -292,9 +302,9 @@ def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, messag
 @pytest.mark.parametrize(
     ("y", "options", "message"),
     [
-        (np.full(60, -1), {}, "0 labelled examples are of 0 classes: a classifier needs examples of two at least"),
+        (np.full(60, -1), {}, "labelled examples must be of at least two classes, got 0 examples of 0"),
         (np.zeros(60, int), {}, "60 labelled examples are of 1 classes"),
-        (np.where(np.arange(60) < 2, Y, -1), {}, r"2 labelled examples are too few to train on and to hold out 1 \+ 1"),
+        (np.where(np.arange(60) < 2, Y, -1), {}, r"2 labelled examples are too few to hold out 1 \+ 1"),
         (
             HALF,
             {"num_labeled": 22},
@@ -313,16 +323,16 @@ def test_a_minus_one_that_may_be_a_class_is_counted_and_named(path):
     with pytest.raises(ValueError, match=r"30 labelled examples are of 1 classes: .* -1 means that there is no label, in 30 × -1: if"):
         ready(written(path, x=X, y=signs))
     data = ready(written(path, x=X, y=Y - 1))
-    assert data.summary == "60 examples: 40 labelled (0: 20, 1: 20), 20 without a label, taken for that: 20 × -1"
+    assert data.summary == "60 examples: 40 labelled (0: 20, 1: 20), 20 without a label: 20 × -1"
     mixed = np.array(["a", "b", "", " ", "-1", "nan"] * 10)
-    assert ready(written(path, x=X, y=mixed)).summary.endswith("40 without a label, taken for that: 20 × empty, 10 × -1, 10 × NaN")
+    assert ready(written(path, x=X, y=mixed)).summary.endswith("40 without a label: 20 × empty, 10 × -1, 10 × NaN")
 
 
 def test_classes_that_look_alike_are_named_and_forms_of_a_letter_are_one(path, tmp_path):
     nfc, nfd = "caf\u00e9", "cafe\u0301"
     data = ready(written(path, x=X, y=np.array([nfc, nfd, "tea"] * 20)), test=str(written(tmp_path / "test.npz", x=X + 1, y=[nfd] * 60)))
     assert (data.class_names, data.y[:6].tolist()) == ([nfc, "tea"], [0, 0, 1] * 2)
-    with pytest.warns(UserWarning, match="'Tea', 'tea' are 2 classes: if they are one, give them one name"):
+    with pytest.warns(UserWarning, match="'Tea', 'tea' are 2 classes. If they are one, give them one name"):
         ready(written(path, x=X, y=np.array(["Tea", "tea"] * 30)))
 
 
@@ -334,7 +344,7 @@ def test_one_label_a_class_is_kept_to_train_on(path, tmp_path):
     test = str(written(tmp_path / "test.npz", x=X + 1, y=Y))
     with pytest.raises(ValueError, match=r"3 labelled examples of 3 classes are too few .* train without .* by data\.validation_share=0"):
         ready(written(path, x=X, y=few), test=test)
-    with pytest.warns(UserWarning, match="validation_share=0: no example is held out for validation, so that nothing tells how"):
+    with pytest.warns(UserWarning, match="validation_share=0: no example is held out for validation. So nothing measures the progress"):
         data = ready(path, test=test, validation_share=0, test_share=1.5)  # which has no effect
     assert data.split.sizes == {"labeled": 3, "unlabeled": 60, "validation": 0, "test": 60}
     assert data.val_dataloader() == []
@@ -397,12 +407,12 @@ def test_a_sweep_without_validation_runs_and_does_not_rank(main, path, capsys, m
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": X[:9], "y": np.array([0, 1, -1] * 3)}, r"test\.npz: test examples must be labelled; row 2 is not"),
-        ({"x": X[:9], "y": Y[:9] + 1}, r"test\.npz: row 2 has the label '3'; the classes are 0, 1, 2"),
-        ({"x": X[:9, :3], "y": Y[:9]}, r"like those of .*a\.npz, numbers of shape \(4,\); got numbers of shape \(3,\)"),
+        ({"x": X[:9], "y": np.array([0, 1, -1] * 3)}, r"test\.npz: test examples must be labelled. row 2 is not"),
+        ({"x": X[:9], "y": Y[:9] + 1}, r"test\.npz: row 2 has the label '3'. The classes are 0, 1, 2"),
+        ({"x": X[:9, :3], "y": Y[:9]}, r"like those of .*a\.npz, numbers of shape \(4,\), got numbers of shape \(3,\)"),
         (
             {"x": X[:9], "y": Y[:9], "class_names": np.array([*"abc"])},
-            r"has the class_names \['a', 'b', 'c'\]; those of .* \['0', '1', '2'\]",
+            r"must have the class_names of .*, \['0', '1', '2'\], got \['a', 'b', 'c'\]",
         ),
     ],
 )
@@ -418,7 +428,7 @@ def test_the_file_to_train_on_is_not_tested_on(path):
 
 def test_a_patient_in_both_files_is_refused(path, tmp_path):
     other = written(tmp_path / "test.npz", x=X, y=Y, patient=PATIENT + 5)
-    with pytest.raises(ValueError, match=r"test\.npz and .*a\.npz both have examples of patient 5: leave it in one of them"):
+    with pytest.raises(ValueError, match=r"test\.npz and .*a\.npz both have examples of patient 5. Keep it in one of them"):
         ready(written(path, x=X, y=Y, patient=PATIENT), test=str(other), group="patient")
     other = written(tmp_path / "test.npz", x=X, y=Y, patient=PATIENT + 6)
     assert len(ready(path, test=str(other), group="patient").split.test) == 60
@@ -508,7 +518,7 @@ CSV = """age,weight,species,owner
 def test_parquet_takes_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "a.parquet").write_text(CSV)
-    with pytest.raises(ValueError, match="it takes pyarrow to read, not installed here: pip install pyarrow"):
+    with pytest.raises(ValueError, match=r"it needs pyarrow. Run: pip install pyarrow"):
         read_table(tmp_path / "a.parquet", label="species", group=None)
 
 
@@ -572,14 +582,16 @@ def test_a_column_that_numbers_the_rows_is_named(tmp_path, first, step, said):
         assert read_table(tmp_path / "a.csv", label="y", group=None).columns == ["id", "x"]
         read_table(tmp_path / "a.csv", label=None, group=None, features=["id", "x"])  # as one predicts, when it is too late
     assert len(found) == said
-    expected = "column 'id' numbers the rows and is taken as a feature: remove it if it says nothing"
+    expected = "column 'id' numbers the rows and is a feature. Remove it if it has no meaning"
     assert all(str(warning.message).endswith(expected) for warning in found)
 
 
 def test_what_was_measured_is_no_label(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_text("x,y\n1,2.0\n2,0.37\n3,-1\n")
-    with pytest.raises(ValueError, match=r"a\.csv cannot be used: y holds 0\.37: a class is a whole number or a name"):
+    with pytest.raises(
+        ValueError, match=r"a\.csv cannot be used: y must hold whole numbers or names as classes, not measurements, got 0\.37"
+    ):
         read_table(tmp_path / "a.csv", label="y", group=None)
     (tmp_path / "a.csv").write_text("x,y\n1,2.5\n2,unsure\n")
     assert read_table(tmp_path / "a.csv", label="y", group=None).labels == ["2.5", "unsure"]
@@ -588,20 +600,20 @@ def test_what_was_measured_is_no_label(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (CSV.replace("4.5", "heavy"), r"column 'weight' is not numeric \(.*\): encode it as numbers, or remove it"),
-        (CSV.replace("4.5", ""), "column 'weight' has missing values, the first in line 4: fill them"),
+        (CSV.replace("4.5", "heavy"), r"column 'weight' is not numeric \(.*\)\. Encode it as numbers, or remove it"),
+        (CSV.replace("4.5", ""), "column 'weight' has missing values, the first in line 4. Fill them"),
         (CSV.replace("4.5", "inf"), "line 4 is the first of 1 with a feature that is NaN, infinite"),
         (CSV.replace("species", "kind"), "it has no column 'species' but 'age', 'weight', 'kind', 'owner'"),
         (CSV.replace("age", ""), "it has a column without a name"),
         (CSV.replace("weight", "species"), "it has two columns called 'species': rename or remove one"),
-        (CSV.replace("ann", ""), "line 2 is of no group: owner must be known in every row"),
+        (CSV.replace("ann", ""), "line 2 is of no group. owner must be known in every row"),
         (CSV + "5,6.5,cat,eve,more\n", "cannot be used"),
         ("species,owner\ncat,ann\n", "x must hold examples with features"),
         (CSV.splitlines()[0] + "\n", "it has no rows"),
-        (CSV.replace(",", ";"), "its fields stand between ';': save it with commas"),
-        (CSV.replace(",", ";").replace(".", ","), "between ';': save it with commas, and with points in place of decimal commas"),
-        (CSV.replace(",", "\t"), "its fields stand between '.t': save it with commas"),
-        (CSV.replace(",", "|"), r"its fields stand between '\|': save it with commas"),
+        (CSV.replace(",", ";"), "its fields are separated by ';'. Save it with commas"),
+        (CSV.replace(",", ";").replace(".", ","), "by ';'. Save it with commas as separators, and with decimal points"),
+        (CSV.replace(",", "\t"), "its fields are separated by '.t'. Save it with commas"),
+        (CSV.replace(",", "|"), r"its fields are separated by '\|'\. Save it with commas"),
         ("", "cannot be used"),
         ("\0\xff", "cannot be used"),
     ],
@@ -616,7 +628,7 @@ def test_a_csv_file_of_another_form_is_refused_by_name(tmp_path, text, message):
 def test_a_csv_file_in_another_encoding_is_refused_with_the_way_out(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_bytes(CSV.replace("cat", "kätzchen").encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.csv cannot be used: .*: save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.csv cannot be used: .*\. Save it as UTF-8"):
         read_table(tmp_path / "a.csv", label="species", group="owner")
 
 
@@ -628,7 +640,7 @@ def test_the_columns_of_a_test_file_come_in_their_own_order(tmp_path):
     data = ready(tmp_path / "train.csv", test=str(tmp_path / "test.csv"))
     assert torch.equal(data.x[:60], data.x[60:])
     frame.drop(columns="c").assign(e=1).to_csv(tmp_path / "test.csv", index=False)
-    with pytest.raises(ValueError, match="must have the same columns; only one has c, e"):
+    with pytest.raises(ValueError, match=r"must have the same columns. Only one of them has c, e"):
         ready(tmp_path / "train.csv", test=str(tmp_path / "test.csv"))
 
 
@@ -683,7 +695,7 @@ def test_a_device_or_a_pipe_is_no_data_file(read, columns, tmp_path):
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     for path in (Path("/dev/zero"), pipe):
-        with pytest.raises(ValueError, match=f"{path} is a device or a pipe: name a regular file"):
+        with pytest.raises(ValueError, match=f"{path} is a device or a pipe. Name a regular file"):
             read(path, **columns)
 
 

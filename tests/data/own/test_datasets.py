@@ -65,7 +65,7 @@ def test_parts_that_are_given_stay_and_the_others_are_cut():
         assert torch.equal(data.y[rows], torch.full((50,), -1) if dataset is UNLABELED else dataset.tensors[1])
     assert (data.class_names, data.input_shape, data.bounds) == (["0", "1", "2"], (4,), None)
     assert data.summary == (
-        "107 examples: 30 labelled (0: 10, 1: 10, 2: 10), 50 without a label, taken for that: 50 × in unlabeled; 12 given for validation; "
+        "107 examples: 30 labelled (0: 10, 1: 10, 2: 10), 50 without a label: 50 × in unlabeled; 12 given for validation; "
         "15 given for the test"
     )
     assert ready().split.sizes == {"labeled": 21, "unlabeled": 21, "validation": 3, "test": 6}
@@ -85,7 +85,7 @@ def test_labels_that_say_none_are_of_the_pool_and_kinds_of_items_are_alike():
     assert torch.equal(one.y, other.y)
     assert torch.equal(one.x, other.x)
     assert one.split.sizes == {"labeled": 14, "unlabeled": 74, "validation": 2, "test": 4}
-    assert "60 without a label, taken for that: 10 × -1, 50 × in unlabeled" in one.summary
+    assert "60 without a label: 10 × -1, 50 × in unlabeled" in one.summary
 
 
 def test_inputs_that_are_read_in_turn_give_the_batches_of_those_in_memory():
@@ -125,19 +125,19 @@ X = torch.zeros(4)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labeled": Stream()}, "labeled must be a map-style Dataset, with a length; got Stream"),
-        ({"labeled": Items()}, "labeled is empty: leave it out, or fill it"),
-        ({"labeled": Augmented(LABELED)}, r"labeled\[0\] is another input when it is read again: leave random augmentation out"),
-        ({"labeled": Inputs(LABELED)}, r"labeled\[0\] must be \(x, y\); got ndarray"),
-        ({"labeled": Items(("a", 1))}, r"labeled\[0\] must be \(x, y\) or x, where x is a tensor or an array of numbers; got str"),
+        ({"labeled": Stream()}, "labeled must be a map-style Dataset, with a length, got Stream"),
+        ({"labeled": Items()}, "labeled is empty. Leave it out, or fill it"),
+        ({"labeled": Augmented(LABELED)}, r"labeled\[0\] differs when it is read again. Remove random augmentation"),
+        ({"labeled": Inputs(LABELED)}, r"labeled\[0\] must be \(x, y\), got ndarray"),
+        ({"labeled": Items(("a", 1))}, r"labeled\[0\] must be \(x, y\) or x, where x is a tensor or an array of numbers, got str"),
         ({"labeled": Items({"x": X})}, "got dict"),
-        ({"labeled": Items((X, 0), (X, 0.5))}, r"labeled\[1\] has the label 0.5: it must be a whole number from 0, or -1"),
+        ({"labeled": Items((X, 0), (X, 0.5))}, r"the label of labeled\[1\] must be a whole number from 0, or -1 for none, got 0\.5"),
         ({"labeled": Items((X, 0), (X, torch.eye(3)[0]))}, r"labeled\[1\] has the label tensor\(\[1., 0., 0.\]\)"),
         ({"labeled": Items((X, 0), (X, -2))}, "has the label -2"),
         ({"labeled": Items((X, 0), (X[:2], 1))}, r"labeled\[1\] is torch.float32 of shape \(2,\); labeled\[0\] is .* of shape \(4,\)"),
-        ({"labeled": Items((X, 0), (X + torch.nan, 1))}, r"labeled\[1\] has NaN or infinity: repair or remove it"),
-        ({"test": Items((X, -1))}, r"test\[0\] has no label: leave it out"),
-        ({"class_names": ["a", "b"]}, r"labels reach 2, for which class_names, \['a', 'b'\], are too few"),
+        ({"labeled": Items((X, 0), (X + torch.nan, 1))}, r"labeled\[1\] has NaN or infinity. Repair or remove it"),
+        ({"test": Items((X, -1))}, r"test\[0\] has no label. Remove this example"),
+        ({"class_names": ["a", "b"]}, r"class_names must have a name for each label from 0 to 2, got \['a', 'b'\]"),
     ],
 )
 def test_data_sets_of_another_form_are_refused(options, message):

@@ -41,7 +41,7 @@ def test_a_table_next_to_the_images_names_their_classes(folder, way):
     data = Images(dir=str(folder), size=8)
     data.setup()
     assert data.summary.startswith(
-        "12 examples: 8 labelled (cat: 4, dog: 4), 4 without a label, taken for that: 4 × not in labels.csv, or without a class there"
+        "12 examples: 8 labelled (cat: 4, dog: 4), 4 without a label: 4 × not in labels.csv, or without a class there"
     )
 
 
@@ -50,11 +50,11 @@ def test_a_table_next_to_the_images_names_their_classes(folder, way):
     [
         ("file,label\n00.png,a\n99.png,b\n", r"labels\.csv cannot be used: line 3 names '99\.png', which is no image of the folder"),
         ("file,label\n00.png,a\n01.png,b\n00.png,b\n", "line 2 gives 00.png the class 'a', line 4 'b'"),
-        ("file,label\nx,a\ny,b\n", r"no column of file, label names images of the folder, as '00\.png'"),
-        ("file,kind,weight\n00.png,a,1\n", "it must be clear which of kind, weight holds the classes: call that column label"),
-        ("file\n00.png\n", "it must have two columns with names"),
-        ("file,label\n00.png,a\n01.png,a\n", "must hold 2 or more classes; it holds 1"),
-        ("file,label\n00.png,a\n01.png,-3\n", "line 3, column 'label', must be >= 0, or -1 where it is not known"),
+        ("file,label\nx,a\ny,b\n", r"no column of file, label names images of the folder, such as '00\.png'"),
+        ("file,kind,weight\n00.png,a,1\n", "it is not clear which of kind, weight holds the classes. Call that column label"),
+        ("file\n00.png\n", "it must have two named columns"),
+        ("file,label\n00.png,a\n01.png,a\n", "must hold at least 2 classes, got 1"),
+        ("file,label\n00.png,a\n01.png,-3\n", "line 3, column 'label', must be >= 0, or -1 if it is not known"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_by_its_line(folder, text, message):
@@ -64,7 +64,7 @@ def test_a_table_that_does_not_fit_is_refused_by_its_line(folder, text, message)
 
 
 def test_images_in_one_folder_need_a_table_and_folders_of_classes_none(folder):
-    with pytest.raises(ValueError, match=r"00\.png lies in no class: .*or name the class of each file in .*labels\.csv"):
+    with pytest.raises(ValueError, match=r"00\.png is in no class. .*or name the class of each file in .*labels\.csv"):
         find_images(folder)
     for k in range(10):
         (folder / f"{k:02}.png").rename(folder / "more" / f"{k:02}.png")

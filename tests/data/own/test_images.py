@@ -138,7 +138,7 @@ def png(width, height):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (png(8193, 8192), r"8193 × 8192 pixels, where at most 67,108,864 are read"),
+        (png(8193, 8192), r"it must have at most 67,108,864 pixels, got 8193 × 8192"),
         (png(9500, 9500), r"9500 × 9500 pixels"),
         (png(2**31 - 1, 2**31 - 1), "decompression bomb"),
         (png(8000, 8000), r"it claims 8000 × 8000 pixels in \d+ bytes"),
@@ -163,7 +163,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
     ):
         path = saved(tmp_path / "a.tif", values)
         for read in (check_header, lambda path: read_image(path, 8, "L")):
-            with pytest.raises(ValueError, match=rf"a\.tif .*its pixels are {kind}, of which white is not known"):
+            with pytest.raises(ValueError, match=rf"a\.tif .*its pixels are {kind}, so the value of white is unknown"):
                 read(path)
 
 
@@ -216,7 +216,9 @@ def test_images_of_other_formats_are_counted(tmp_path):
     for name in ("a/2.heic", "b/2.HEIC", "unlabeled/x/1.dng", "a/.3.heic", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"of another format")
-    with pytest.warns(UserWarning, match=r"^left out 1 files ending in \.dng, 2 files ending in \.heic: convert them$") as said:
+    with pytest.warns(
+        UserWarning, match=r"^left out 1 files ending in \.dng, 2 files ending in \.heic. To use them, convert them$"
+    ) as said:
         _, files = find_images(tmp_path)
     assert [file.within for file in files] == ["1.png", "1.png"]
     assert len(said) == 1
@@ -232,7 +234,7 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
 def test_folders_whose_names_differ_in_form_or_case_alone_are_named(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301"):
         saved(tmp_path / name / "1.png", GRADIENT)
-    with pytest.raises(ValueError, match=r"holds 'cafe\\u0301' and 'caf\\xe9', which differ in the form of their characters alone"):
+    with pytest.raises(ValueError, match=r"holds 'cafe\\u0301' and 'caf\\xe9', which differ only in the form of their characters"):
         find_images(tmp_path)
     (tmp_path / "caf\u00e9").rename(tmp_path / "cat")
     assert find_images(tmp_path)[0] == ["caf\u00e9", "cat"]
@@ -250,11 +252,13 @@ def test_what_cannot_be_entered_is_refused_by_name(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", locked)
-        with pytest.raises(ValueError, match=r"a/inner cannot be read \(Permission denied\): make it readable, or move it out of the data"):
+        with pytest.raises(
+            ValueError, match=r"a/inner cannot be read \(Permission denied\)\. Make it readable, or move it out of the data"
+        ):
             find_images(tmp_path)
     for link in (tmp_path / "b" / "more", tmp_path / "class"):
         link.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(ValueError, match=rf"{link} is a link to nowhere, perhaps to a folder of images"):
+        with pytest.raises(ValueError, match=rf"{link} is a broken link, perhaps to a folder of images"):
             find_images(tmp_path)
         link.unlink()
 
@@ -272,15 +276,18 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"must hold a folder for each of 2 or more classes; it holds 0 beside unlabeled/"),
-        (["a/1.png"], "it holds 1 beside unlabeled/"),
-        (["unlabeled/1.png"], "it holds 0 beside unlabeled/"),
+        ([], r"must hold folders of at least 2 classes, got 0 without unlabeled/"),
+        (["a/1.png"], "got 1 without unlabeled/"),
+        (["unlabeled/1.png"], "got 0 without unlabeled/"),
         (["a/1.png", "b/notes.txt"], r"data/b holds no image \(\.png, .*remove the folder"),
-        (["a/1.png", "b/1.png", "1.png"], r"data/1\.png lies in no class: move it into the folder of its class, or into .*/unlabeled"),
-        (["a/1.png", "b/1.png", "Unlabelled/1.png"], "data/Unlabelled would be a class of that name: rename it to unlabeled"),
+        (["a/1.png", "b/1.png", "1.png"], r"data/1\.png is in no class. Move it into the folder of its class, or into .*/unlabeled"),
+        (
+            ["a/1.png", "b/1.png", "Unlabelled/1.png"],
+            "data/Unlabelled would be a class of that name. If its images have no label, rename it to unlabeled",
+        ),
         (
             ["train/a/1.png", "Test/b/1.png"],
-            "data holds Test, train, which are parts and no classes: name one of them as data.dir, and as data.test",
+            "data holds Test, train, which are parts, not classes. Name one as data.dir, and the one for the test as data.test",
         ),
     ],
 )
@@ -301,13 +308,13 @@ def test_no_folder_and_a_pipe_are_refused(tmp_path):
         ready(tmp_path / "nowhere")
     (tmp_path / "rows.csv").touch()
     with pytest.raises(
-        ValueError, match=r"rows\.csv is a file and no folder: name the one .*; data=arrays data\.train=.*rows\.csv reads a"
+        ValueError, match=r"rows\.csv is a file and no folder\. Name a folder .*\. data=arrays data\.train=.*rows\.csv reads a"
     ):
         ready(tmp_path / "rows.csv")
     for name in ("a", "b"):
         saved(tmp_path / name / "1.png", GRADIENT)
     os.mkfifo(tmp_path / "a" / "2.png")
-    with pytest.raises(ValueError, match=r"2\.png is no file but bears the name of an image: remove it"):
+    with pytest.raises(ValueError, match=r"2\.png has the name of an image but is not a file. Remove it"):
         ready(tmp_path)
 
 
@@ -345,10 +352,10 @@ def test_a_test_folder_that_does_not_fit_is_refused(folder, tmp_path):
         saved(tmp_path / "test" / name / "1.png", COLOURS)
     refused("test holds mouse; the classes of .* are cat, dog")
     (tmp_path / "test" / "mouse").rename(tmp_path / "test" / "dog")
-    refused("both have examples of the group p1: leave it in one of them", group_pattern=r"p\d")
+    refused("both have examples of the group p1. Keep it in one of them", group_pattern=r"p\d")
     assert ready(folder, test=str(tmp_path / "test")).split.sizes["test"] == 2
     (tmp_path / "one").mkdir()
-    refused("each of 1 or more classes; it holds 0", test=str(tmp_path / "one"))
+    refused("of at least 1 classes, got 0", test=str(tmp_path / "one"))
     saved(tmp_path / "one" / "dog" / "1.png", COLOURS)
     assert ready(folder, test=str(tmp_path / "one")).y[36:].tolist() == [1]
     saved(tmp_path / "test" / "unlabeled" / "1.png", COLOURS)
@@ -400,7 +407,7 @@ def test_what_is_in_no_part_is_named(folder):
         assert not (ready(folder, unlabeled_classes=[0]).split.unlabeled >= 24).any()
     for path in sorted((folder / "dog").rglob("*.png"))[1:]:
         path.unlink()
-    with pytest.warns(UserWarning, match="no labelled example is in the validation part of dog; in the test part of dog: label more"):
+    with pytest.warns(UserWarning, match="no labelled example is in the validation part of dog; in the test part of dog. Label more"):
         ready(folder)
 
 
@@ -487,16 +494,16 @@ def test_a_large_set_is_streamed(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "CMYK"}, "mode must be one of RGB, L; got 'CMYK'"),
-        ({"corrupt": "ignore"}, "corrupt must be refuse or skip; got 'ignore'"),
-        ({"size": 0}, "size and workers must be >= 1, resident_gib >= 0; got 0, 2, 2.0"),
+        ({"mode": "CMYK"}, "mode must be one of RGB, L, got 'CMYK'"),
+        ({"corrupt": "ignore"}, "corrupt must be refuse or skip, got 'ignore'"),
+        ({"size": 0}, "size and workers must be >= 1, resident_gib >= 0, got 0, 2, 2.0"),
         ({"size": 8193}, r"data\.size=8193: images of 8193 × 8193 pixels exceed the 67,108,864 that are read: lower it"),
         ({"workers": 0}, "got 32, 0, 2.0"),
         ({"resident_gib": -1.0}, "got 32, 2, -1.0"),
         ({"group_pattern": "("}, r"group_pattern='\(' is no regular expression: missing \)"),
         (
             {"test_share": 0.9, "validation_share": 0.1},
-            "they must leave something to train on; got validation_share=0.1, test_share=0.9",
+            "with a sum below 1, got validation_share=0.1, test_share=0.9",
         ),
         ({"test_share": 0.0}, "test_share=0.0"),
     ],

@@ -54,7 +54,7 @@ GOOD = batches(3)[0][0]
         (GOOD, (20, 100), "complete records of 3074 bytes"),
         (GOOD[:3073] + b"\x0a" + GOOD[3074:], (10,), r"must hold labels in 0\.\.9, got 10 in row 1"),
         (records(torch.tensor([[20, 0]]))[0], (20, 100), r"labels in 0\.\.19, got 20 in row 0"),
-        (GOOD * 40, (10,), "goes on after its last value"),
+        (GOOD * 40, (10,), "has more bytes after its last value"),
     ],
 )
 def test_odd_records_are_refused(tmp_path, data, num_classes, message):
@@ -91,8 +91,8 @@ def negative(archive):
     [
         (negative(ARCHIVE), "is not a tar archive: one has -1 bytes"),
         (tar([("./one", GOOD), ("two", GOOD)]), "lacks one"),
-        (ARCHIVE[:5000], "a.tar:one cannot be read: 4731 more bytes should follow"),
-        (ARCHIVE[: 512 + 9728], "ends too early: 512 bytes should follow, 0 do"),
+        (ARCHIVE[:5000], "a.tar:one cannot be read: 4731 more bytes must follow"),
+        (ARCHIVE[: 512 + 9728], "ends too early: must have 512 more bytes, got 0"),
         (gzip.compress(ARCHIVE)[:-4], "cannot be read"),
         (b"a" + ARCHIVE[1:], "is not a tar archive: a header has a wrong checksum"),
         (b"PK" * 300, "is not a tar archive"),

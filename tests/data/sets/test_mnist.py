@@ -54,16 +54,16 @@ GOOD = idx(torch.arange(3 * 28 * 28).view(3, 28, 28) % 256)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "ends too early: 16 bytes should follow, 0 do"),
-        (GOOD[:15], "ends too early: 16 bytes should follow, 15 do"),
-        (GOOD[:-1], "ends too early: 2352 bytes should follow, 2351 do"),
-        (GOOD + b"\0", "goes on after its last value"),
+        (b"", "ends too early: must have 16 more bytes, got 0"),
+        (GOOD[:15], "ends too early: must have 16 more bytes, got 15"),
+        (GOOD[:-1], "ends too early: must have 2352 more bytes, got 2351"),
+        (GOOD + b"\0", "has more bytes after its last value"),
         (gzip.compress(GOOD)[:-9], "cannot be read"),
-        (b"\0\0\x08\x01" + GOOD[4:], "is no idx file of bytes in 3 dimensions: its magic number is 0x00000801, not 0x00000803"),
-        (b"\0\0\x0d\x03" + GOOD[4:], "its magic number is 0x00000d03"),
-        (struct.pack(">4I", 0x803, 3, 28, 27) + GOOD[16:], r"of shape \(28, 28\); its header says 3 of shape \(28, 27\)"),
-        (struct.pack(">4I", 0x803, 0, 28, 28), "should hold 1 to 100 entries"),
-        (struct.pack(">4I", 0x803, 2**32 - 1, 28, 28) + GOOD[16:], "its header says 4294967295"),
+        (b"\0\0\x08\x01" + GOOD[4:], "is no idx file of bytes in 3 dimensions: its magic number must be 0x00000803, got 0x00000801"),
+        (b"\0\0\x0d\x03" + GOOD[4:], "its magic number must be 0x00000803, got 0x00000d03"),
+        (struct.pack(">4I", 0x803, 3, 28, 27) + GOOD[16:], r"of shape \(28, 28\), got 3 of shape \(28, 27\) in its header"),
+        (struct.pack(">4I", 0x803, 0, 28, 28), "must hold 1 to 100 entries"),
+        (struct.pack(">4I", 0x803, 2**32 - 1, 28, 28) + GOOD[16:], "got 4294967295"),
     ],
 )
 def test_an_odd_idx_file_is_refused(tmp_path, data, message):

@@ -41,9 +41,9 @@ DAT, CAT = matrix(stereo_pairs(3)), matrix(torch.arange(5, dtype=torch.int32))
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "ends too early: 24 bytes should follow, 0 do"),
-        (DAT[:-1], "ends too early: 55296 bytes should follow, 55295 do"),
-        (DAT + b"\0", "goes on after its last value"),
+        (b"", "ends too early: must have 24 more bytes, got 0"),
+        (DAT[:-1], "ends too early: must have 55296 more bytes, got 55295"),
+        (DAT + b"\0", "has more bytes after its last value"),
         (struct.pack("<I", 0x1E3D4C56) + DAT[4:], "and type 0x1e3d4c55, got a header with 4 dimensions.*type 0x1e3d4c56"),
         (DAT[:4] + struct.pack(">I", 4) + DAT[8:], "got a header with 67108864 dimensions"),
         (DAT[:8] + struct.pack("<4I", 3, 2, 96, 95) + DAT[24:], r"\(3, 2, 96, 95\)"),

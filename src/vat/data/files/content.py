@@ -1,4 +1,4 @@
-"""What a file of data holds, decompressed and read once from front to back: no more memory than asked for, and every fault one error."""
+"""Reads a data file once, from start to end, and decompresses it. Allocates only what is read. Every fault is a ValueError."""
 
 import gzip
 import hashlib
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-PIECE = 1 << 20  # bytes read at a time: a size that a header merely claims allocates nothing
-COMPRESSED_PIECE = 1 << 14  # what of it is not yet decompressed is copied each time
+PIECE = 1 << 20  # bytes read at a time, so a false size in a header allocates nothing
+COMPRESSED_PIECE = 1 << 14  # smaller, because the rest that is not yet decompressed is copied each time
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Source(Protocol):
-    """Anything that hands out at most the bytes asked for, and none only at its end."""
+    """Anything with a method `read` that returns at most `size` bytes, and none only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -23,9 +23,9 @@ class Content:
     """Bytes taken from a source in order.
 
     Args:
-        source: Where the bytes come from.
-        name: What errors call it.
-        digest: MD5 or SHA-256 of all the bytes as published, for `end`.
+        source: Source of the bytes.
+        name: Name in errors.
+        digest: MD5 or SHA-256 of the published bytes, for `end`.
     """
 
     def __init__(self, source: Source, name: str, digest: str | None = None) -> None:
@@ -40,11 +40,11 @@ class Content:
         """
         taken = self.take_up_to(size)
         if len(taken) < size:
-            raise self.fault(f"ends too early: {size} bytes should follow, {len(taken)} do")
+            raise self.fault(f"ends too early: must have {size} more bytes, got {len(taken)}")
         return taken
 
     def take_up_to(self, size: int) -> bytearray:
-        """The next `size` bytes, or all there are."""
+        """The next `size` bytes, or fewer at the end."""
         taken = bytearray()
         while len(taken) < size and (piece := self.read(min(size - len(taken), PIECE))):
             taken += piece
@@ -57,27 +57,25 @@ class Content:
             size -= PIECE
 
     def end(self, *, published: bool = False) -> None:
-        """Nothing may follow; content that passes for the published one must have its digest, where that is known.
+        """Check that nothing follows, and that published content has its digest, if that is known.
 
         Raises:
-            ValueError: Otherwise.
+            ValueError: If something follows, or the digest differs.
         """
         if self.take_up_to(1):
-            raise self.fault("goes on after its last value")
+            raise self.fault("has more bytes after its last value")
         if published and self._hash is not None and self._hash.hexdigest() != self.digest:
-            raise self.fault(
-                f"has the published size but other content, of digest {self._hash.hexdigest()} where {self.digest} is published"
-            )
+            raise self.fault(f"has the published size but other content: its digest must be {self.digest}, got {self._hash.hexdigest()}")
 
     def fault(self, reason: str) -> ValueError:
-        """The error to raise for what is wrong with the file."""
-        return ValueError(f"{self.name} {reason}. Delete the file to have it downloaded anew, or put a right one in its place.")
+        """The error for a fault of the file."""
+        return ValueError(f"{self.name} {reason}. Delete the file to download it again, or replace it by a correct one.")
 
     def read(self, size: int, /) -> bytes:
         """As a source: one piece of at most `size` bytes."""
         try:
             piece = self.source.read(size)
-        except (OSError, EOFError, zlib.error) as error:  # the three ways to say that compressed data are broken
+        except (OSError, EOFError, zlib.error) as error:  # the errors of damaged compressed data
             raise self.fault(f"cannot be read: {error}") from error
         if self._hash is not None:
             self._hash.update(piece)
@@ -85,7 +83,7 @@ class Content:
 
 
 class Window:
-    """The next `size` bytes of a source, which must have them, as a source of its own; `left` of them are still to come."""
+    """A source of the next `size` bytes of another source, which must have them. `left` is the number of bytes to come."""
 
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.left = source, size
@@ -96,13 +94,13 @@ class Window:
             return b""
         piece = self.source.read(min(size, self.left))
         if not piece:
-            raise EOFError(f"{self.left} more bytes should follow")
+            raise EOFError(f"{self.left} more bytes must follow")
         self.left -= len(piece)
         return piece
 
 
 class Inflated:
-    """The bytes that a zlib stream stands for."""
+    """The decompressed bytes of a zlib stream."""
 
     def __init__(self, source: Source) -> None:
         self.source, self._zlib = source, zlib.decompressobj()
@@ -119,13 +117,13 @@ class Inflated:
 
 
 def new_hash(digest: str) -> "hashlib._Hash":
-    """The algorithm that hexadecimal digests of this length come from: MD5, in which most sets are published, or SHA-256."""
+    """The algorithm of hexadecimal digests of this length: MD5, which most publishers use, or SHA-256."""
     return hashlib.new("md5" if len(digest) == 32 else "sha256", usedforsecurity=False)
 
 
 @contextmanager
 def opened(path: Path, digest: str | None = None) -> Iterator[Content]:
-    """The content of a file, decompressed where it is gzip, which its first bytes say and not its name."""
+    """The content of a file, decompressed if its first bytes are those of gzip. The name does not matter."""
     with path.open("rb") as raw:
         compressed = raw.read(2) == GZIP_MAGIC
         raw.seek(0)

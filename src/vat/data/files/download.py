@@ -1,4 +1,4 @@
-"""Fetching the files of a published data set: checked, whole or not at all, by one process at a time."""
+"""Downloads the files of a published data set. Checks them, writes them completely or not at all, one process at a time."""
 
 import http.client
 import os
@@ -21,20 +21,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from vat import files
 from vat.data.files.content import PIECE, new_hash, opened
 
-TIMEOUT = 30.0  # seconds of silence from a server, after which the next is tried
-LEAST_BYTES = 100_000  # in so many seconds: a slower server is given up, too; the smallest modem is not
-MOST_BYTES = 2 << 30  # the largest of our files, SVHN's extra set, has 1.33 GB; a server that never ends must not fill the disk
+TIMEOUT = 30.0  # seconds without an answer from a server, after which the next one is tried
+LEAST_BYTES = 100_000  # in TIMEOUT seconds; a slower server is also abandoned, but no slow modem
+MOST_BYTES = 2 << 30  # so an endless answer does not fill the disk; our largest file, SVHN's extra set, has 1.33 GB
 
 
 _only_reading = ContextVar("only_reading", default=False)
 
 
 class DownloadError(OSError):
-    """A file that could not be had; the message says which to put where, and where it is published."""
+    """A file could not be downloaded. The message says where it is published and where to put it."""
 
 
 class _MirrorFaultError(Exception):
-    """What was wrong with one address, before the next is tried."""
+    """A fault of one address, after which the next is tried."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class PublishedFile:
     """A file of a data set.
 
     Attributes:
-        name: Under which it is kept; without `.gz` it may also lie there decompressed.
-        urls: Addresses that hold it, tried in this order.
+        name: Name of the stored file. A decompressed file without `.gz` is also accepted.
+        urls: Addresses of the file, in the order of attempts.
         digest: MD5 or SHA-256 of the file as published, in hexadecimal.
-        content: The same of the decompressed content where that is known: no recompression or mirror changes it.
+        content: Digest of the decompressed content, if known. It is the same for every compression.
     """
 
     name: str
@@ -55,16 +55,16 @@ class PublishedFile:
 
 
 def fetch(file: PublishedFile, folder: Path) -> Path:
-    """Where the file lies, downloaded if it does not yet.
+    """The path of a file, which is downloaded if it is absent.
 
-    A file found is taken as it is: what was downloaded has been checked, and the readers judge what a user put there.
+    A present file is not checked. Downloads have been checked, and the readers check a user's file.
 
     Args:
-        file: What to look for.
-        folder: Where to look, and where to put it; made if absent.
+        file: The published file.
+        folder: Folder of the file. It is created if absent.
 
     Returns:
-        The path of the file, or of its decompressed twin.
+        The path of the file, or of the decompressed file.
 
     Raises:
         DownloadError: If no address gives the file, or it cannot be written.
@@ -74,7 +74,7 @@ def fetch(file: PublishedFile, folder: Path) -> Path:
         return path
     if _only_reading.get():
         raise DownloadError(
-            f"{folder} lacks {file.name}, and nothing is downloaded into a folder that a checkpoint names: name the data by data=..."
+            f"{folder} lacks {file.name}, and nothing is downloaded into a folder that a checkpoint names. Name the data by data=..."
         )
     try:
         with _alone(folder):
@@ -87,7 +87,7 @@ def fetch(file: PublishedFile, folder: Path) -> Path:
 
 @contextmanager
 def only_reading() -> Iterator[None]:
-    """Within it `fetch` downloads nothing: a checkpoint that names a folder must not have it written to."""
+    """Within this context, `fetch` downloads nothing. A folder that a checkpoint names must not be written to."""
     token = _only_reading.set(True)
     try:
         yield
@@ -102,7 +102,7 @@ def _present(file: PublishedFile, folder: Path) -> Path | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder. The system drops the lock of a process that dies; its file stays, to lock again."""
+    """Allow one process at a time in a folder. If a process dies, the system frees its lock, and the lock's file can be used again."""
     folder.mkdir(parents=True, exist_ok=True)
     with files.open_lock(folder / ".download.lock") as lock:
         files.lock(lock, wait=True)
@@ -134,7 +134,7 @@ def _transfer(url: str, partial: Path) -> None:
         total = int(length) if length.isdecimal() else None
         bar = progress.add_task(partial.name.removesuffix(".part"), total=total)
         since, before = time.monotonic(), 0
-        while piece := _of_the_network(response.read1, PIECE):  # what is there, without waiting for the rest of the piece
+        while piece := _of_the_network(response.read1, PIECE):  # the bytes that have arrived, without waiting for a full piece
             out.write(piece)
             progress.advance(bar, len(piece))
             if time.monotonic() - since > TIMEOUT:
@@ -143,7 +143,7 @@ def _transfer(url: str, partial: Path) -> None:
                 since, before = time.monotonic(), out.tell()
             if out.tell() > MOST_BYTES:
                 raise _MirrorFaultError(f"sends more than {MOST_BYTES} bytes")
-        # http.client ends a broken transfer quietly where it is read in pieces.
+        # http.client does not report a broken transfer that is read in pieces.
         if total is not None and out.tell() != total:
             raise _MirrorFaultError(f"the transfer broke off after {out.tell()} of {total} bytes")
         out.flush()
@@ -151,7 +151,7 @@ def _transfer(url: str, partial: Path) -> None:
 
 
 def _within_timeout(call: Callable[[], Any]) -> Any:
-    """What `call` returns, which a server may keep waiting by a byte of the header now and then.
+    """The result of `call`. A server could delay it without end by sending single bytes of the header.
 
     Raises:
         TimeoutError: If it takes longer than `TIMEOUT`.
@@ -175,7 +175,7 @@ def _within_timeout(call: Callable[[], Any]) -> Any:
 
 
 def _of_the_network(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Errors of this call are the address's fault; other OSErrors are the disk's."""
+    """Errors of this call are faults of the address. Other OSErrors are faults of the disk."""
     try:
         return call(*args, **options)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -188,7 +188,7 @@ def _check(file: PublishedFile, partial: Path) -> None:
         while piece := raw.read(PIECE):
             hash_.update(piece)
     if hash_.hexdigest() != file.digest and not _same_content(file, partial):
-        raise _MirrorFaultError(f"sends a file of digest {hash_.hexdigest()}, published is {file.digest}")
+        raise _MirrorFaultError(f"the file's digest must be {file.digest}, got {hash_.hexdigest()}")
 
 
 def _same_content(file: PublishedFile, partial: Path) -> bool:
@@ -216,5 +216,5 @@ def _instructions(file: PublishedFile, folder: Path, faults: Sequence[str]) -> s
     addresses = " or ".join(file.urls)
     return (
         f"{file.name} is not in {folder.absolute()}, and was not downloaded:\n{tried}\n"
-        f"Put the file there yourself, from {addresses} (digest {file.digest}); data.data_dir, or VAT_DATA_DIR, moves that folder."
+        f"Put the file there yourself, from {addresses} (digest {file.digest}). data.data_dir, or VAT_DATA_DIR, sets another folder."
     )

@@ -14,13 +14,13 @@ UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, shape: Sequence[int], *, most: int, digest: str | None = None) -> Tensor:
-    """The entries of an idx file of unsigned bytes, which may be gzip-compressed.
+    """Read the entries of an idx file of unsigned bytes, which may be gzip-compressed.
 
     Args:
         path: The file.
-        shape: Of one entry: (28, 28) for images, () for labels.
-        most: Entries of the published file.
-        digest: MD5 or SHA-256 of its decompressed content, asked of a file with that many entries.
+        shape: Shape of one entry: (28, 28) for images, () for labels.
+        most: Number of entries of the published file.
+        digest: MD5 or SHA-256 of the decompressed published content. It is required of a file with that many entries.
 
     Returns:
         uint8 of shape (N, *shape), 1 <= N <= most.
@@ -33,10 +33,10 @@ def read_idx(path: Path, shape: Sequence[int], *, most: int, digest: str | None 
         expected = UNSIGNED_BYTE << 8 | 1 + len(shape)
         if magic != expected:
             raise content.fault(
-                f"is no idx file of bytes in {1 + len(shape)} dimensions: its magic number is {magic:#010x}, not {expected:#010x}"
+                f"is no idx file of bytes in {1 + len(shape)} dimensions: its magic number must be {expected:#010x}, got {magic:#010x}"
             )
         if found != list(shape) or not 1 <= count <= most:
-            raise content.fault(f"should hold 1 to {most} entries of shape {tuple(shape)}; its header says {count} of shape {tuple(found)}")
+            raise content.fault(f"must hold 1 to {most} entries of shape {tuple(shape)}, got {count} of shape {tuple(found)} in its header")
         values = content.take(count * math.prod(shape))
         content.end(published=count == most)
     return torch.frombuffer(values, dtype=torch.uint8).view(count, *shape)

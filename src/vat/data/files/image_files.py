@@ -1,4 +1,4 @@
-"""Image files of any size and mode as bytes of one shape, read when they are asked for."""
+"""Reads image files of any size and mode as bytes of one shape."""
 
 import io
 import struct
@@ -13,22 +13,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-UNREADABLE = (".heic", ".heif", ".avif", ".jp2", ".dng", ".raw", ".cr2", ".nef")  # images too, of other formats
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows more, among them programs (EPS)
+UNREADABLE = (".heic", ".heif", ".avif", ".jp2", ".dng", ".raw", ".cr2", ".nef")  # images in formats that are not read
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; Pillow knows others, some of which are programs (EPS)
 MODES = {"RGB": 3, "L": 1}
 MAX_PIXELS = 2**26  # 256 MiB as RGBA; the largest cameras have fewer
-MAX_PIXELS_PER_BYTE = 2**16  # of a blank page 8,192 pixels wide as fax, a bit for each line; what claims more is made up
+MAX_PIXELS_PER_BYTE = 2**16  # a blank fax page 8,192 pixels wide has a bit for each line; a header that claims more is forged
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-FAINT = 8  # grey levels of 256, below which nothing is seen
+FAINT = 8  # contrast in grey levels of 256 below which nothing is visible
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(path: Path, size: int, mode: str) -> Tensor:
-    """The first picture in a file, upright, its central square resized.
+    """Read the first picture in a file, upright, and resize its central square.
 
-    The orientation that a camera noted in EXIF is applied. Transparent pixels are laid over white, or over black if nothing is seen on
-    white; transparency that hides all of the picture is left out. Grey levels of 16 bits are rounded to 8; colours become grey by the luma
-    of ITU-R 601. The square is as wide as the shorter side; resizing is bilinear, with antialiasing.
+    The camera's orientation in EXIF is applied. Transparent pixels are put on white, or on black if nothing is visible on white.
+    Transparency that hides the complete picture is ignored. Grey levels of 16 bits are rounded to 8. Colours become grey by the luma of
+    ITU-R 601. The square is as wide as the shorter side. Resizing is bilinear, with antialiasing.
 
     Args:
         path: A file of one of `FORMATS`.
@@ -39,13 +39,13 @@ def read_image(path: Path, size: int, mode: str) -> Tensor:
         uint8 of shape (C, size, size).
 
     Raises:
-        ValueError: If the file holds no such picture, is damaged, has more than `MAX_PIXELS`, or pixels whose range is not known.
+        ValueError: If the file holds no such picture, is damaged, has more than `MAX_PIXELS` pixels, or pixels of unknown range.
     """
     return _read(path, lambda image: _converted(image, size, mode))
 
 
 def check_header(path: Path) -> None:
-    """Refuse what `read_image` would refuse, as far as a file's header tells.
+    """Refuse a file that `read_image` would refuse, as far as its header shows.
 
     Raises:
         ValueError: As `read_image`.
@@ -54,7 +54,7 @@ def check_header(path: Path) -> None:
 
 
 def largest_deep_level(path: Path) -> int:
-    """The largest grey level of a picture of 16 bits; 0 for others, which are not decoded.
+    """The largest grey level of a picture of 16 bits. 0 for others, which are not decoded.
 
     Raises:
         ValueError: As `read_image`.
@@ -65,7 +65,7 @@ def largest_deep_level(path: Path) -> int:
 def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
     try:
         return _opened(path, path, use)
-    except Exception as error:  # a decoder of a damaged file raises whatever it trips over, from struct.error to TypeError
+    except Exception as error:  # a decoder of a damaged file can raise anything, from struct.error to TypeError
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"its content is none of {', '.join(FORMATS)}"
@@ -73,7 +73,7 @@ def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
             if (bare := without_notes(path)) is not None:
                 reason = "it is a damaged PNG file" if isinstance(error, UnidentifiedImageError) else reason
                 return _opened(path, bare, use)
-        except Exception:  # the notes were not what is wrong
+        except Exception:  # the fault is not in the notes
             pass
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
 
@@ -82,19 +82,19 @@ def _opened(path: Path, content: Path | io.BytesIO, use: Callable[[Image.Image],
     with Image.open(content, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ValueError(f"it has {width} × {height} pixels, where at most {MAX_PIXELS:,} are read")
+            raise ValueError(f"it must have at most {MAX_PIXELS:,} pixels, got {width} × {height}")
         if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
-            raise ValueError(f"it claims {width} × {height} pixels in {size} bytes")
-        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # PNG and PPM know what is white
+            raise ValueError(f"{size} bytes cannot hold the {width} × {height} pixels of its header")
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # PNG and PPM define white
             kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
-            raise ValueError(f"its pixels are {kind}, of which white is not known; convert it to 8 or 16 bits")
+            raise ValueError(f"its pixels are {kind}, so the value of white is unknown. Convert it to 8 or 16 bits")
         return use(image)
 
 
 def without_notes(path: Path) -> io.BytesIO | None:
-    """A PNG file without its texts, profiles and other notes, of which Pillow refuses large and damaged ones; None of another format.
+    """A PNG file without its texts, profiles and other notes, because Pillow refuses large and damaged ones. None for another format.
 
-    What says how the picture looks stays: the chunks that every reader must know, transparency, and a camera's orientation.
+    The chunks that determine the picture stay: those that every reader must know, transparency, and a camera's orientation.
     """
     kept = io.BytesIO()
     with path.open("rb") as file:
@@ -116,27 +116,27 @@ def without_notes(path: Path) -> io.BytesIO | None:
 def _converted(image: Image.Image, size: int, mode: str) -> Tensor:
     try:
         image = ImageOps.exif_transpose(image)
-    except (OSError, MemoryError):  # of the picture itself
+    except (OSError, MemoryError):  # faults of the picture itself
         raise
-    except Exception:  # a damaged note of the camera, as a viewer passes over it
+    except Exception:  # a damaged note of the camera, which viewers also ignore
         image.load()
     if image.mode in DEEP:
         image = _of_eight_bits(image)
     if image.has_transparency_data:
         image = _over_a_background(image.convert("RGBA"))
     if image.mode == "LAB":
-        image = image.convert("RGB")  # the only way that Pillow has from there
+        image = image.convert("RGB")  # Pillow's only conversion from LAB
     image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    # The square is cut out by the resizing itself: resized first, a strip of 1 × 1,000,000 pixels would grow beyond all memory.
+    # Resizing also crops the square. A strip of 1 × 1,000,000 pixels, resized first, would need more than all memory.
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(image).reshape(size, size, -1)).permute(2, 0, 1).contiguous()
 
 
 def _over_a_background(image: Image.Image) -> Image.Image:
-    """An RGBA image over white, or over black where less than a grey level or two of it would be seen over white."""
-    if image.getchannel("A").getextrema() == (0, 0):  # a program's field that is not used, as in BMP
+    """An RGBA image on white, or on black if it is too faint on white."""
+    if image.getchannel("A").getextrema() == (0, 0):  # an unused field, as in BMP
         return image.convert("RGB")
     over_white, over_black = (Image.alpha_composite(Image.new("RGBA", image.size, colour), image) for colour in ("white", "black"))
     return over_black if _contrast(over_white) < FAINT <= _contrast(over_black) else over_white
@@ -150,9 +150,7 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
     grey = np.asarray(image).astype(np.int64)
     eight = ((grey + 128) // 257).astype(np.uint8)
     if eight.min() == eight.max() and grey.min() < grey.max():
-        raise ValueError(
-            f"its values of 16 bits reach from {grey.min()} to {grey.max()}, which is one grey level of 8 bits: stretch them to 0 to 65535"
-        )
+        raise ValueError(f"its values of 16 bits, {grey.min()} to {grey.max()}, are one grey level of 8 bits. Scale them to 0 to 65535")
     return Image.fromarray(eight)
 
 
@@ -163,8 +161,8 @@ class ImageFiles:
         paths: The files.
         size: Height and width.
         mode: One of `MODES`.
-        workers: Threads that decode; Pillow lets them run side by side.
-        device: Where the images are handed out.
+        workers: Number of threads that decode. Pillow lets them run in parallel.
+        device: Device of the returned images.
     """
 
     dtype = torch.uint8
@@ -192,7 +190,7 @@ class ImageFiles:
         return torch.stack(list(images)).to(self.device)
 
     def to(self, device: torch.device) -> "ImageFiles":
-        """The same files, handed out elsewhere."""
+        """The same files, with images on another device."""
         if device == self.device:
             return self
         return ImageFiles(self.paths, size=self.size, mode=self.mode, workers=self.workers, device=device)

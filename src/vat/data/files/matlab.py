@@ -1,7 +1,7 @@
-"""Arrays of numbers from MATLAB 5 files, the format of SVHN.
+"""Reads arrays of numbers from MATLAB 5 files, the format of SVHN.
 
-The MathWorks, *MAT-File Format*, "Level 5 MAT-Files". Of it: real arrays of numbers, compressed or not, in little-endian files.
-scipy reads all of it, but believes the sizes in a header and fails on a broken file in ways of its own.
+The MathWorks, *MAT-File Format*, "Level 5 MAT-Files". Only real arrays of numbers, compressed or not, in little-endian files.
+scipy reads the complete format, but trusts the sizes in a header, and raises various errors for a damaged file.
 """
 
 import math
@@ -23,12 +23,12 @@ MOST_DIMENSIONS, MOST_NAME_BYTES = 8, 64
 
 
 def read_matlab(path: Path, most: Mapping[str, int], *, digest: str | None = None) -> dict[str, np.ndarray]:
-    """Some variables of a MATLAB 5 file; the others are passed over unread.
+    """Read some variables of a MATLAB 5 file. The others are skipped.
 
     Args:
         path: The file.
-        most: Names of the variables, with the most values each may have.
-        digest: MD5 or SHA-256 of the published file, asked of one in which every variable has that many values.
+        most: Names of the variables, with the largest number of values of each.
+        digest: MD5 or SHA-256 of the published file. It is required of a file in which every variable has that many values.
 
     Returns:
         The arrays by name, indexed as in MATLAB.
@@ -50,7 +50,7 @@ def read_matlab(path: Path, most: Mapping[str, int], *, digest: str | None = Non
             else:
                 inflated, body = None, element
             if kind != MATRIX:
-                raise content.fault(f"holds an element of type {kind} where variables should be")
+                raise content.fault(f"must hold only variables, got an element of type {kind}")
             name, array = _variable(Content(body, content.name), most)
             if array is not None:
                 if name in arrays:
@@ -66,28 +66,28 @@ def read_matlab(path: Path, most: Mapping[str, int], *, digest: str | None = Non
 
 
 def _variable(body: Content, most: Mapping[str, int]) -> tuple[str, np.ndarray | None]:
-    """The name of a variable, and its array where it is one of those wanted."""
+    """The name of a variable, and its array if it is in `most`."""
     flags = _element(body, (UINT32,), 8)
     dimensions = _element(body, (INT32,), 4 * MOST_DIMENSIONS).tolist()
     name = _element(body, (INT8,), MOST_NAME_BYTES).tobytes().decode("latin-1")
     if name not in most:
         return name, None
     if len(flags) != 2 or flags[0] & 0xFF not in NUMERIC_CLASSES or flags[0] >> 8 & COMPLEX:
-        raise body.fault(f"should hold real numbers under {name}")
+        raise body.fault(f"must hold real numbers as {name}")
     count = math.prod(dimensions)
     if min(dimensions, default=0) < 1 or count > most[name]:
-        raise body.fault(f"should hold 1 to {most[name]} values under {name}; its header says {tuple(dimensions)}")
+        raise body.fault(f"must hold 1 to {most[name]} values as {name}, got the shape {tuple(dimensions)} in its header")
     values = _element(body, DTYPES, 8 * count)
     if len(values) != count:
-        raise body.fault(f"holds {len(values)} values under {name}, of shape {tuple(dimensions)}")
+        raise body.fault(f"must hold {count} values as {name}, of shape {tuple(dimensions)}, got {len(values)}")
     body.end()
     return name, values.reshape(dimensions, order="F")
 
 
 def _element(body: Content, kinds: Collection[int], most_bytes: int) -> np.ndarray:
-    """The numbers of the next data element, which must be of one of the types."""
+    """The numbers of the next data element, which must have one of the types."""
     kind, size = struct.unpack("<II", tag := body.take(8))
-    small = kind >> 16  # up to four bytes lie in the tag itself, behind two halves of its first word
+    small = kind >> 16  # up to four bytes are in the tag itself, after the two halves of its first word
     if small:
         kind, size = kind & 0xFFFF, small
     if kind not in kinds or size > (4 if small else most_bytes):

@@ -1,4 +1,4 @@
-"""How a label, a group or a column is read, whatever the file: one spelling for one name."""
+"""Reads the names of labels, groups and columns in all files alike, with one spelling for one name."""
 
 import math
 import re
@@ -10,19 +10,19 @@ import numpy as np
 
 UNKNOWN = ""
 UNLABELED = (UNKNOWN, "-1", "nan", "NaN")
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line breaks and tabs, of which a terminal makes other lines
-EDGES = " \ufeff\u200b\u2060"  # a blank, and three characters without a width
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # such as line breaks and tabs, which change lines in a terminal
+EDGES = " \ufeff\u200b\u2060"  # a blank, and three characters without width
 
 
 def name_of(value: object, what: str) -> str:
     """A label or group by name, or `UNKNOWN`.
 
-    Bytes are UTF-8. Blanks around a name are removed, and Unicode is brought to its composed form (NFC). A whole number has no `.0`, which
-    missing values bring with them.
+    Bytes are UTF-8. Blanks around a name are removed, and Unicode is converted to its composed form (NFC). `.0` after a whole number is
+    removed, because a column with missing values has floats.
 
     Args:
-        value: As a file or a data set holds it.
-        what: What an error calls it.
+        value: Value in a file or a data set.
+        what: Name of the value in errors.
 
     Raises:
         ValueError: If it is no name: a negative number other than −1, bytes that are not UTF-8, or several values.
@@ -33,10 +33,10 @@ def name_of(value: object, what: str) -> str:
         try:
             value = bytes(value).decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{what} holds {bytes(value)!r}, which is not UTF-8: save it as text") from error
+            raise ValueError(f"{what} holds {bytes(value)!r}, which is not UTF-8. Save it as text") from error
     if isinstance(value, list | tuple | dict | set | np.ndarray):
-        raise ValueError(f"{what} must hold one name or number in each row; it holds {value!r}")
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # those of pandas
+        raise ValueError(f"{what} must hold one name or number in each row, got {value!r}")
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
         return UNKNOWN
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -44,15 +44,15 @@ def name_of(value: object, what: str) -> str:
     if name in UNLABELED:
         return UNKNOWN
     if re.fullmatch(r"-[0-9]+", name):
-        raise ValueError(f"{what} must be >= 0, or -1 where it is not known; it holds {name}")
+        raise ValueError(f"{what} must be >= 0, or -1 if it is not known, got {name}")
     return name
 
 
 def names_of(values: Iterable[object], what: str) -> tuple[list[str], Counter[str]]:
-    """Labels or groups by name, as `name_of` reads each, and how often each spelling of none occurs: "-1", "empty" or "NaN"."""
+    """Labels or groups by name, as by `name_of`, and the number of each spelling of none: "-1", "empty" or "NaN"."""
     names, spellings, read = [], Counter[str](), {}
     for value in values:
-        name = read.get(value) if isinstance(value, str) else None  # few names occur often
+        name = read.get(value) if isinstance(value, str) else None  # a few names occur often
         if name is None:
             name = name_of(value, what)
             if isinstance(value, str):
@@ -64,34 +64,34 @@ def names_of(values: Iterable[object], what: str) -> tuple[list[str], Counter[st
 
 
 def _spelling(value: object) -> str:
-    """How a value says that there is no label: "-1", "empty" or "NaN"."""
+    """The spelling of a value that means no label: "-1", "empty" or "NaN"."""
     text = (bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)).strip()
     return "-1" if text.startswith(("-1", "\u22121")) else "NaN" if text else "empty"
 
 
 def composed(name: str) -> str:
-    """A name in one line, without the blanks around it, its letters composed (NFC): é is one character, however it was typed."""
+    """A name in one line, without blanks around it, with composed letters (NFC): é is always one character."""
     return CONTROL.sub(" ", unicodedata.normalize("NFC", name)).strip().strip(EDGES)
 
 
 def lookalikes(names: Sequence[str]) -> list[str]:
-    """The first names that readers take for one, as 01 and 1, or names that differ in case, blanks or the form of characters alone."""
+    """The first names that look the same to a reader: 01 and 1, or names that differ only in case, blanks or form of characters."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")  # which have no width
+        shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")  # Cf: characters without width
         alike.setdefault(" ".join(shown.casefold().split()).lstrip("0"), []).append(name)
     return next((group for group in alike.values() if len(group) > 1), [])
 
 
 def refuse_measured(labels: Iterable[str], what: str) -> None:
-    """Refuse labels that are numbers and not all whole: those are measurements, each of which would be a class.
+    """Refuse labels that are numbers but not all whole. They are measurements, and each would be a class.
 
     Raises:
-        ValueError: If they are.
+        ValueError: If the labels are such numbers.
     """
     broken = [label for label in set(labels) if re.search(r"\D", label)]
     if broken and all(map(is_number, broken)):
-        raise ValueError(f"{what} holds {min(broken)}: a class is a whole number or a name, not something measured")
+        raise ValueError(f"{what} must hold whole numbers or names as classes, not measurements, got {min(broken)}")
 
 
 def is_number(label: str) -> bool:

@@ -1,4 +1,4 @@
-"""CSV files, read once: a field belongs to the column whose name stands over it, or the file is refused."""
+"""Reads CSV files once. Refuses a file if it is not clear which column a field belongs to."""
 
 import csv
 import re
@@ -17,11 +17,11 @@ Rows = Iterator[tuple[int, list[str]]]
 def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[str], Rows]]:
     """The names of the columns, and the rows with a field for each of them. Empty lines are left out.
 
-    Commas after the last column, in the header, the rows or both, are no column. A line `sep=,` in front of the header is left out.
+    Commas after the last column, in the header or the rows, are ignored. A line `sep=,` before the header is ignored too.
 
     Args:
         path: The file, UTF-8.
-        wanted: Names of columns that there must be.
+        wanted: Names of required columns.
 
     Raises:
         ValueError: If the file has no header, lacks a column, or a row has more or fewer fields than the header.
@@ -39,12 +39,12 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
                 names.pop()
             if len(names) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", header[0])):
                 raise ValueError(
-                    f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas"
+                    f"its fields are separated by {separator[0]!r}. Save it with commas as separators, and with decimal points"
                 )
             _refuse_without_header(names, line, wanted)
             yield names, _fitting(records, len(names))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{error}: save it as UTF-8") from error
+        raise ValueError(f"{error}. Save it as UTF-8") from error
 
 
 def _records(file: IO[str]) -> Rows:
@@ -61,7 +61,7 @@ def _records(file: IO[str]) -> Rows:
 
 def _without_nul(text: str) -> str:
     if "\0" in text:
-        raise ValueError("it holds NUL characters, as UTF-16 does: save it as UTF-8")
+        raise ValueError("it holds NUL characters, as UTF-16 does. Save it as UTF-8")
     return text
 
 
@@ -69,19 +69,19 @@ def _fitting(records: Rows, number: int) -> Rows:
     for line, fields in records:
         if len(fields) != number and (len(fields) < number or any(map(str.strip, fields[number:]))):
             raise ValueError(
-                f"line {line} has {len(fields)} fields, the header has {number}: give each column a name and each row a field for it; "
+                f"line {line} has {len(fields)} fields, the header has {number}. Give each column a name and each row a field for it, and "
                 + ("remove comments" if fields[0].startswith("#") else "put fields that hold commas in quotes")
             )
         yield line, fields
 
 
 def _refuse_without_header(names: Sequence[str], line: int, wanted: Sequence[str]) -> None:
-    """Refuse a first line that does not name the columns between commas, as far as it can be told."""
+    """Refuse a first line that is clearly no list of column names with commas."""
     missing = [name for name in wanted if name not in names]
-    counted = list(map(str, range(len(names))))  # as pandas names columns that have no names
+    counted = list(map(str, range(len(names))))  # pandas' names of columns without names
     if (missing or not wanted) and names and names != counted and sum(map(is_number, names)) > len(names) / 2:
-        raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …: the first line must name the columns")
+        raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …. The first line must name the columns")
     if missing and names and names[0].startswith("#"):
-        raise ValueError(f"line {line} starts with '#': remove comments; the first line must name the columns")
+        raise ValueError(f"line {line} starts with '#'. Remove comments. The first line must name the columns")
     if missing and len(names) == 1 and re.search(r"\S\s+\S", names[0]):
-        raise ValueError(f"line {line} names one column, {names[0][:60]!r}: the first line must name the columns, with commas between them")
+        raise ValueError(f"line {line} names one column, {names[0][:60]!r}. The first line must name the columns, with commas between them")

@@ -1,4 +1,4 @@
-"""Files of examples: .npz of NumPy, CSV, and Parquet through pyarrow. Nothing is unpickled, and nothing larger than memory is begun."""
+"""Reads files of examples: .npz of NumPy, CSV, and Parquet by pyarrow. Unpickles nothing, and reads nothing larger than memory."""
 
 import importlib.util
 import math
@@ -18,22 +18,22 @@ from vat.data.files.npz import read_array, refuse_beyond_memory
 from vat.data.files.rows import opened_csv
 
 SUFFIXES = (".npz", ".csv", ".parquet")
-NOT_KNOWN = {"", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "none", "null"}  # a feature, as R, pandas, SQL and Excel write it
+NOT_KNOWN = {"", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "none", "null"}  # missing values as R, pandas, SQL and Excel write them
 TRUTH = {"true": 1.0, "false": 0.0}
 
 
 class Table(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        x: Inputs (N, ...): uint8 where the file has bytes of three or four dimensions, images; otherwise float32, or float64 where the file
-            has numbers that may not fit into it; all finite, in float32 too.
-        labels: The class of each example by name, or `UNKNOWN`.
-        groups: The group of each example by name; None where no group was asked for.
-        columns: The names of the features; None where they have none.
-        class_names: The classes in their order; None where the labels alone tell.
-        unlabeled: How often each spelling of no label occurs (`vat.data.files.names.names_of`).
-        lines: Each example's line in a text file, from 1 for the header; None where rows are counted from 0.
+        x: Inputs (N, ...). Bytes of three or four dimensions are images and stay uint8. Others are float32, or float64 if they may not
+            fit into float32. All are finite, also as float32.
+        labels: Class of each example by name, or `UNKNOWN`.
+        groups: Group of each example by name. None without groups.
+        columns: Names of the features, or None.
+        class_names: Classes in their order. None if only the labels determine them.
+        unlabeled: Number of each spelling of no label (`vat.data.files.names.names_of`).
+        lines: Line of each example in a text file, counted from 1 for the header. None if rows are counted from 0.
     """
 
     x: np.ndarray
@@ -45,19 +45,19 @@ class Table(NamedTuple):
     lines: Sequence[int] | None = None
 
     def place(self, row: int) -> str:
-        """Where an example is in the file, as a user finds it there."""
+        """The place of an example in the file, for a user."""
         return f"row {row}" if self.lines is None else f"line {self.lines[row]}"
 
 
 class Columns(NamedTuple):
-    """What is wanted of a file.
+    """The columns to read from a file.
 
     Attributes:
-        label: Name of the labels; None if none is known.
-        group: Name of the groups; None if none are wanted.
-        features: Names of the features in their order; None for all other columns.
-        ignore: Columns that are no features. Those that are absent are refused, unless `lenient`.
-        lenient: See `ignore`.
+        label: Name of the labels, or None.
+        group: Name of the groups, or None.
+        features: Names of the features in their order. None for all other columns.
+        ignore: Columns that are no features.
+        lenient: Whether columns to ignore may be absent.
     """
 
     label: str | None
@@ -84,12 +84,12 @@ class Columns(NamedTuple):
         if self.features is not None:
             return list(self.features)
         if "" in present:
-            raise ValueError("it has a column without a name: remove it if it numbers the rows, or it would be a feature")
+            raise ValueError("it has a column without a name, which would be a feature. Name it, or remove it if it numbers the rows")
         return [name for name in present if name not in (self.label, self.group, *self.ignore)]
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Refuse what is neither a file nor a folder.
+    """Refuse a path that is neither a file nor a folder.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,8 +97,8 @@ def refuse_unreadable(path: Path) -> None:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
-    if not (path.is_file() or path.is_dir()):  # from a device or a pipe one would read for ever
-        raise ValueError(f"{path} is a device or a pipe: name a regular file")
+    if not (path.is_file() or path.is_dir()):  # reading a device or a pipe may never end
+        raise ValueError(f"{path} is a device or a pipe. Name a regular file")
 
 
 def read_table(
@@ -110,11 +110,13 @@ def read_table(
     ignore: Sequence[str] = (),
     lenient: bool = False,
 ) -> Table:
-    """The examples in a file: of a .npz the arrays `x`, `label` and `group`; of a CSV file, a Parquet file or a folder of Parquet files
-    these two columns, and the others as features, or those that `features` names in its order. Without a `label` none is known.
+    """Read the examples in a file.
 
-    Labels and groups are whole numbers, as floats too, or strings. A label is unknown where it is −1, an empty string, or NaN.
-    Where a .npz holds `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
+    A .npz has the arrays `x`, `label` and `group`. A CSV file, a Parquet file or a folder of Parquet files has the two as columns, and the
+    other columns are features, or only those in `features`, in this order. Without `label`, no example has a label.
+
+    Labels and groups are whole numbers, also as floats, or strings. −1, an empty string and NaN mean no label. If a .npz holds
+    `class_names`, a vector of strings, labels that are whole numbers count into it from 0.
 
     Args:
         path: The file.
@@ -122,15 +124,15 @@ def read_table(
         group: Name of the groups.
         features: Names of the features.
         ignore: Columns that are no features.
-        lenient: Columns to ignore may be absent.
+        lenient: Whether columns to ignore may be absent.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, lacks something or holds something else, or pyarrow is needed and not installed.
+        ValueError: If the file is damaged, lacks something or holds something else, or needs pyarrow, which is not installed.
     """
     refuse_unreadable(path)
     if path.is_dir() and not parquet_files(path):
-        raise ValueError(f"{path} is a folder without Parquet files: name a file; data=images data.dir={path} reads a folder of images")
+        raise ValueError(f"{path} is a folder without Parquet files. Name a file. data=images data.dir={path} reads a folder of images")
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}")
     columns = Columns(
@@ -148,20 +150,20 @@ def read_table(
         if group is not None and table.groups is not None:
             lengths[group] = len(table.groups)
             if UNKNOWN in table.groups:
-                raise ValueError(f"{table.place(table.groups.index(UNKNOWN))} is of no group: {group} must be known in every row")
+                raise ValueError(f"{table.place(table.groups.index(UNKNOWN))} is of no group. {group} must be known in every row")
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"its arrays must be equally long; got {lengths}")
+            raise ValueError(f"its arrays must have the same length, got {lengths}")
         if table.columns and features is None:
             for k, name in enumerate(table.columns):
                 if _numbers_the_rows(table.x[:, k]):
                     warnings.warn(
-                        f"{path}: column {name!r} numbers the rows and is taken as a feature: remove it if it says nothing", stacklevel=2
+                        f"{path}: column {name!r} numbers the rows and is a feature. Remove it if it has no meaning", stacklevel=2
                     )
     return table
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files in a folder and those within, sorted; what starts with a dot or `_` is a cluster's own."""
+    """The Parquet files in a folder and its subfolders, sorted. Names that start with a dot or `_` are a cluster's internal files."""
     inner = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in (".parquet", ".parq", ".pq"))
     return [folder / path for path in sorted(inner) if not any(part.startswith((".", "_")) for part in path.parts)]
 
@@ -169,11 +171,11 @@ def parquet_files(folder: Path) -> list[Path]:
 def _inputs(table: Table) -> np.ndarray:
     x = table.x
     if x.size == 0 or x.ndim < 2:
-        raise ValueError(f"x must hold examples with features, (N, ...); its shape is {x.shape}")
+        raise ValueError(f"x must hold examples with features, (N, ...), got shape {x.shape}")
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         return x
     x = x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64, copy=False)
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
         broken = np.flatnonzero(~np.isfinite(x.astype(np.float32, copy=False)).reshape(len(x), -1).all(axis=1))
     if len(broken):
         at = table.place(int(broken[0]))
@@ -190,7 +192,7 @@ def _numbers_the_rows(values: np.ndarray) -> bool:
 def _faults(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # zipfile, zlib, numpy and pyarrow have a dozen ways to say that a file is damaged
+    except Exception as error:  # zipfile, zlib, numpy and pyarrow raise a dozen types of errors for a damaged file
         raise ValueError(f"{path} cannot be used: {error or type(error).__name__}") from error
 
 
@@ -199,15 +201,15 @@ def _faults(path: Path) -> Iterator[None]:
 
 def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence[str]) -> Table:
     if ignore:
-        raise ValueError(f"data.ignore={list(ignore)} is for the columns of a CSV or Parquet file; this one has arrays")
+        raise ValueError(f"data.ignore={list(ignore)} is for columns of a CSV or Parquet file. A .npz has arrays")
     with zipfile.ZipFile(path) as archive:
         arrays = [entry.removesuffix(".npy") for entry in archive.namelist()]
         for name, reason in {"x": "the inputs", label: "data.label= names it", group: "data.group= names it"}.items():
             if name is not None and name not in arrays:  # before the inputs are read, which may take minutes
-                raise ValueError(f"it holds no array {name!r} but {', '.join(arrays) or 'none'}; {reason}")
+                raise ValueError(f"it has no array {name!r} but {', '.join(arrays) or 'none'}: {reason}")
         x = read_array(archive, "x")
         if x.dtype.kind not in "biuf":
-            raise ValueError(f"x must hold numbers; its type is {x.dtype}")
+            raise ValueError(f"x must hold numbers, got {x.dtype}")
         if label is None:
             return Table(x, [UNKNOWN] * len(x), None, None, None, {})
         y = read_array(archive, label)
@@ -217,24 +219,24 @@ def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence
             return Table(x, labels, groups, None, None, unlabeled)
         class_names, _ = _names(read_array(archive, "class_names"), "class_names")
     if len(set(class_names)) < len(class_names) or UNKNOWN in class_names:
-        raise ValueError(f"class_names must be distinct and not empty; got {class_names}")
+        raise ValueError(f"class_names must be distinct and not empty, got {class_names}")
     if y.dtype.kind not in "US":
         if (most := max((int(name) for name in labels if name), default=0)) >= len(class_names):
-            raise ValueError(f"{label} counts to {most}, for which class_names, {class_names}, are too few")
+            raise ValueError(f"class_names must have a name for each {label} from 0 to {most}, got {class_names}")
         labels = [class_names[int(name)] if name else UNKNOWN for name in labels]
     return Table(x, labels, groups, None, class_names, unlabeled)
 
 
 def _names(values: np.ndarray, name: str) -> tuple[list[str], Mapping[str, int]]:
     if values.ndim != 1 or values.dtype.kind not in "biufUS":
-        remedy = f": save {name}.ravel()" if values.shape[1:] == (1,) else ""
-        raise ValueError(f"{name} must be a vector of whole numbers or strings; it is {values.dtype} of shape {values.shape}{remedy}")
+        remedy = f". Save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        raise ValueError(f"{name} must be a vector of whole numbers or strings, got {values.dtype} of shape {values.shape}{remedy}")
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     names = values.tolist()
-    floats = names if values.dtype.kind == "f" else []  # which whole numbers become where some are missing
+    floats = names if values.dtype.kind == "f" else []  # whole numbers become floats if some are missing
     if broken := [value for value in floats if not (math.isnan(value) or value.is_integer())]:
-        raise ValueError(f"{name} must be a vector of whole numbers or strings; it holds {broken[0]}")
+        raise ValueError(f"{name} must be a vector of whole numbers or strings, got {broken[0]}")
     return names_of(names, name)
 
 
@@ -252,7 +254,7 @@ def _read_csv(path: Path, columns: Columns) -> Table:
         for line, fields in rows:
             cells = [fields[k] for k in chosen]
             try:
-                numbers = [] if "_" in "".join(cells) else [*map(float, cells)]  # to Python 1_000 is a number
+                numbers = [] if "_" in "".join(cells) else [*map(float, cells)]  # Python reads 1_000 as a number
             except ValueError:
                 numbers = []
             values.extend(numbers or [_number(cell, name, line) for cell, name in zip(cells, features, strict=True)])
@@ -265,12 +267,12 @@ def _read_csv(path: Path, columns: Columns) -> Table:
     x = np.frombuffer(values, np.float64).reshape(len(lines), len(chosen))
     if (missing := np.argwhere(np.isnan(x))).size:
         row, k = missing[0].tolist()
-        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}: fill them")
+        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them")
     return _table(x, features, columns, *written, lines)
 
 
 def _number(cell: str, name: str, line: int) -> float:
-    """What a field of a feature stands for; NaN if it is empty or says that it is not known."""
+    """The value of a feature's field. NaN if it is empty or means that it is not known."""
     text = cell.strip().lower()
     if text in NOT_KNOWN:
         return math.nan
@@ -280,14 +282,14 @@ def _number(cell: str, name: str, line: int) -> float:
     except ValueError:
         pass
     raise ValueError(
-        f"column {name!r} is not numeric ({cell!r} in line {line}): encode it as numbers, or remove it by data.ignore=[{name}]"
+        f"column {name!r} is not numeric ({cell!r} in line {line}). Encode it as numbers, or remove it by data.ignore=[{name}]"
     )
 
 
 def _table(
     x: np.ndarray, features: list[str], columns: Columns, labels: Sequence[Any], groups: Sequence[Any], lines: Sequence[int] | None = None
 ) -> Table:
-    """A table of a CSV or Parquet file, its labels and groups as they are written."""
+    """A table of a CSV or Parquet file, from labels and groups as they are written."""
     unlabeled: Mapping[str, int] = {}
     classes = [UNKNOWN] * len(x)
     if columns.label is not None:
@@ -299,9 +301,9 @@ def _table(
 
 def _read_parquet(path: Path, columns: Columns) -> Table:
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("it takes pyarrow to read, not installed here: pip install pyarrow")
+        raise ValueError("it needs pyarrow. Run: pip install pyarrow")
     import pyarrow as pa  # pyright: ignore[reportMissingImports]
-    import pyarrow.dataset as ds  # pyright: ignore[reportMissingImports]  # not required, nor for those who have a .npz or CSV
+    import pyarrow.dataset as ds  # pyright: ignore[reportMissingImports]  # optional: a .npz or CSV does not need it
     import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
     import pyarrow.types as types  # pyright: ignore[reportMissingImports]
 
@@ -312,10 +314,10 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     if twice := [name for name in schemas[0].names if schemas[0].names.count(name) > 1]:
         raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
     if other := [file for file, schema in zip(files, schemas, strict=True) if {*schema.names} != {*schemas[0].names}]:
-        raise ValueError(f"{other[0]} has other columns than {files[0]}")
-    base = str(path) if path.is_dir() else None  # folders called column=value within it are a column
+        raise ValueError(f"{other[0]} must have the same columns as {files[0]}")
+    base = str(path) if path.is_dir() else None  # subfolders called column=value are a column
     data = ds.dataset([*map(str, files)], format="parquet", partitioning="hive" if base else None, partition_base_dir=base)
-    # What pandas kept as an index comes first, of which consecutive numbers are no column but a note.
+    # The index of pandas comes first. If it has consecutive numbers, it is not a column but a note in the metadata.
     notes = (schemas[0].pandas_metadata or {}).get("index_columns", ())
     counted = {note["name"]: note for note in notes if isinstance(note, dict) and note["name"] is not None and len(files) == 1}
     index = [*counted, *(note for note in notes if isinstance(note, str))]
@@ -334,9 +336,9 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     for k, name in enumerate(features):
         column = content.column(original[name])
         if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
-            raise ValueError(f"column {name!r} is not numeric ({column.type}): encode it as numbers, or remove it by data.ignore=[{name}]")
+            raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by data.ignore=[{name}]")
         x[:, k] = column.to_numpy()
         if (missing := np.flatnonzero(np.isnan(x[:, k]))).size:
-            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}: fill them")
+            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them")
     labels, groups = ([] if name is None else content.column(original[name]).to_pylist() for name in (columns.label, columns.group))
     return _table(x, features, columns, labels, groups)

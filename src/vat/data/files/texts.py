@@ -1,4 +1,4 @@
-"""Files of texts: CSV, Parquet, JSON lines (also .gz and .xz), and plain text with one a line."""
+"""Reads files of texts: CSV, Parquet, JSON lines (also .gz and .xz), and plain text with one text a line."""
 
 import gzip
 import importlib.util
@@ -20,14 +20,14 @@ COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 
 
 class TextTable(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         texts: The texts, none of them blank.
-        labels: The class of each by name, or `UNKNOWN`.
-        groups: The group of each by name; None if no group was asked for.
-        unlabeled: How often each spelling of no label occurs (`vat.data.files.names.names_of`).
-        places: Where each text is in its file, as "line 3".
+        labels: Class of each text by name, or `UNKNOWN`.
+        groups: Group of each text by name. None without groups.
+        unlabeled: Number of each spelling of no label (`vat.data.files.names.names_of`).
+        places: Place of each text in its file, such as "line 3".
     """
 
     texts: list[str]
@@ -38,7 +38,7 @@ class TextTable(NamedTuple):
 
 
 def read_texts(path: Path, *, text: str, label: str | None = None, group: str | None = None) -> TextTable:
-    """The texts in a file, with their labels and groups. Without a `label` none is known. A .txt file has one text a line, and no more.
+    """Read the texts in a file, with their labels and groups. Without `label`, no text has one. A .txt file has only texts, one a line.
 
     Args:
         path: The file, or a folder of Parquet files.
@@ -48,7 +48,7 @@ def read_texts(path: Path, *, text: str, label: str | None = None, group: str | 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, lacks a column, holds a blank text, or pyarrow is needed and not installed.
+        ValueError: If the file is damaged, lacks a column, holds a blank text, or needs pyarrow, which is not installed.
     """
     refuse_unreadable(path)
     wanted = list(dict.fromkeys(composed(name) for name in (text, label, group) if name is not None))
@@ -82,14 +82,14 @@ def _table(places: list[str], columns: dict[str, list[Any]], text: str, label: s
     for place, value in zip(places, columns[text], strict=True):
         if not isinstance(value, str) or not value.strip():
             found = "is blank" if value is None or isinstance(value, str) else f"is {json.dumps(value, default=str)[:40]}"
-            raise ValueError(f"the text {text!r} in {place} {found}: write a text, or remove the row")
+            raise ValueError(f"the text {text!r} in {place} {found}. Write a text, or remove the row")
     labels, unlabeled = [UNKNOWN] * len(places), {}
     if label is not None:
         labels, unlabeled = names_of(columns[label], label)
         refuse_measured(labels, label)
     groups = None if group is None else names_of(columns[group], group)[0]
     if groups is not None and UNKNOWN in groups:
-        raise ValueError(f"{places[groups.index(UNKNOWN)]} is of no group: {group} must be known in every row")
+        raise ValueError(f"{places[groups.index(UNKNOWN)]} is of no group. {group} must be known in every row")
     return TextTable(columns[text], labels, groups, unlabeled, places)
 
 
@@ -98,7 +98,7 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be used: {error}: save it as UTF-8") from error
+        raise ValueError(f"{path} cannot be used: {error}. Save it as UTF-8") from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
     except ValueError as error:
@@ -106,15 +106,15 @@ def _faults(path: Path) -> Iterator[None]:
 
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
-"""Where each row is, and its values by name."""
+"""The place of each row, and its values by name."""
 
 
 def _refuse_absent(wanted: Sequence[str], present: Sequence[str]) -> None:
     for name in wanted:
         if name not in present:
-            raise ValueError(f"it has no column {name!r} but {', '.join(map(repr, present))}: name it by data.text, data.label, data.group")
+            raise ValueError(f"it has no column {name!r} but {', '.join(map(repr, present))}. Name it by data.text, data.label, data.group")
         if list(present).count(name) > 1:
-            raise ValueError(f"it has two columns called {name!r}: rename or remove one")
+            raise ValueError(f"it has two columns called {name!r}. Rename or remove one")
 
 
 def _plain(path: Path, wanted: Sequence[str]) -> Rows:
@@ -144,29 +144,29 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Rows:
             except RecursionError as error:
                 raise ValueError(f"line {number} is nested too deeply") from error
             if not isinstance(values, dict):
-                raise ValueError(f"line {number} must be an object, as {{{json.dumps(wanted[0])}: …}}")
+                raise ValueError(f"line {number} must be an object such as {{{json.dumps(wanted[0])}: …}}")
             values = {composed(name): value for name, value in values.items()}
             if wanted[0] not in values:
-                raise ValueError(f"line {number} has no {wanted[0]!r} but {', '.join(map(repr, values))}: data.text names the texts")
+                raise ValueError(f"line {number} has no {wanted[0]!r} but {', '.join(map(repr, values))}. data.text names the texts")
             yield f"line {number}", values
 
 
 def _lines(file: IO[str]) -> Iterator[str]:
     while line := file.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
-            raise ValueError(f"it has a line of {LONGEST_LINE} characters or more: write one text a line")
+            raise ValueError(f"it has a line of {LONGEST_LINE} characters or more. Write one text a line")
         yield line.rstrip("\n")
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("it takes pyarrow to read, not installed here: pip install pyarrow")
+        raise ValueError("it needs pyarrow. Run: pip install pyarrow")
     import pyarrow as pa  # pyright: ignore[reportMissingImports]
-    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]  # not required, nor for those who have a CSV
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]  # optional: a CSV does not need it
 
     files = parquet_files(path) if path.is_dir() else [path]
     if not files:
-        raise ValueError("it is a folder without Parquet files: name a file")
+        raise ValueError("it is a folder without Parquet files. Name a file")
     for file in files:
         try:
             part = pq.ParquetFile(file)

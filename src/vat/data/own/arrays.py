@@ -32,17 +32,18 @@ class Arrays(OwnData):
 
     `vat.data.files.tables.read_table` says how.
 
-    Four dimensions are images, of one to four channels either first, (N, C, H, W), or last, (N, H, W, C), and so are bytes of three,
-    (N, H, W). Bytes are taken to [0, 1]. Anything else is features. The classes are the labels that occur, numbers in their order and
-    names alphabetically, unless the file holds `class_names`.
+    Arrays of four dimensions are images. Their one to four channels come first, (N, C, H, W), or last, (N, H, W, C). Bytes of three
+    dimensions, (N, H, W), are images too. Anything else is features. Bytes are scaled to [0, 1]. The classes are the labels that occur,
+    in numerical or alphabetical order, unless the file holds `class_names`.
 
     Args:
         train: The file.
         label: Name of the labels.
-        group: Name of the groups; None: every example stands for itself.
+        group: Name of the groups. None means that every example is a group.
         ignore: Columns of a table that are no features.
-        standardize: Shift and scale by mean and standard deviation over the pool, constants by the shift alone: features one by one as
-            they are loaded, images channel by channel in the network's first layer, which leaves ε in the units of the file.
+        standardize: Whether to shift and scale by mean and standard deviation over the pool. Constants are only shifted. Features are
+            standardised one by one when they are loaded. Images are standardised by channel in the network's first layer, so ε stays in
+            the units of the file.
         options: As in `OwnData`.
 
     Raises:
@@ -72,7 +73,7 @@ class Arrays(OwnData):
         return [file for path in named for file in (parquet_files(path) if path.is_dir() else [path])]
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
-        """Inputs, labels and parts; the examples of `test` come last."""
+        """Inputs, labels and parts. The examples of `test` come last."""
         table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
         self.class_names = table.class_names or classes_of(table.labels, self.train)
         self.warn_of_lookalikes()
@@ -80,12 +81,14 @@ class Arrays(OwnData):
         groups, num_test = table.groups, 0
         if self.test is not None:
             if os.path.realpath(self.test) == os.path.realpath(self.train):
-                raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
+                raise ValueError(
+                    f"data.test={self.test} is data.train too. Leave it out to cut a test part from data.train, or name another file"
+                )
             held_out = read_table(self.test, label=self.label, group=self.group, ignore=self.ignore, lenient=True)
             held_out = self._fitting(self.test, held_out, table)
             test_x, test_y = self._examples(self.test, held_out)
             if (given := _described(test_x)) != (expected := _described(x)):
-                raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}; got {given}")
+                raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}, got {given}")
             x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
             groups = None if groups is None else groups + (held_out.groups or [])
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
@@ -93,15 +96,15 @@ class Arrays(OwnData):
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
             warnings.warn(
-                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are taken as they are: ε is in these units. Save "
-                "them as bytes (uint8), or divide by 255",
+                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are not scaled. ε is in these units. To have "
+                "pixels in [0, 1], save them as bytes (uint8), or divide by 255",
                 stacklevel=2,
             )
         if self.standardize and x.ndim == 4:
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:
             mean, std = _moments(x, split.unlabeled)
-            x = (x - mean) / std  # before it becomes float32, in which the seconds since 1970 of a day are 700 numbers
+            x = (x - mean) / std  # in float64: float32 has only 700 numbers for the seconds of a day since 1970
             self.preparation = {"mean": mean.tolist(), "std": std.tolist()}
             self.unit = "standard deviations of each feature"
         if table.columns is not None:
@@ -115,7 +118,7 @@ class Arrays(OwnData):
         number = {UNKNOWN: -1} | {name: c for c, name in enumerate(self.class_names)}
         for row, name in enumerate(table.labels):
             if name not in number:
-                raise ValueError(f"{path}: {table.place(row)} has the label {name!r}; the classes are {', '.join(self.class_names)}")
+                raise ValueError(f"{path}: {table.place(row)} has the label {name!r}. The classes are {', '.join(self.class_names)}")
         x = torch.from_numpy(table.x)
         if x.ndim == 4:
             x = _channels_first(x, path)
@@ -124,19 +127,19 @@ class Arrays(OwnData):
         return x, torch.tensor([number[name] for name in table.labels])
 
     def _fitting(self, path: Path, table: Table, train: Table) -> Table:
-        """The test examples, with their columns in the order of those for training."""
+        """The test examples, with columns in the order of the training examples."""
         if UNKNOWN in table.labels:
-            raise ValueError(f"{path}: test examples must be labelled; {table.place(table.labels.index(UNKNOWN))} is not")
+            raise ValueError(f"{path}: test examples must be labelled. {table.place(table.labels.index(UNKNOWN))} is not")
         if table.class_names is not None and table.class_names != self.class_names:
-            raise ValueError(f"{path} has the class_names {table.class_names}; those of {self.train} are {self.class_names}")
+            raise ValueError(f"{path} must have the class_names of {self.train}, {self.class_names}, got {table.class_names}")
         shared = sorted({*(table.groups or ())} & {*(train.groups or ())})
         if shared:
-            raise ValueError(f"{path} and {self.train} both have examples of {self.group} {shared[0]}: leave it in one of them")
+            raise ValueError(f"{path} and {self.train} both have examples of {self.group} {shared[0]}. Keep it in one of them")
         columns, expected = table.columns, train.columns
         if columns is None or expected is None:
             return table
         if different := sorted({*columns} ^ {*expected}):
-            raise ValueError(f"{path} and {self.train} must have the same columns; only one has {', '.join(different)}")
+            raise ValueError(f"{path} and {self.train} must have the same columns. Only one of them has {', '.join(different)}")
         return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
 
 
@@ -145,18 +148,20 @@ def _described(x: Tensor) -> str:
 
 
 def classes_of(labels: list[str], path: Path) -> list[str]:
-    """The classes that occur: numbers in their order, names alphabetically.
+    """The classes that occur, in numerical or alphabetical order.
 
     Raises:
-        ValueError: If one of them says that there is no label.
+        ValueError: If one of them means that there is no label.
     """
     found = {*labels} - {UNKNOWN}
     missing = {name for name in found if name.casefold() in MISSING}
     if lookalikes := sorted(missing if all(map(is_number, found - missing)) else filter(says_unlabeled, found)):
-        raise ValueError(f"{path}: {lookalikes[0]} would be a class of that name: leave the label empty, or -1, where there is none")
+        raise ValueError(
+            f"{path}: {lookalikes[0]} would be a class of that name. If the examples have no label, leave it empty, or write -1"
+        )
     if missing:
         warnings.warn(
-            f"{path}: {', '.join(sorted(missing))} is taken as a class of that name: leave the label empty, or -1, where there is none",
+            f"{path}: {', '.join(sorted(missing))} is a class of that name. If the examples have no label, leave it empty, or write -1",
             stacklevel=2,
         )
     if all(name.isdecimal() for name in found):
@@ -168,14 +173,14 @@ def _channels_first(x: Tensor, path: Path) -> Tensor:
     first, last = x.shape[1] <= 4, x.shape[3] <= 4
     if first == last:
         raise ValueError(
-            f"{path}: x of shape {tuple(x.shape)} must be images of 1 to 4 channels, which come either first, (N, C, H, W), or last, "
-            "(N, H, W, C), and are fewer than the pixels of a side; flatten it to (N, D) if it holds features"
+            f"{path}: x must be images of 1 to 4 channels, (N, C, H, W) or (N, H, W, C), with more than 4 pixels a side, got shape "
+            f"{tuple(x.shape)}. Flatten it to (N, D) if it holds features"
         )
     return x if first else x.permute(0, 3, 1, 2).contiguous()
 
 
 def _moments(x: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each position over the pool; 1 where it is constant."""
+    """Mean and standard deviation of each position over the pool. The latter is 1 for constants."""
     known = x[pool].double()
     constant = known.amin(0) == known.amax(0)  # not std == 0, which rounding misses
     std = known.std(0, correction=0).where(~constant, 1.0)

@@ -1,4 +1,4 @@
-"""What a user's own data sets share: parts cut from the labelled examples, and a pool with all that have no label."""
+"""Base of a user's own data sets: parts cut from the labelled examples, and a pool with all unlabelled ones."""
 
 import math
 import warnings
@@ -19,32 +19,32 @@ from vat.data.own.copies import find_copies
 from vat.data.splits import Split, grouped_parts, stratified_parts, with_every_class
 from vat.seeds import stable_seed
 
-MOST_FOR_MOMENTS = 10_000  # images: mean and standard deviation of their pixels are then known to far below a grey level
+MOST_FOR_MOMENTS = 10_000  # images; the error of their pixels' mean and standard deviation is then far below a grey level
 
 
 class OwnData(ResidentDataModule):
-    """Examples of which some have labels and the others the label −1.
+    """Examples of which some have labels. The label of the others is −1.
 
-    The test and validation parts are cut from the labelled examples, stratified. The pool is the rest, with all examples that have no
-    label. A class keeps a labelled example to train on, even if a part gets none of it.
+    The test and validation parts are stratified samples of the labelled examples. The pool is the rest, with all unlabelled examples.
+    Each class keeps a labelled example for training, even if a part gets none of it.
 
-    Where examples come in groups (the images of one patient), no group has examples in two parts. What has no label and belongs to a
-    group of the validation or test part is in no part at all.
+    Examples may come in groups, such as the images of one patient. No group has examples in two parts. An unlabelled example that belongs
+    to a group of the validation or test part is in no part.
 
     Args:
-        test: The test examples, all of them labelled, of the same form as those for training; None cuts the test part from the labelled
-            examples.
-        validation_share: Share of the labelled examples for validation; 0 trains without, and then nothing tells how training goes, which
-            checkpoint is the best, or which of several settings.
-        test_share: Share of the labelled examples for the test; without effect if the test examples are given.
-        folds: Cut the labelled examples that are not for the test into so many parts, instead of `validation_share`; None for no folds.
-        fold: Which of them, from 0, is the validation part; None: none is, and all are trained on. A class of which a fold has every
-            example is trained on all the same.
-        split_seed: Determines the validation and test parts; None: `seed` does, so that a spread over seeds is one over splits too.
-        options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
+        test: Labelled test examples, in the same form as those for training. None cuts the test part from the labelled examples.
+        validation_share: Share of the labelled examples for validation. With 0, nothing measures the progress of the training, or ranks
+            checkpoints and settings.
+        test_share: Share of the labelled examples for the test. It has no effect if test examples are given.
+        folds: Number of parts into which the labelled examples that are not for the test are cut, instead of `validation_share`. None
+            for no folds.
+        fold: Number of the fold, from 0, that is the validation part. None trains on all folds. Examples of a class that only this fold
+            has are still trained on.
+        split_seed: Seed of the validation and test parts. None is `seed`. A spread over seeds then includes that over splits.
+        options: As in `ResidentDataModule`. Unlabelled examples are of no class, so `unlabeled_classes` leaves them out.
 
     Raises:
-        ValueError: If a share is out of range; in `setup`, if the data cannot be read, split or trained on.
+        ValueError: If a share is out of range. In `setup`, if the data cannot be read, split or trained on.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class OwnData(ResidentDataModule):
         shares = {"validation_share": validation_share} | ({} if self.test else {"test_share": test_share})
         if not (validation_share >= 0 and min(shares.get("test_share", 1), 1) > 0 and sum(shares.values()) < 1):
             raise ValueError(
-                "validation_share must be >= 0 and test_share > 0, and they must leave something to train on; "
+                "validation_share must be >= 0 and test_share > 0, with a sum below 1, "
                 f"got {', '.join(f'{name}={share}' for name, share in shares.items())}"
             )
         self.validation_share, self.test_share = validation_share, test_share
         self.split_seed = self.seed if split_seed is None else split_seed
 
     @cached_property
-    def lds_eps(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]  # a number that takes a look at the data
-        """The default radius for these data (`vat.data.neighbours`); 1 if all inputs are equal."""
+    def lds_eps(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]  # a number, computed from the data
+        """The default radius for these data (`vat.data.neighbours`). It is 1 if all inputs are equal."""
         found = neighbours(self.x, self.y, labeled=self.split.labeled, pool=self.split.unlabeled)
         return 1.0 if math.isnan(found.nearest) else found.default_eps
 
     @property
     def files(self) -> Sequence[Path]:
-        """Files that hold all of the inputs; none where they are too many to read for a comparison."""
+        """Files that hold all of the inputs. Empty if they are too many to read for a comparison."""
         return ()
 
     def cut(
@@ -95,13 +95,14 @@ class OwnData(ResidentDataModule):
         num_test: int = 0,
         unlabeled_as: Mapping[str, int] | None = None,
     ) -> Split:
-        """The parts.
+        """Cut the parts.
 
         Args:
-            y: Labels of all examples, −1 where there is none, shape (N,).
-            groups: Number of each example's group, int64 of shape (N,); None where every example stands for itself.
-            num_validation: So many examples, before those for the test, are the validation part; 0 cuts it from the labelled ones.
-            num_test: The last so many examples are the test part; 0 cuts it from the labelled ones.
+            y: Labels of all examples, −1 for none, shape (N,).
+            groups: Number of each example's group, int64 of shape (N,). None means that every example is a group.
+            num_validation: Number of given validation examples. They come before those for the test. 0 cuts the part from the labelled
+                examples.
+            num_test: Number of given test examples. They come last. 0 cuts the part from the labelled examples.
             unlabeled_as: How often each spelling of no label occurs.
 
         Raises:
@@ -112,17 +113,15 @@ class OwnData(ResidentDataModule):
         labeled, unlabeled = train[known], train[~known]
         said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
         if len(found := y[labeled].unique()) < 2:
-            hint = f": {said} are taken for no label" if said else ""
+            hint = f". Without a label: {said}" if said else ""
             if (unlabeled_as or {}).get("-1"):
-                hint = f". -1 means that there is no label, in {said}: if it is a class, number the classes from 0, or give them names"
-            raise ValueError(
-                f"{len(labeled)} labelled examples are of {len(found)} classes: a classifier needs examples of two at least{hint}"
-            )
+                hint = f". -1 means that there is no label, in {said}. If it is a class, number the classes from 0, or give them names"
+            raise ValueError(f"labelled examples must be of at least two classes, got {len(labeled)} examples of {len(found)}{hint}")
         sizes = [] if num_test else [max(1, round(self.test_share * len(labeled)))]
         if self.validation_share and not num_validation:
             sizes.append(max(1, round(self.validation_share * len(labeled))))
         if sum(sizes) >= len(labeled):
-            raise ValueError(f"{len(labeled)} labelled examples are too few to train on and to hold out {' + '.join(map(str, sizes))}")
+            raise ValueError(f"{len(labeled)} labelled examples are too few to hold out {' + '.join(map(str, sizes))} and train on others")
         sizes.append(len(labeled) - sum(sizes))
         of_labeled = None if groups is None else groups[labeled]
         parts = with_every_class(_dealt(y[labeled], of_labeled, sizes, self.split_seed), y[labeled], of_labeled)
@@ -133,7 +132,7 @@ class OwnData(ResidentDataModule):
             (validation,) = held_out
         if self.folds is not None:
             if num_validation:
-                raise ValueError(f"folds={self.folds}: validation examples are given; leave these or the folds out")
+                raise ValueError(f"folds={self.folds}: validation examples are given too. Leave these or the folds out")
             validation, pool = self._fold(pool, y, groups)
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
@@ -145,25 +144,26 @@ class OwnData(ResidentDataModule):
             )
         if self.num_labeled is not None and self.num_labeled > len(pool):
             raise ValueError(
-                f"num_labeled must be between 1 and the {len(pool)} examples, or None for all; got {self.num_labeled}: of {len(labeled)} "
-                f"labelled ones, {len(validation) - num_validation} are for validation and {len(test) - num_test} for the test"
+                f"num_labeled must be from 1 to {len(pool)}, the number of labelled training examples, or None for all of them, "
+                f"got {self.num_labeled}. Of {len(labeled)} labelled examples, {len(validation) - num_validation} are for validation and "
+                f"{len(test) - num_test} for the test"
             )
         counts = ", ".join(f"{name}: {number}" for name, number in self._counts(y[labeled]).items())
         self.summary = f"{len(y)} examples: {len(labeled)} labelled ({counts}), {len(train) - len(labeled)} without a label" + (
-            f", taken for that: {said}" if said else ""
+            f": {said}" if said else ""
         )
         given = {"validation": num_validation, "the test": num_test}
         self.summary += "".join(f"; {number} given for {part}" for part, number in given.items() if number)
         if not len(validation) and self.folds is None:
             warnings.warn(
-                "validation_share=0: no example is held out for validation, so that nothing tells how training goes, which checkpoint is "
-                "the best, or which of several settings; a killed run resumes from its last epoch",
+                "validation_share=0: no example is held out for validation. So nothing measures the progress of the training, or ranks "
+                "checkpoints and settings. A killed run resumes from its last epoch",
                 stacklevel=2,
             )
         return self.divide(y, pool=pool, validation=validation, test=test, extra=unlabeled)
 
     def _fold(self, rows: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The validation part and the rows to train on.
+        """Rows of the validation part and rows to train on.
 
         Raises:
             ValueError: If there are fewer rows or groups than folds.
@@ -182,21 +182,21 @@ class OwnData(ResidentDataModule):
         return validation, rows[~torch.isin(rows, validation)]
 
     def _counts(self, y: Tensor) -> dict[str, int]:
-        """Examples of each class; of many classes the first ten."""
+        """Number of examples of each class. With many classes, only the first ten are separate."""
         counts = torch.bincount(y, minlength=len(self.class_names)).tolist()
         named = dict(zip(self.class_names, counts, strict=True))
         return named if len(named) <= 12 else {**dict(list(named.items())[:10]), f"{len(named) - 10} more": sum(counts[10:])}
 
     def warn_of_lookalikes(self) -> None:
-        """Warn of classes that a reader takes for one."""
+        """Warn of classes whose names look the same to a reader."""
         if alike := lookalikes(self.class_names):
             shown = ", ".join(map(ascii, alike))
-            warnings.warn(f"{shown} are {len(alike)} classes: if they are one, give them one name", stacklevel=2)
+            warnings.warn(f"{shown} are {len(alike)} classes. If they are one, give them one name", stacklevel=2)
 
     def warn_of_copies(self, x: Inputs, split: Split) -> None:
-        """Warn of examples held out that training sees too: the same to the bit or, among images, resized or recompressed.
+        """Warn of held-out examples that are also trained on: exact copies, or images resized or recompressed.
 
-        Of streamed images some thousands are looked at.
+        Only some thousands of streamed images are compared.
         """
         found: dict[str, list[str]] = {}
         for name, part in {"validation": split.validation, "test": split.test}.items():
@@ -204,7 +204,7 @@ class OwnData(ResidentDataModule):
                 found.setdefault(kind, []).append(f"{number} of {of} {name} examples")
         for kind, said in found.items():
             warnings.warn(
-                f"{' and '.join(said)} {kind} examples to train on: if these are copies, the result is too good; remove them, or give "
+                f"{' and '.join(said)} {kind} examples to train on. If these are copies, the result is too good. Remove them, or give "
                 "them one group",
                 stacklevel=2,
             )
@@ -212,16 +212,16 @@ class OwnData(ResidentDataModule):
     def _warn_of_absent_classes(self, parts: Mapping[str, Tensor]) -> None:
         absent = {part: [name for c, name in enumerate(self.class_names) if not (y == c).any()] for part, y in parts.items()}
         if lacks := "; ".join(f"{part} of {', '.join(names)}" for part, names in absent.items() if names):
-            warnings.warn(f"no labelled example is {lacks}: label more, or choose another split_seed", stacklevel=2)
+            warnings.warn(f"no labelled example is {lacks}. Label more, or choose another split_seed", stacklevel=2)
 
 
 def _dealt(y: Tensor, groups: Tensor | None, sizes: Sequence[int], seed: int) -> list[Tensor]:
-    """Positions of each part, which splits no group."""
+    """Positions of each part. No group is split."""
     return stratified_parts(y, sizes, seed=seed) if groups is None else grouped_parts(y, groups, sizes, seed=seed)
 
 
 def says_unlabeled(name: str) -> bool:
-    """Whether a class's name says that its examples have none, in either spelling."""
+    """Whether a class's name is unlabeled, in either spelling."""
     return name.lower() in ("unlabeled", "unlabelled")
 
 
@@ -235,18 +235,20 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
     """Mean and standard deviation of each channel over the pool, or over 10,000 of its examples.
 
     Args:
-        x: Images (N, C, H, W); bytes count as in [0, 1].
+        x: Images (N, C, H, W). Bytes are scaled to [0, 1].
         pool: Rows of the pool.
-        seed: Chooses the examples of a larger pool.
+        seed: Seed of the choice of examples in a larger pool.
 
     Returns:
-        C numbers each; a constant channel has the standard deviation 1, by which a network can divide.
+        C numbers each. A constant channel has the standard deviation 1, by which a network can divide.
     """
     if len(pool) > MOST_FOR_MOMENTS:
         generator = torch.Generator().manual_seed(stable_seed("channel moments", seed))
         pool = pool[torch.randperm(len(pool), generator=generator)[:MOST_FOR_MOMENTS]]
     sums, squares, lows, highs = [], [], [], []
-    near = as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]  # or squares of far values would lose the variance
+    near = (
+        as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]
+    )  # subtracted first, because squares of large values would lose the variance
     for rows in pool.split(min(100, max(1, 2**24 // math.prod(x.shape[1:])))):  # at most 128 MiB in float64
         pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1) - near
         sums.append(pixels.mean(1) * len(rows))

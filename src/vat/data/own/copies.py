@@ -1,4 +1,4 @@
-"""Examples held out that training sees too: copies to the bit, and images that were resized or compressed again."""
+"""Finds held-out examples that are also trained on: exact copies, and images that were resized or compressed again."""
 
 from collections.abc import Iterator
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from vat.data.loader import Inputs, as_input
 from vat.data.splits import evenly
 
-SIDE, COARSE = 8, 4  # to which images are reduced before they are compared, and for a first look
-# Photographs and thumbnails of 60 pixels compressed at quality 60 differ by at most 2.6 grey levels and .087 deviations, nearly all by half
-# of that. Of 1,000 test images the nearest of 20,000 others differs by at least 2.7 and .085 (MNIST), 5.9 and .18 (CIFAR-10).
-MOST_DIFFERENCE = 4 / 255  # root mean square over the pixels of the reduced images, of the range of the values
-MOST_SHARE = 0.08  # the same, of the deviation of the pixels in an image: two faint images differ by little
-ROUNDING = 1e-3  # of the distances in the first look, which are differences of squares
-LEAST_SHARE = 0.005  # of the examples held out: a pair that is alike by chance is no news
-MOST_HELD_OUT, MOST_STREAMED = 2000, 2000  # images that are compared; streamed ones have to be decoded
+SIDE, COARSE = 8, 4  # pixels a side of the reduced images that are compared, and of those in the first comparison
+# Photographs and their thumbnails of 60 pixels at JPEG quality 60 differ by at most 2.6 grey levels and .087 deviations, most by half
+# of that. The nearest of 20,000 others differs from each of 1,000 test images by at least 2.7 and .085 (MNIST), 5.9 and .18 (CIFAR-10).
+MOST_DIFFERENCE = 4 / 255  # root mean square difference of the reduced images, relative to the range of the values
+MOST_SHARE = 0.08  # the same, relative to the deviation of the pixels in an image, because two faint images differ by little
+ROUNDING = 1e-3  # of the distances in the first comparison, which are differences of squares
+LEAST_SHARE = 0.005  # of the held-out examples, because a few pairs may be similar by chance
+MOST_HELD_OUT, MOST_STREAMED = 2000, 2000  # images that are compared; streamed ones must be decoded for it
 
 
 def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
-    """The kinds of copies there are: what they are in words, how many of the examples held out, and of how many that were looked at.
+    """The kinds of copies that were found: a description, the number of held-out examples, and how many of these were compared.
 
     Args:
-        x: Inputs (N, ...); of images (N, C, H, W) near copies count too.
-        pool: Rows that training sees.
-        held_out: Rows that it should not.
+        x: Inputs (N, ...). For images (N, C, H, W), near copies count too.
+        pool: Rows for training.
+        held_out: Rows that are held out.
     """
     exact = torch.zeros(len(held_out), dtype=torch.bool)
     if isinstance(x, Tensor):
@@ -44,7 +44,7 @@ def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str
 
 
 def _reduced(x: Inputs, rows: Tensor) -> Tensor:
-    """Images as (N, C, S, S) of the means of squares, in shares of the range of their values."""
+    """Images reduced to (N, C, S, S) by means over squares, relative to the range of their values."""
     reduced = torch.cat([_pooled(as_input(x[part]).float(), SIDE).cpu() for part in rows.split(500)])
     return reduced if x.dtype == torch.uint8 else reduced / (reduced.amax() - reduced.amin()).clamp_min(1e-30)
 
@@ -55,9 +55,9 @@ def _pooled(images: Tensor, side: int) -> Tensor:
 
 
 def _near(ones: Tensor, others: Tensor) -> Tensor:
-    """Which of the ones, (N,), have a near copy among the others.
+    """Which of the ones have a near copy among the others, (N,).
 
-    The means of equal squares differ by no more than what is in the squares, so that a first look at few of them misses none.
+    Means over larger squares do not differ more than the images. So a first comparison of few such means misses no copy.
     """
     height, width = ones.shape[2:]
     coarse = COARSE if height % COARSE == width % COARSE == 0 else SIDE

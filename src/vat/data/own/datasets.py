@@ -20,21 +20,21 @@ CLASS_LABEL = "a whole number from 0, or -1 for none"
 class Datasets(OwnData):
     """Examples of map-style Datasets: (x, y) with labels, x or (x, anything) without.
 
-    All inputs are tensors or arrays of one shape and type. Bytes are images (C, H, W) or features, and are taken to [0, 1]; other numbers
-    become float32. Labels are whole numbers from 0. A data set gives the same example for the same number: augment by `translate` and
-    `flip`, or in a module of your own.
+    All inputs are tensors or arrays of one shape and type. Bytes are images (C, H, W) or features, and are scaled to [0, 1]. Other numbers
+    become float32. Labels are whole numbers from 0. A data set must give the same example for the same number. Augment by `translate` and
+    `flip`, or in your module.
 
-    Inputs that fit into `resident_gib` are read once and stay on the training device. Otherwise each is read when its turn comes; `setup`
-    then reads the data sets with labels once, for the labels. The batches are the same, bit for bit.
+    Inputs that fit into `resident_gib` are read once and stay on the training device. Otherwise each is read when it is needed, and
+    `setup` reads the data sets with labels once, for the labels. The batches are bit-identical.
 
     Args:
-        labeled: Dataset of examples with labels. The parts that are not given are cut from it.
-        unlabeled: Dataset of examples for the pool alone; None if there is none.
+        labeled: Dataset of examples with labels. Parts that are not given are cut from it.
+        unlabeled: Dataset of examples for the pool only, or None.
         validation: Dataset of examples for validation.
         test: Dataset of examples for the test.
-        class_names: Names of the classes; None for their numbers.
-        unit: What a perturbation of length 1 is, unless inputs are bytes.
-        resident_gib: Most GiB of inputs that are kept in memory.
+        class_names: Names of the classes. None uses their numbers.
+        unit: Unit of a perturbation, unless inputs are bytes.
+        resident_gib: Largest size of inputs in memory, in GiB.
         options: As in `OwnData`.
 
     Raises:
@@ -62,9 +62,9 @@ class Datasets(OwnData):
         """Inputs, resident or read at each access, in the order of the arguments."""
         for name, part in self.parts.items():
             if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
-                raise ValueError(f"{name} must be a map-style Dataset, with a length; got {type(part).__name__}")
+                raise ValueError(f"{name} must be a map-style Dataset, with a length, got {type(part).__name__}")
             if not len(part):
-                raise ValueError(f"{name} is empty: leave it out, or fill it")
+                raise ValueError(f"{name} is empty. Leave it out, or fill it")
         rows = DatasetRows(self.parts)
         x: Inputs = rows
         resident = math.prod(rows.shape) * rows.dtype.itemsize <= self.resident_gib * 2**30
@@ -81,11 +81,11 @@ class Datasets(OwnData):
             if name != "unlabeled":
                 y[row] = _label(item, f"{name}[{number}]")
                 if name in ("validation", "test") and y[row] < 0:
-                    raise ValueError(f"{name}[{number}] has no label: leave it out")
+                    raise ValueError(f"{name}[{number}] has no label. Remove this example")
         num_classes = max(int(y.max()) + 1, 1)
         self.class_names = list(map(str, range(num_classes))) if self.names is None else list(self.names)
         if num_classes > len(self.class_names):
-            raise ValueError(f"labels reach {num_classes - 1}, for which class_names, {self.class_names}, are too few")
+            raise ValueError(f"class_names must have a name for each label from 0 to {num_classes - 1}, got {self.class_names}")
         self.warn_of_lookalikes()
         sizes = {name: len(part) for name, part in self.parts.items()}
         number = int((y[: sizes["labeled"]] < 0).sum())
@@ -105,14 +105,14 @@ class Datasets(OwnData):
 
 
 class DatasetRows:
-    """Inputs of several Datasets one after the other, read at each access: `vat.data.loader.Streamed`.
+    """Inputs of several concatenated Datasets, read at each access: `vat.data.loader.Streamed`.
 
     Args:
         parts: The Datasets by name.
-        device: Where the inputs are handed out.
+        device: Device of the returned inputs.
 
     Raises:
-        ValueError: If the first example is no tensor, or is another one when it is asked for again.
+        ValueError: If the first example is no tensor, or differs when it is read again.
     """
 
     def __init__(self, parts: dict[str, Any], *, device: torch.device | None = None) -> None:
@@ -120,7 +120,7 @@ class DatasetRows:
         self._ends = list(itertools.accumulate(map(len, parts.values())))
         first = _tensor(_first(self.item(0)), "labeled[0]")
         if not torch.equal(first, _tensor(_first(self.item(0)), "labeled[0]")):
-            raise ValueError("labeled[0] is another input when it is read again: leave random augmentation out of the data set")
+            raise ValueError("labeled[0] differs when it is read again. Remove random augmentation from the data set")
         self.dtype, self._shape = first.dtype, tuple(first.shape)
 
     @property
@@ -136,7 +136,7 @@ class DatasetRows:
         return torch.stack([self.input(self.item(row), row) for row in rows.tolist()]).to(self.device)
 
     def to(self, device: torch.device) -> "DatasetRows":
-        """The same inputs, handed out elsewhere."""
+        """The same inputs, returned on another device."""
         return self if device == self.device else DatasetRows(self.parts, device=device)
 
     def place(self, row: int) -> tuple[str, int, Any]:
@@ -146,7 +146,7 @@ class DatasetRows:
         return name, row - (self._ends[k] - len(self.parts[name])), self.parts[name]
 
     def item(self, row: int) -> Any:
-        """A row as its Dataset gives it."""
+        """A row's item in its Dataset."""
         _, number, part = self.place(row)
         return part[number]
 
@@ -154,14 +154,15 @@ class DatasetRows:
         """The input of a row's item.
 
         Raises:
-            ValueError: If it is not like the first.
+            ValueError: If its shape or type differs from the first, or it is not finite.
         """
         name, number, _ = self.place(row)
         x = _tensor(_first(item), f"{name}[{number}]")
         if x.shape != self._shape or x.dtype != self.dtype:
-            raise ValueError(f"{name}[{number}] is {x.dtype} of shape {tuple(x.shape)}; labeled[0] is {self.dtype} of shape {self._shape}")
+            expected = f"{self.dtype} of shape {self._shape} like labeled[0]"
+            raise ValueError(f"{name}[{number}] must be {expected}, got {x.dtype} of shape {tuple(x.shape)}")
         if x.is_floating_point() and not torch.isfinite(x).all():
-            raise ValueError(f"{name}[{number}] has NaN or infinity: repair or remove it")
+            raise ValueError(f"{name}[{number}] has NaN or infinity. Repair or remove it")
         return x
 
 
@@ -174,16 +175,16 @@ def _tensor(x: Any, name: str) -> Tensor:
         x = torch.from_numpy(x)
     if not isinstance(x, Tensor) or x.is_complex() or not x.ndim:
         found = f"a tensor of {x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be (x, y) or x, where x is a tensor or an array of numbers; got {found}")
+        raise ValueError(f"{name} must be (x, y) or x, where x is a tensor or an array of numbers, got {found}")
     return x if x.dtype == torch.uint8 else x.float()
 
 
 def _label(item: Any, name: str) -> int:
     if not isinstance(item, tuple | list) or len(item) < 2:
-        raise ValueError(f"{name} must be (x, y); got {type(item).__name__}")
+        raise ValueError(f"{name} must be (x, y), got {type(item).__name__}")
     y = item[1]
     if isinstance(y, Tensor | np.generic | np.ndarray) and math.prod(y.shape) == 1:
         y = y.item()
     if isinstance(y, bool) or not isinstance(y, int) or y < -1:
-        raise ValueError(f"{name} has the label {str(y)[:60]}: it must be {CLASS_LABEL}")
+        raise ValueError(f"the label of {name} must be {CLASS_LABEL}, got {str(y)[:60]}")
     return y

@@ -1,4 +1,4 @@
-"""A table next to images that lie in one folder: the file of each image, and its class."""
+"""Reads a table next to images in one folder: the file of each image, and its class."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -7,21 +7,21 @@ from vat.data.files.names import UNKNOWN, composed, name_of, refuse_measured
 from vat.data.files.rows import opened_csv
 
 LABELS = "labels.csv"
-COLUMNS = ("label", "class")  # what the column of the classes may be called if there are more than two
+COLUMNS = ("label", "class")  # names of the classes' column if there are more than two columns
 
 
 def read_labels(path: Path, files: Sequence[str]) -> dict[str, str]:
-    """The class of each image by name; none of those without a label.
+    """The class of each labelled image, by name.
 
-    Of two columns one holds the files, by path from the folder or by name, with or without the suffix. Of more columns the one of the
-    classes is called label or class.
+    One column holds the files, as paths from the folder or as names, with or without the suffix. With more than two columns, the column
+    of the classes must be called label or class.
 
     Args:
         path: The CSV file.
         files: Paths of the images from their folder, with slashes.
 
     Raises:
-        ValueError: If a column cannot be told, or a row names no image, several, or one that another row gives another class.
+        ValueError: If a column is not clear, or a row names no image, several, or one that has another class in another row.
     """
     known = _by_name(files)
     labels: dict[str, str] = {}
@@ -47,7 +47,7 @@ def read_labels(path: Path, files: Sequence[str]) -> dict[str, str]:
 
 
 def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
-    """The images that each way to name them stands for."""
+    """The images by each of their possible names."""
     known: dict[str, list[str]] = {}
     for file in files:
         path = PurePosixPath(composed(file))
@@ -59,13 +59,13 @@ def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
 def _columns(names: Sequence[str], lines: Sequence[tuple[int, list[str]]], known: dict[str, list[str]]) -> tuple[int, int]:
     """The numbers of the columns of files and of classes."""
     if len(names) < 2 or not lines:
-        raise ValueError("it must have two columns with names, of files and of classes, and a row for each image")
+        raise ValueError("it must have two named columns, of files and of classes, and a row for each image")
     hits = [sum(composed(fields[k]).removeprefix("./") in known for _, fields in lines) for k in range(len(names))]
     file = max(range(len(names)), key=lambda k: hits[k])
     if not hits[file]:
-        raise ValueError(f"no column of {', '.join(names)} names images of the folder, as {next(iter(known), 'none')!r}")
+        raise ValueError(f"no column of {', '.join(names)} names images of the folder, such as {next(iter(known), 'none')!r}")
     others = [k for k in range(len(names)) if k != file]
     called = [k for k in others if names[k].casefold() in COLUMNS]
     if len(others) > 1 and len(called) != 1:
-        raise ValueError(f"it must be clear which of {', '.join(names[k] for k in others)} holds the classes: call that column label")
+        raise ValueError(f"it is not clear which of {', '.join(names[k] for k in others)} holds the classes. Call that column label")
     return file, (called or others)[0]

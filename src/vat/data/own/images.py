@@ -1,4 +1,4 @@
-"""A user's own images: a folder for each class, and one for those without a label, or one folder and a table of labels."""
+"""A user's own images: a folder for each class and one for unlabelled images, or one folder with a table of labels."""
 
 import itertools
 import math
@@ -24,8 +24,8 @@ from vat.data.own.image_labels import LABELS, read_labels
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
-FILES_FOR_LEVELS = 100  # that are looked at for cameras of 12 or 14 bits
-# What storage, cameras' programs and archives leave next to images: copies, most of them small.
+FILES_FOR_LEVELS = 100  # files that are examined for cameras of 12 or 14 bits
+# Names that storage systems, programs of cameras and archives put next to images. They hold copies, most of them small.
 SYSTEM = {
     *(
         "@eadir",
@@ -47,36 +47,36 @@ PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Images(OwnData):
-    """Images in a folder for each class, and in `unlabeled/` those without a label; or in one folder with a table of labels.
+    """Images in a folder for each class, with unlabelled ones in `unlabeled/`, or in one folder with a table of labels.
 
-    The classes are the folders' names in alphabetical order; files may lie in folders within. Sizes and modes may differ:
-    `vat.data.files.image_files.read_image` says what becomes of them. Files without one of `SUFFIXES` are passed over,
-    with a warning those of the formats `UNREADABLE`, and so is all whose name starts with a dot, or that storage systems leave there
-    (`SYSTEM`). Symbolic links are followed, to files and to folders, also out of `dir`; a folder is not entered a second time.
+    The classes are the folders' names in alphabetical order. Their files may be in subfolders. Sizes and modes may differ, see
+    `vat.data.files.image_files.read_image`. Files without one of `SUFFIXES` are ignored, with a warning for the formats `UNREADABLE`.
+    Names that start with a dot, or that storage systems use (`SYSTEM`), are also ignored. Symbolic links to files and folders are
+    followed, also out of `dir`, but no folder is entered twice.
 
     A folder without folders of classes holds `labels.csv`, with the file of each image and its class
-    (`vat.data.own.image_labels.read_labels`); an image that it does not name, or gives no class, has no label.
+    (`vat.data.own.image_labels.read_labels`). An image without a row or a class there has no label.
 
-    Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: of their files the
-    headers are checked in `setup`, the rest when its turn comes, and a file found to be damaged then ends the run with an error that
-    names it. The batches are the same, bit for bit. (Streamed with an augmentation, each of several processes decodes the whole batch.)
+    Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: `setup` checks the
+    headers of the files, and each image is decoded when it is needed. A damaged file then ends the run with an error that names it. The
+    batches are bit-identical. (With streaming and an augmentation, each of several processes decodes the complete batch.)
 
     Args:
-        dir: The folder that holds those of the classes.
+        dir: Folder with the folders of the classes.
         size: Height and width of the network's inputs.
         mode: "RGB", or "L" for grey.
-        corrupt: Files that cannot be read are refused, or left out ("skip") and named in a warning.
-        group_pattern: Regular expression found in a file's path within its class folder; what its first group matches (or all of it) is
-            the group that the file belongs to. None: every file stands for itself.
-        resident_gib: Most GiB of decoded images, a byte for each pixel and channel, that are not streamed.
-        workers: Threads that decode.
+        corrupt: "refuse" ends with an error if a file cannot be read. "skip" leaves such files out and names them in a warning.
+        group_pattern: Regular expression for a file's path within its class folder. The match of its first group, or of all of it, is the
+            file's group. None means that every file is a group.
+        resident_gib: Largest size of decoded images that are not streamed, in GiB, with a byte for each pixel and channel.
+        workers: Number of threads that decode.
         options: As in `OwnData`.
 
     Attributes:
-        mean, std: Over the pool, or 10,000 images of it.
+        mean, std: Mean and standard deviation over the pool, or 10,000 images of it.
 
     Raises:
-        ValueError: If a setting is out of range; in `setup`, if the folders or files are not as described, or as in `OwnData`.
+        ValueError: If a setting is out of range. In `setup`, if the folders or files are not as described, or as in `OwnData`.
     """
 
     unit = "pixels in [0, 1]"
@@ -96,13 +96,13 @@ class Images(OwnData):
     ) -> None:
         super().__init__(**options)
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if corrupt not in ("refuse", "skip"):
-            raise ValueError(f"corrupt must be refuse or skip; got {corrupt!r}")
+            raise ValueError(f"corrupt must be refuse or skip, got {corrupt!r}")
         if size < 1 or workers < 1 or not resident_gib >= 0:
-            raise ValueError(f"size and workers must be >= 1, resident_gib >= 0; got {size}, {workers}, {resident_gib}")
+            raise ValueError(f"size and workers must be >= 1, resident_gib >= 0, got {size}, {workers}, {resident_gib}")
         if size**2 > MAX_PIXELS:
-            raise ValueError(f"data.size={size}: images of {size} × {size} pixels exceed the {MAX_PIXELS:,} that are read: lower it")
+            raise ValueError(f"data.size={size}: images may have at most {MAX_PIXELS:,} pixels. Lower it")
         try:
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
@@ -112,7 +112,7 @@ class Images(OwnData):
         self.resident_gib, self.workers = resident_gib, workers
 
     def load(self) -> tuple[Inputs, Tensor, Split]:
-        """Images as bytes, resident or streamed, in the order of classes and paths, then those without a label, then those of `test`."""
+        """Images as bytes, resident or streamed, sorted by class and path. Unlabelled images follow, and then those of `test`."""
         self.class_names, files = find_images(self.dir)
         self.warn_of_lookalikes()
         groups = self._groups(files)
@@ -120,11 +120,11 @@ class Images(OwnData):
         if self.test is not None:
             held_out = self._held_out(self.test)
             if shared := sorted({*groups} & {*(held_out_groups := self._groups(held_out))}):
-                raise ValueError(f"{self.test} and {self.dir} both have examples of the group {shared[0]}: leave it in one of them")
+                raise ValueError(f"{self.test} and {self.dir} both have examples of the group {shared[0]}. Keep it in one of them")
             files, groups = files + held_out, groups + held_out_groups
         shape = MODES[self.mode], self.size, self.size
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file, and what matters is refused with its name
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's warnings name no file, and errors below do
             if len(files) * math.prod(shape) > self.resident_gib * 2**30:
                 kept = self._readable(files, lambda row: check_header(files[row].path))
                 paths = [files[row].path for row in kept.tolist()]
@@ -147,29 +147,29 @@ class Images(OwnData):
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
             some = kept[:: math.ceil(len(kept) / FILES_FOR_LEVELS)].tolist()
             if 0 < (level := max(largest_deep_level(files[row].path) for row in some)) < 2**14:
-                warnings.warn(f"values reach {level} of 65535 in images of 16 bits, which are dark then: stretch them before", stacklevel=2)
+                warnings.warn(f"images of 16 bits have values up to {level} of 65535, so they are dark. Scale them before", stacklevel=2)
         self.warn_of_copies(x, split)
         return x, y, split
 
     def _groups(self, files: Sequence["FoundImage"]) -> list[str]:
-        """The group of each file; none where every file stands for itself."""
+        """The group of each file. Empty without groups."""
         return [] if self.group_pattern is None else [_group(file, self.group_pattern) for file in files]
 
     def _held_out(self, folder: Path) -> list["FoundImage"]:
-        """The files for the test, with the numbers of the classes for training."""
+        """The files for the test, with the training's numbers of the classes."""
         one, other = Path(os.path.realpath(self.dir)), Path(os.path.realpath(folder))
         if one == other or one in other.parents or other in one.parents:
-            raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
+            raise ValueError(f"data.test={folder} and data.dir={self.dir}: they must not be the same folder, or one in the other")
         names, files = find_images(folder, least=1)
         if unknown := sorted({*names} - {*self.class_names}):
-            raise ValueError(f"{folder} holds {', '.join(unknown)}; the classes of {self.dir} are {', '.join(self.class_names)}")
+            raise ValueError(f"{folder} holds {', '.join(unknown)}. The classes of {self.dir} are {', '.join(self.class_names)}")
         if any(file.label < 0 for file in files):
             where = folder / UNLABELED if (folder / UNLABELED).is_dir() else folder / LABELS
             raise ValueError(f"{where}: test examples must be labelled: " + ("remove it" if where.is_dir() else "give every image a class"))
         return [file._replace(label=self.class_names.index(names[file.label])) for file in files]
 
     def _readable(self, files: Sequence["FoundImage"], read: Callable[[int], object]) -> Tensor:
-        """The rows that can be read: all of them, or an error, where nothing is to be left out."""
+        """The rows that can be read. Unless files are skipped, an error if one cannot."""
 
         def fault(row: int) -> str | None:
             try:
@@ -181,12 +181,12 @@ class Images(OwnData):
         faults: dict[int, str] = {}
         rows = range(len(files))
         with ThreadPoolExecutor(self.workers) as threads:
-            for start in range(0, len(files), 1000):  # a pool is handed all its tasks at once, a million would take a GB
+            for start in range(0, len(files), 1000):  # in parts, because a million tasks for a pool would take a GB
                 for row, found in zip(piece := rows[start : start + 1000], threads.map(fault, piece), strict=True):
                     if found is None:
                         continue
                     if self.corrupt == "refuse":
-                        raise ValueError(f"{found}. Repair or remove it; data.corrupt=skip leaves out all such files")
+                        raise ValueError(f"{found}. Repair or remove it, or leave out all such files by data.corrupt=skip")
                     faults[row] = found
         if faults:
             warnings.warn(f"left out {len(faults)} of {len(files)} files:\n" + "\n".join(faults.values()), stacklevel=2)
@@ -197,8 +197,8 @@ class FoundImage(NamedTuple):
     """A file that should hold an image.
 
     Attributes:
-        path: Where it is.
-        within: Its path within the folder of its class, with slashes.
+        path: Path of the file.
+        within: Path within the folder of its class, with slashes.
         label: Number of its class, or −1.
     """
 
@@ -208,19 +208,19 @@ class FoundImage(NamedTuple):
 
 
 def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundImage]]:
-    """The names of the classes, and the files in the order of classes and paths, whatever order the file system has.
+    """The names of the classes, and the files sorted by class and path.
 
     Args:
-        folder: The folder that holds those of the classes.
-        least: Number of classes that there must be.
+        folder: Folder with the folders of the classes.
+        least: Smallest allowed number of classes.
 
     Raises:
         ValueError: If the folder is not as `Images` describes it.
     """
     if not folder.is_dir():
-        instead = f"; data=arrays data.train={folder} reads a table" if folder.suffix.lower() in TABLES else ""
+        instead = f". data=arrays data.train={folder} reads a table" if folder.suffix.lower() in TABLES else ""
         what = "is a file and no folder" if folder.exists() else "is no folder"
-        raise ValueError(f"dir={folder} {what}: name the one that holds a folder for each class, or images and {LABELS}{instead}")
+        raise ValueError(f"dir={folder} {what}. Name a folder that holds a folder for each class, or images and {LABELS}{instead}")
     visible = sorted(path for path in folder.iterdir() if not _of_the_system(path.name))
     for path in visible:
         _refuse_link_to_nowhere(path)
@@ -228,7 +228,7 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
     folders = [path for path in visible if path.is_dir()]
     for path in folders:
         if path.name != UNLABELED and says_unlabeled(path.name):
-            raise ValueError(f"{path} would be a class of that name: rename it to {UNLABELED} if its images have no label")
+            raise ValueError(f"{path} would be a class of that name. If its images have no label, rename it to {UNLABELED}")
         if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
             raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
     classes = [path for path in folders if path.name != UNLABELED]
@@ -238,30 +238,30 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
         warnings.warn(f"{folder / LABELS} is not used: the folders next to it are the classes", stacklevel=2)
     if loose is not None:
         raise ValueError(
-            f"{loose} lies in no class: move it into the folder of its class, or into {folder / UNLABELED}; or name the class of each file "
-            f"in {folder / LABELS}"
+            f"{loose} is in no class. Move it into the folder of its class or into {folder / UNLABELED}, or name the class of each file in "
+            f"{folder / LABELS}"
         )
     if len(classes) < least:
-        raise ValueError(f"{folder} must hold a folder for each of {least} or more classes; it holds {len(classes)} beside {UNLABELED}/")
+        raise ValueError(f"{folder} must hold folders of at least {least} classes, got {len(classes)} without {UNLABELED}/")
     if all(path.name.lower() in PARTS for path in classes):
         raise ValueError(
-            f"{folder} holds {', '.join(path.name for path in classes)}, which are parts and no classes: name one of them as data.dir, and "
-            "as data.test the one for the test; the validation part is cut from data.dir, and the test part too where there is no data.test"
+            f"{folder} holds {', '.join(path.name for path in classes)}, which are parts, not classes. Name one as data.dir, and the one "
+            "for the test as data.test. The validation part is cut from data.dir, and the test part too without data.test"
         )
     names = [composed(path.name) for path in classes]
     for first, second in itertools.combinations(range(len(names)), 2):
         if names[first] == names[second]:
             both = " and ".join(ascii(classes[k].name) for k in (first, second))
-            raise ValueError(f"{folder} holds {both}, which differ in the form of their characters alone: put them into one folder")
+            raise ValueError(f"{folder} holds {both}, which differ only in the form of their characters. Put them into one folder")
     of_folder: dict[str, Path] = {}
     for path in folders:
         if (other := of_folder.setdefault(os.path.realpath(path), path)) is not path:
-            raise ValueError(f"{other} and {path} are one folder: remove the link")
+            raise ValueError(f"{other} and {path} are one folder. Remove the link")
     files = []
     *labeled, unlabeled = images_within(*classes, folder / UNLABELED)
     for label, (path, found) in enumerate(zip(classes, labeled, strict=True)):
         if not found:
-            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}): remove the folder, or put the images of this class into it")
+            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}). Remove the folder, or put images of this class into it")
         files += [FoundImage(path / within, within, label) for within in found]
     return names, files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
 
@@ -272,26 +272,26 @@ def _labelled_by_table(folder: Path, *, least: int) -> tuple[list[str], list[Fou
     labels = read_labels(folder / LABELS, found)
     names = classes_of([*labels.values()], folder / LABELS)
     if len(names) < least:
-        raise ValueError(f"{folder / LABELS} must hold {least} or more classes; it holds {len(names)}")
+        raise ValueError(f"{folder / LABELS} must hold at least {least} classes, got {len(names)}")
     number = {name: c for c, name in enumerate(names)} | {None: len(names)}
-    order = sorted(found, key=lambda within: number[labels.get(within)])  # in each class still in the order of paths
+    order = sorted(found, key=lambda within: number[labels.get(within)])  # a class keeps the order of paths
     return names, [FoundImage(folder / within, within, number[labels[within]] if within in labels else -1) for within in order]
 
 
 def images_within(*folders: Path) -> list[list[str]]:
-    """The images in each folder and those within, as sorted paths from there with slashes; `Images` says which. Warns of `UNREADABLE`.
+    """The images in each folder and its subfolders, as sorted relative paths with slashes. Warns of `UNREADABLE` files.
 
     Raises:
-        ValueError: If something else than a file bears the name of an image.
+        ValueError: If something with the name of an image is not a file.
     """
     images, left_out = [], Counter[str]()
-    roots = {os.path.realpath(folder) for folder in folders}  # a link may lead to where it is, or into another of these
+    roots = {os.path.realpath(folder) for folder in folders}  # a link may lead to its own folder, or into another of these
     for folder in folders:
         images.append(found := [])
         for path in _files_within(folder, {*roots}):
             if (suffix := path.suffix.lower()) in SUFFIXES:
-                if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
-                    raise ValueError(f"{path} is no file but bears the name of an image: remove it")
+                if not path.is_file() and path.exists():  # a broken link counts as a damaged file; reading a pipe would never end
+                    raise ValueError(f"{path} has the name of an image but is not a file. Remove it")
                 found.append(path.relative_to(folder).as_posix())
             elif suffix in UNREADABLE:
                 left_out[suffix] += 1
@@ -300,13 +300,13 @@ def images_within(*folders: Path) -> list[list[str]]:
         found.sort()
     if left_out:
         counts = ", ".join(f"{number} files ending in {suffix}" for suffix, number in sorted(left_out.items()))
-        warnings.warn(f"left out {counts}: convert them", stacklevel=2)
+        warnings.warn(f"left out {counts}. To use them, convert them", stacklevel=2)
     return images
 
 
 def _files_within(folder: Path, entered: set[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it out of the data") from error
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}). Make it readable, or move it out of the data") from error
 
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse if os.path.lexists(folder) else None):
         inner, folders[:] = sorted(name for name in folders if not _of_the_system(name)), []
@@ -319,7 +319,7 @@ def _files_within(folder: Path, entered: set[str]) -> Iterator[Path]:
 
 def _refuse_link_to_nowhere(path: Path) -> None:
     if path.is_symlink() and not path.exists() and path.suffix.lower() not in SUFFIXES:  # with an image's name it counts as a damaged file
-        raise ValueError(f"{path} is a link to nowhere, perhaps to a folder of images: remove it, or put back what it links to")
+        raise ValueError(f"{path} is a broken link, perhaps to a folder of images. Remove it, or restore its target")
 
 
 def _of_the_system(name: str) -> bool:

@@ -23,26 +23,26 @@ from vat.data.splits import Split
 class Texts(OwnData):
     """Texts of a CSV, Parquet or JSON-lines file, as numbers of words.
 
-    Inputs are int32 (N, T); 0 is padding, 1 a word that is not in the vocabulary. The vocabulary is the most frequent words of the training
-    pool, in lower case: never of validation or test texts. It is part of the checkpoint.
+    Inputs are int32 (N, T). 0 is padding, and 1 is a word outside the vocabulary. The vocabulary has the most frequent words of the
+    training pool, in lower case. Validation and test texts do not contribute to it. It is part of the checkpoint.
 
     Args:
         train: The file: .csv, .parquet or a folder of these, .jsonl, .jsonl.gz or .jsonl.xz.
         text: Name of the column or field of the texts.
-        label: Name of the labels; a blank one, -1 and null are no label.
-        group: Name of the groups; None: every text stands for itself.
-        unlabeled: A second file of texts for training, whose labels are not read.
-        max_length: Words of a text that the network sees, from its start.
-        vocabulary_size: Most words that the vocabulary has.
-        tokenizer: A folder with the `tokenizer.json` of a Hugging Face model, which then makes the numbers instead; None for words.
+        label: Name of the labels. A blank one, -1 and null are no label.
+        group: Name of the groups. None means that every text is a group.
+        unlabeled: A second file of texts for training. Its labels are not read.
+        max_length: Number of words at the start of a text that the network reads.
+        vocabulary_size: Largest number of words in the vocabulary.
+        tokenizer: Folder with the `tokenizer.json` of a Hugging Face model, which replaces the words by tokens. None for words.
         options: As in `OwnData`.
 
     Attributes:
-        given: A checkpoint's `preparation`, to be used instead of an own vocabulary; set before `setup`.
+        given: A checkpoint's `preparation`, which replaces the vocabulary of these texts. Set it before `setup`.
 
     Raises:
         FileNotFoundError: In `setup`, if there is no such file.
-        ValueError: If a size is too small; in `setup`, if a file is not as described, the two do not fit each other, or as in `OwnData`.
+        ValueError: If a size is too small. In `setup`, if a file is not as described, files do not fit each other, or as in `OwnData`.
     """
 
     unit = "normalised embeddings of words"
@@ -63,7 +63,7 @@ class Texts(OwnData):
         super().__init__(**options)
         for name, value in {"max_length": max_length, "vocabulary_size": vocabulary_size}.items():
             if value < 1:
-                raise ValueError(f"{name} must be >= 1; got {value}")
+                raise ValueError(f"{name} must be >= 1, got {value}")
         self.train = Path(train).expanduser()
         self.text, self.label, self.group = text, label, group
         self.unlabeled = None if unlabeled is None else Path(unlabeled).expanduser()
@@ -73,7 +73,7 @@ class Texts(OwnData):
 
     @cached_property
     def lds_eps(self) -> float:
-        """See `ResidentDataModule`; the distance of two numbers of words is none of their texts."""
+        """See `ResidentDataModule`. It is constant, because distances between numbers of words say nothing about texts."""
         return 5.0
 
     @property
@@ -83,10 +83,10 @@ class Texts(OwnData):
         return [file for path in named for file in (parquet_files(path) if path.is_dir() else [path])]
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
-        """Inputs, labels and parts; the texts of `unlabeled` come after those of `train`, and those of `test` last."""
+        """Inputs, labels and parts. The texts of `unlabeled` come after those of `train`, and those of `test` last."""
         same = [path for path in (self.unlabeled, self.test) if path is not None and os.path.realpath(path) == os.path.realpath(self.train)]
         if same:
-            raise ValueError(f"{same[0]} is data.train too: leave out data.test to have a test part cut, and data.unlabeled")
+            raise ValueError(f"{same[0]} is data.train too. Leave it out. Without data.test, a test part is cut from data.train")
         tables = [read_texts(self.train, text=self.text, label=self.label, group=self.group)]
         self.class_names = classes_of(tables[0].labels, self.train)
         self.warn_of_lookalikes()
@@ -113,16 +113,16 @@ class Texts(OwnData):
             return self.class_names.index(name)
         except ValueError:
             known = ", ".join(self.class_names)
-            raise ValueError(f"{self.test}: {table.places[row]} has the label {name!r}; the classes are {known}") from None
+            raise ValueError(f"{self.test}: {table.places[row]} has the label {name!r}. The classes are {known}") from None
 
     def _refuse_unfit(self, test: TextTable, others: Sequence[TextTable]) -> None:
         if UNKNOWN in test.labels:
-            raise ValueError(f"{self.test}: test texts must be labelled; {test.places[test.labels.index(UNKNOWN)]} is not")
+            raise ValueError(f"{self.test}: test texts must be labelled. {test.places[test.labels.index(UNKNOWN)]} is not")
         if shared := sorted({*(test.groups or ())} & {name for table in others for name in table.groups or ()}):
-            raise ValueError(f"{self.test} and {self.train} both have texts of {self.group} {shared[0]}: leave it in one of them")
+            raise ValueError(f"{self.test} and {self.train} both have texts of {self.group} {shared[0]}. Keep it in one of them")
 
     def _inputs(self, texts: Sequence[str], split: Split) -> Tensor:
-        """The numbers, and in `preparation` how they were made."""
+        """The numbers of words or tokens. Also sets `preparation`, which describes them."""
         given = self.given or {}
         if self.tokenizer is not None or "tokenizer" in given:
             tokenizer = Tokenizer(given["tokenizer"], given["padding"]) if "tokenizer" in given else read_tokenizer(self.tokenizer)
@@ -147,7 +147,7 @@ class Texts(OwnData):
         x = x[:, : self.preparation["max_length"]]
         absent = (x[held_out] == UNKNOWN_WORD).sum() / max(1, (x[held_out] != PADDING).sum())
         self.summary += (
-            f"; {len(self.preparation['vocabulary'])} words, which lack {100 * absent:.1f} % of those held out; "
+            f"; a vocabulary of {len(self.preparation['vocabulary'])} words, without {100 * absent:.1f} % of those held out; "
             f"{100 * (lengths > x.shape[1]).mean():.0f} % of the texts are cut after {x.shape[1]} words"
         )
         return torch.from_numpy(np.ascontiguousarray(x))
