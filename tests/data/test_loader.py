@@ -127,7 +127,7 @@ def test_processes_share_the_global_batches_of_one(world_size, augment):
             assert [part.start for part in parts] == [sum(len(before.x) for before in parts[:rank]) for rank in range(world_size)]
 
 
-def test_augmentation_is_drawn_anew_for_each_step_part_and_view():
+def test_augmentation_is_drawn_again_for_each_step_part_and_view():
     # Nothing but the noise, in equal shapes: draws under one key would be equal.
     equal = {"augment": lambda x, generator: torch.randn(x.shape, generator=generator), "batch_size_unlabeled": 4}
     loader = make(num_views=2, **equal)
@@ -151,14 +151,14 @@ def test_views_without_augmentation_are_equal():
     assert torch.equal(part.x, part.view)
 
 
-def test_an_epoch_has_its_nominal_length_and_the_next_goes_on():
+def test_an_epoch_has_its_nominal_length_and_the_next_continues():
     loader = make()
     assert [[batch.micro_step for batch in loader] for _ in range(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert len(loader) == 5
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 10])
-def test_a_restored_loader_goes_on_at_the_very_next_batch(stop):
+def test_a_restored_loader_continues_at_the_next_batch(stop):
     continuous = make(augment=noise)
     batches = [batch for _ in range(3) for batch in continuous]
     interrupted = make(augment=noise)
@@ -198,7 +198,7 @@ def test_a_loader_that_could_not_fill_a_batch_is_refused(options, message):
 
 
 class Recorded:
-    """Inputs that are handed out when asked for, and keep a record of it."""
+    """Inputs that are read on request, with a record of the requests."""
 
     def __init__(self):
         self.shape, self.dtype, self.device = tuple(X.shape), X.dtype, X.device

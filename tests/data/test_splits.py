@@ -84,7 +84,7 @@ def test_an_unbalanced_subset_follows_the_frequencies_not_the_classes():
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-def test_a_smaller_subset_lies_within_a_larger_one_of_the_same_seed(balanced):
+def test_a_smaller_subset_is_within_a_larger_one_of_the_same_seed(balanced):
     subsets = [set(labeled_subset(SKEWED, k, balanced=balanced, seed=2).tolist()) for k in (4, 6, 7, 10, 12)]
     assert all(small < large for small, large in pairwise(subsets))
 

@@ -157,7 +157,7 @@ class Hostile:
 
 
 def write(saved, path):
-    """As torch writes it, with what Python's recursion could not pickle put in by hand."""
+    """Write a checkpoint as torch does, and insert values that Python could not pickle because of its recursion limit."""
     torch.save(saved, path)
     marks = {b"@DEEP@": b"]" * 3000 + b"a" * 2999, b"@LIST@": b"]", b"@DEEP TUPLES@": b")" + b"\x85" * 150_000}
     data = path.read_bytes()

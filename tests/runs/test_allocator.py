@@ -14,7 +14,7 @@ if {keep}:
 import torch
 before = 0
 for turn in range(30):
-    if turn == 20:  # an aligned block may lie elsewhere the next time, until there is room enough
+    if turn == 20:  # an aligned block may have another address the next time, until there is enough room
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(20_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -1,4 +1,4 @@
-"""`trainer.precision=auto`: what it chooses, why, and that it changes nothing else."""
+"""`trainer.precision=auto`: the choice, its reason, and that nothing else changes."""
 
 import copy
 import json
@@ -82,7 +82,7 @@ def test_times_are_those_of_both_precisions(compose):
     seconds = autoprecision.seconds_of_a_step(model, data.train_dataloader().batch(0), torch.device("cpu"))
     assert all(0 < value < 60 for value in seconds.values())
     assert set(seconds) == {"32-true", "bf16-mixed"}
-    assert {size for size, _ in seen} == {data.batch_size_labeled, 16}  # whole batches
+    assert {size for size, _ in seen} == {data.batch_size_labeled, 16}  # complete batches
     assert {dtype for _, dtype in seen} == {torch.float32, torch.bfloat16}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

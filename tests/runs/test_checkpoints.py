@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, and read without harm whoever wrote them."""
+"""Checkpoint files are written completely, and reading any file does no harm."""
 
 import errno
 import io
@@ -90,7 +90,7 @@ def unpacked(data):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_spoilt_pickle_in_a_sound_zip_is_used_or_refused(fuzz, tmp_path):
-    """As evaluate, export, predict and a resumed run use it: the network is made, the data set looked up, the settings compared."""
+    """Used as by evaluate, export, predict and a resumed run: make the network, find the data set, compare the settings."""
     entries = unpacked(saved(USABLE))
     (name,) = (name for name in entries if name.endswith("data.pkl"))
     whole, pickled = tmp_path / "whole.ckpt", tmp_path / "a.ckpt"
@@ -108,7 +108,7 @@ def test_a_spoilt_pickle_in_a_sound_zip_is_used_or_refused(fuzz, tmp_path):
     fuzz(use, entries[name], pickled, "checkpoint, sound but for its pickle")
 
 
-def test_each_bit_of_a_tensor_is_watched_over(tmp_path):
+def test_each_bit_of_a_tensor_is_checked(tmp_path):
     good = bytearray(saved(STATE))
     place = bytes(good).index(torch.arange(6.0).numpy().tobytes())
     good[place + 5] ^= 1
@@ -266,7 +266,7 @@ def test_a_second_pickle_under_another_spelling_is_refused(tmp_path):
 
 
 def test_a_run_that_resumes_restores_no_path(job, tmp_path):
-    """Lightning deletes what the best checkpoint was once there is a better one: here a folder that a stranger named."""
+    """Lightning deletes the former best checkpoint after a better one. Here the checkpoint names a foreign folder as the best."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "kept").touch()

@@ -1,4 +1,4 @@
-"""Every configuration composes and runs; a mistake is refused as early as it can be known."""
+"""Every configuration composes and runs. A mistake is refused as early as possible."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ TERMS = {
 
 
 def described(shape, mean=None, std=None):
-    """What a run's record says of data in seven classes."""
+    """The record of a run on data in seven classes."""
     return {"input_shape": list(shape), "class_names": list("abcdefg"), "mean": mean, "std": std}
 
 
@@ -44,7 +44,7 @@ GIVEN = {
     "images": ["data.dir=pictures"],
     "arrays": ["data.train=features.npz"],
     "text": ["data.train=reviews.csv"],
-}  # of one's own data, what has no default
+}  # options without a default, of a user's own data
 
 
 def choices(group):
@@ -84,7 +84,7 @@ def test_attacks_have_the_names_that_evaluations_begun_earlier_know(compose, cho
 
 @pytest.mark.parametrize(
     "option", ["vat.xi=10", "vat.reverse_kl=true", "vat.move_statistics=true", "vat.adversarial_entropy=1"]
-)  # each a configuration of its own before
+)  # each was a configuration before
 def test_the_ways_of_the_ports_are_options(compose, option):
     (made,) = instantiate(compose("regularizer=vat_published", option).regularizers, _convert_="all")
     name, value = option.removeprefix("vat.").split("=")
@@ -264,7 +264,7 @@ def test_every_logger_that_needs_no_account_writes_what_it_says(job, choice):
     assert (run.folder / "metrics.json").exists()
 
 
-def test_both_terms_of_one_kind_are_logged_under_names_of_their_own(job):
+def test_two_terms_of_one_kind_are_logged_under_different_names(job):
     two = ("+wide={_target_:vat.VAT,eps:4.0}", "regularizers=[${vat},${wide}]")
     values = logged(job(*steps(2), *two).folder)
     assert values["train/vat"] != values["train/vat_2"]

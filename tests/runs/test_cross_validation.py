@@ -64,7 +64,7 @@ def test_the_error_is_said_with_its_count_and_interval(job, overrides, monkeypat
     said = capsys.readouterr().out
     error = f"validation error over 3 folds: {4 * wrong:.2f} % ({wrong} of 25; 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
     assert said.index("3 runs, each with another fold") < said.index(error) < said.index("Result")
-    assert said.count("Result") == 1  # runs of folds print nothing of their own
+    assert said.count("Result") == 1  # runs of folds print nothing
 
 
 def test_pilot_runs_and_folds_go_together(job, overrides, monkeypatch):

@@ -1,4 +1,4 @@
-"""A radius that nobody typed: 2 for the project's own sets, computed from a user's data, the number in all that is written."""
+"""The default radius: 2 for the project's own sets, computed for a user's data. All files record the number."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_the_projects_own_sets_keep_their_radius(compose):
     assert compose("regularizer=random_perturbation").random_perturbation.eps == 2.0
 
 
-def test_own_data_have_a_radius_of_their_own(job, table, tmp_path):
+def test_own_data_have_a_computed_radius(job, table, tmp_path):
     ran = job(*own(table, "regularizer=vat_class_balance_random_perturbation"))
     eps = config(ran).vat.eps
     assert eps == pytest.approx(SHARE * median_distance(tmp_path / "table.npz"), rel=0.15)  # four groups, without held-out examples

@@ -1,4 +1,4 @@
-"""The command line of evaluate, export and predict on one small run: what they leave, and how they refuse."""
+"""The commands evaluate, export and predict on one small run: the files that they write, and their refusals."""
 
 import base64
 import csv
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def main(tmp_path, monkeypatch):
-    """An entry and its overrides, in this process and a folder of its own."""
+    """An entry and its overrides, in this process and a separate folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.console, "quiet", True)
 
@@ -88,7 +88,7 @@ def test_every_attack_configuration_makes_its_attacks(choice):
     assert len(set(names)) == len(names)
 
 
-def test_an_evaluation_leaves_json_and_figures_and_goes_on(main, trained, monkeypatch):
+def test_an_evaluation_writes_json_and_figures_and_resumes(main, trained, monkeypatch):
     checkpoint = trained.cnn
     overrides = (f"ckpt_path={checkpoint}", f"source={trained.mlp}", *QUICK)
     main(evaluate, *overrides)
@@ -146,7 +146,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_number(tmp_path):
     assert drawn
 
 
-def test_the_whole_test_part_gives_the_accuracy_of_the_runs_own_test(main, trained, tmp_path):
+def test_the_complete_test_part_gives_the_accuracy_of_the_runs_own_test(main, trained, tmp_path):
     checkpoint = tmp_path / "copy" / "last.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(trained.mlp.read_bytes())
@@ -181,7 +181,7 @@ def test_metrics_curves_and_pictures_arrive_in_the_offline_wandb_run(main, train
     assert pictures == {"curves", "examples"}
 
 
-def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch, capsys):
+def test_an_interrupted_evaluation_says_how_to_resume(main, trained, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -193,7 +193,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(main, trained, monkeypatch,
     assert "interrupted: the same command resumes from here" in capsys.readouterr().out
 
 
-def test_the_table_marks_what_is_given_only_the_rest(main, trained, tmp_path, monkeypatch, capsys):
+def test_the_table_marks_attacks_on_the_remaining_examples(main, trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "last.ckpt").write_bytes(trained.mlp.read_bytes())
     monkeypatch.setattr(report.console, "quiet", False)
     main(evaluate, f"ckpt_path={tmp_path / 'last.ckpt'}", "limit=20", "attack=worst_case", "norms=[linf]", "eps.linf=[0.25,0.5]")
@@ -332,7 +332,7 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
     assert result["clean"]["accuracy"] == pytest.approx(float(right.double().mean()))
 
     (tmp_path / "run" / "evaluation").rename(tmp_path / "second")
-    for number, sign in enumerate((1, -1), start=1):  # other test examples are evaluated anew
+    for number, sign in enumerate((1, -1), start=1):  # other test examples are evaluated again
         np.savez(more, x=sign * (100 * x + 7)[:30], y=y[:30])
         main(evaluate, *given, "data=arrays", f"data.train={path}", f"data.test={more}")
         assert len(list((tmp_path / "run" / "evaluation").iterdir())) == number
@@ -473,7 +473,7 @@ def test_a_pickle_in_a_record_is_run_by_no_command(main, trained, tmp_path):
 
 
 def test_a_seed_of_a_checkpoint_is_a_number_or_nothing(main, trained, tmp_path):
-    """It enters the user's own data node, of which Hydra calls what it names, interpolated or not."""
+    """It enters the user's own data node, and Hydra calls everything that this node names, interpolated or not."""
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "mine.yaml").write_text("_target_: vat.data.sets.digits.Digits\nseed: 0\n")
     evil = f"${{oc.create:{{_target_: os.mkdir, path: {tmp_path / 'called'}}}}}"
@@ -588,7 +588,7 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def levels():
-    """The digits' grey levels in [0, 1], and what the network is given for them."""
+    """The digits' grey levels in [0, 1], and the network's inputs for them."""
     data = instantiate({"_target_": "vat.data.sets.digits.Digits"})
     data.setup()
     mean, std = data.preparation["mean"], data.preparation["std"]
@@ -722,7 +722,7 @@ def test_images_with_their_channels_last_are_predicted():
     assert torch.equal(predicting._arranged(x.permute(0, 2, 3, 1), (3, 5, 5), Path("x")), x)
 
 
-def test_a_checkpoint_that_was_written_anew_is_evaluated_anew(main, trained, tmp_path):
+def test_a_checkpoint_that_was_written_again_is_evaluated_again(main, trained, tmp_path):
     path = tmp_path / "own" / "last.ckpt"
     path.parent.mkdir()
     saved = torch.load(trained.mlp, weights_only=True)

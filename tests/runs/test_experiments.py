@@ -54,7 +54,7 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
     overrides = ["trainer.max_steps=1", "data.steps_per_epoch=1", "test=none"]
     if cfg.data._target_ in WRITERS:
         WRITERS[cfg.data._target_](tmp_path)
-        # whitening by 3,072 × 3,072 covariances takes ten seconds: it has tests of its own
+        # whitening by 3,072 × 3,072 covariances takes ten seconds, and has separate tests
         overrides += [f"data.data_dir={tmp_path}", "data.num_validation=20", "data.zca=false"]
         overrides += ["data.batch_size_labeled=4", "data.batch_size_unlabeled=4"]
         overrides += [] if cfg.data.num_labeled is None else ["data.num_labeled=20"]

@@ -22,7 +22,7 @@ def weights(path):
 
 
 def test_a_checkpoint_of_another_run_continues_in_the_folder_of_a_finished_one(job, differences):
-    """Both have come to their last step, so that nothing is left to train, and only the files tell the runs apart."""
+    """Both runs are at their last step. So nothing is left to train, and only the files distinguish the runs."""
     a, b = job(*SMALL, "seed=0", name="a"), job(*SMALL, "seed=0", "vat.eps=3", "optimizer.lr=0.1", name="b")
     theirs = weights(b.checkpoint)
     assert differences(weights(a.checkpoint), theirs)
@@ -35,7 +35,7 @@ def test_a_checkpoint_of_another_run_continues_in_the_folder_of_a_finished_one(j
     assert (a.folder / "metrics.1.csv").is_file()  # the logged rows of the finished run are kept
 
 
-def test_a_run_that_begins_anew_in_a_folder_keeps_no_checkpoint_of_the_one_before(job):
+def test_a_new_run_in_a_folder_keeps_no_checkpoint_of_the_run_before(job):
     first = job(*SMALL, "seed=0")
     job(*SMALL, "seed=1")
     saved = {path.name: torch.load(path, weights_only=True) for path in (first.folder / "checkpoints").iterdir()}
@@ -54,7 +54,7 @@ def test_a_damaged_last_checkpoint_does_not_replace_the_whole_one_before(job):
     assert checkpoints.read_checkpoint(previous)["global_step"] == 4
 
 
-def test_last_is_the_run_that_is_not_finished_whatever_the_clocks_say(main, tmp_path):
+def test_last_is_the_unfinished_run_whatever_the_clocks_say(main, tmp_path):
     main(*SMALL)
     (finished,) = tmp_path.glob("outputs/*/*")
     killed = finished.with_name("00-00-00" + finished.name[8:])

@@ -1,4 +1,4 @@
-"""Killed at any fsync or rename and resumed: the folder of the run that was never killed, file by file."""
+"""A run that is killed at any fsync or rename and resumed has the same folder as a run that was never killed, file by file."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ VALIDATIONS = 4
 
 
 def counting(number=None):
-    """Count the calls of `os.fsync` and `os.replace` from here on, and die in place of the call of this number."""
+    """Count the calls of `os.fsync` and `os.replace` from here on, and die instead of the call of this number."""
     calls = itertools.count()
 
     def counted(call):
@@ -45,7 +45,7 @@ def counting(number=None):
 
 
 def attempt(main, *overrides, kill_at=None):
-    """The exit status of the run, or of what resumes it; "calls.txt" gets the number of calls of one that comes to its end."""
+    """The exit status of the run, or of the run that resumes it. "calls.txt" gets the number of calls of a finished run."""
     whole = checkpoints.newest_whole(Path("run"))
 
     def job():
@@ -144,7 +144,7 @@ def at_step(number):
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_the_best_checkpoint_is_the_same_after_a_kill_in_the_epoch_behind_it(main, tmp_path, monkeypatch, seed):
-    """Accuracies fall and rise as they are told to, so that the best one is known."""
+    """The accuracies are given, so the best one is known."""
     accuracies = [0.5, 0.9, 0.6, 0.7]
 
     def job(kill, *overrides):

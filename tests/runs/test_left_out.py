@@ -1,4 +1,4 @@
-"""The sentence on a class that is left out, on real short runs: VAT with far too large a radius makes one, and a useful radius does not."""
+"""The sentence on a class that is left out, on real short runs: VAT with a far too large radius causes it, and a useful radius does not."""
 
 import csv
 import random

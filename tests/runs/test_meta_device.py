@@ -1,4 +1,4 @@
-"""Training steps on torch's meta device, whose tensors have no values: what would make a CPU wait for a GPU's fails there."""
+"""Training steps on torch's meta device, whose tensors have no values. An operation that makes a CPU wait for a GPU fails there."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_a_regularizer_asks_the_device_for_no_value(name, reported, network):
         regularizer.on_optimizer_step_end(module)
 
 
-def test_nor_do_the_loader_and_the_classifier():
+def test_the_loader_and_the_classifier_ask_the_device_for_no_value():
     x = torch.zeros(20, 3, 32, 32, dtype=torch.uint8, device=META)
     loader = ResidentLoader(
         x,
@@ -113,7 +113,7 @@ def test_nor_do_the_loader_and_the_classifier():
 @pytest.mark.parametrize(
     "penalty", [lambda x: x.sum() * bool(x.isfinite().all()), lambda x: x[torch.arange(len(x))].sum()], ids=["value", "copy"]
 )
-def test_and_one_that_does_is_found(penalty, monkeypatch):
+def test_a_regularizer_that_asks_is_found(penalty, monkeypatch):
     monkeypatch.setattr(VAT, "penalty", lambda self, step: penalty(step.target))
     network = nn.Linear(3, 2).to(META)
 

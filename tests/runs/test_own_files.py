@@ -1,4 +1,4 @@
-"""The user's own files in the working directory, and what `--help` says of them and of the rest."""
+"""The user's own files in the working directory, and what `--help` shows of them and of the project."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ QUICK = ("trainer.max_steps=2", "data.steps_per_epoch=2", "logger=none", "figure
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working directory with a package and a configuration of one's own."""
+    """A working directory with a user's package and configuration."""
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").write_text(NET)
     (tmp_path / "conf" / "model").mkdir(parents=True)
@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_network_of_ones_own_is_trained_from_the_working_directory_and_exported_where_it_is_allowed(shell, here):
+def test_a_users_network_is_trained_from_the_working_directory_and_exported_if_it_is_allowed(shell, here):
     done = shell(ROOT / "src" / "train.py", "model=mine", "model.width=8", *QUICK, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     (checkpoint,) = here.glob("outputs/*/*/checkpoints/last.ckpt")

@@ -1,4 +1,4 @@
-"""`choose_eps=true`: the cost beforehand, short runs that resume, a table and a picture, then the training itself."""
+"""`choose_eps=true`: a run prints the cost, trains short runs that resume, writes a table and a picture, and then trains."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):
     assert json.loads((run.folder / "pilot.json").read_text())["eps"] == 0.5
 
 
-def test_without_a_use_for_vat_none_is_trained_with(job, overrides, monkeypatch):
+def test_if_vat_does_not_help_the_run_trains_without(job, overrides, monkeypatch):
     monkeypatch.setattr(pilots, "choose", lambda found: Choice(0.0, tuple(found), 1.0))
     run = job(*overrides)
     assert OmegaConf.load(run.folder / "config.yaml").regularizers == []
@@ -103,10 +103,10 @@ def test_cost_and_choice_are_said(job, overrides, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "12 pilot runs of 8 steps, 12 times the steps of the training itself" in said
     assert said.index("12 pilot runs") < said.index("rarest class") < said.index("Result")
-    assert said.count("Result") == 1  # pilot runs print nothing of their own
+    assert said.count("Result") == 1  # pilot runs print nothing
 
 
-def test_what_disagreement_says_of_vats_use():
+def test_disagreement_tells_whether_vat_helps():
     def helps(wrong):
         first, second = torch.zeros(400, dtype=torch.int64), (torch.arange(400) < wrong).long()
         chosen = Choice(1.0, (Pilot(1.0, torch.stack([first, second]), torch.zeros(400), 2),), 1.0).rows()[0]
@@ -125,7 +125,7 @@ def test_what_disagreement_says_of_vats_use():
         (("trainer.devices=2",), "one device"),
     ],
 )
-def test_what_no_pilot_can_choose_for_is_refused(job, overrides, more, words):
+def test_a_job_that_pilots_cannot_choose_for_is_refused(job, overrides, more, words):
     with pytest.raises(ValueError, match=words):
         job(*overrides, *more)
 

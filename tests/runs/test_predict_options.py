@@ -1,4 +1,4 @@
-"""What predictions may carry: each class's probability, a column that names the row; and nothing is replaced silently."""
+"""Options of predictions: the probability of each class, and a column that names the row. No file is replaced silently."""
 
 import csv
 

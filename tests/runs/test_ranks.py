@@ -82,7 +82,7 @@ NOT_SHARDED = ("exact", "best sign")
 
 
 def work(rank, world, folder):
-    """All cases under both strategies; the whole gradients to a file."""
+    """All cases under both strategies. The complete gradients go to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     mesh = init_device_mesh("cpu", (world,))
@@ -111,7 +111,7 @@ def work(rank, world, folder):
 
 
 def forked(run):
-    """`run(rank)` in two processes, both of which must come to their end."""
+    """`run(rank)` in two processes, both of which must finish."""
     children = []
     for rank in range(2):
         if not (child := os.fork()):
@@ -167,7 +167,7 @@ def settings(compose):
 
 
 def in_two_processes(folder, jobs):
-    """Each job a configuration, its folder and a checkpoint to go on from; their metrics."""
+    """Train each job, given by a configuration, its folder and a checkpoint to resume from. Return their metrics."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -196,7 +196,7 @@ def assert_same_run(found, expected):
     steps = {row["step"]: row for row in known_rows if row["train/loss"]}
     rows = [row for row in logged if row["train/loss"]]
     assert rows
-    for row in rows:  # the whole batch's, not one rank's share; noise keeps KL ascents of 1e-6 apart
+    for row in rows:  # of the complete batch, not of one rank's share; noise keeps KL ascents of 1e-6 apart
         known = {name: pytest.approx(float(value), rel=1e-3, abs=1e-5) for name, value in steps[row["step"]].items() if value}
         assert {name: float(value) for name, value in row.items() if value and name in known} == known
     saved, known = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, expected_folder))
@@ -208,7 +208,7 @@ def assert_same_run(found, expected):
         torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_of_two_processes_is_that_of_one_and_goes_on_with_it(settings, tmp_path, monkeypatch):
+def test_a_run_of_two_processes_equals_that_of_one_and_resumes_it(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(report.console, "quiet", True)
     two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"]
     whole = training.train(settings(), tmp_path / "whole"), tmp_path / "whole"
@@ -282,7 +282,7 @@ train.main()
 
 @pytest.mark.long  # fresh processes, by the command line
 @pytest.mark.parametrize("dies", [0, 1])
-def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_goes_on(shell, tmp_path, dies):
+def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_resumes(shell, tmp_path, dies):
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     conf = Path(__file__).parents[2] / "conf"

@@ -1,4 +1,4 @@
-"""Killed and gone on with: the run that was never killed, bit for bit. The kills are real ones, of forks of this process."""
+"""A killed and resumed run is bit-identical to a run that was never killed. The kills are real: forks of this process die."""
 
 import csv
 import errno
@@ -197,7 +197,7 @@ def test_a_run_killed_again_and_again_is_the_run_never_killed(main, whole):
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:-50_000] + bytes(50_000)])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(main, whole, spoil):
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(main, whole, spoil):
     assert ended(attempt(main, at_batch(13))) == -signal.SIGKILL
     (last,) = Path().glob("outputs/*/*/checkpoints/last.ckpt")
     last.write_bytes(spoil(last.read_bytes()))
@@ -228,7 +228,7 @@ def test_a_run_told_to_end_saves_the_step_it_is_at(main, whole, monkeypatch):
     assert_same(result(Path.cwd()), whole)
 
 
-def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_go_on(main, whole, capfd):
+def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_resume(main, whole, capfd):
     def press():  # what Python makes of the signal, which a shell may have told all that it put in the background to ignore
         raise KeyboardInterrupt
 
@@ -278,7 +278,7 @@ FAULTS = {
 }
 
 
-def test_a_fault_ends_the_run_with_one_line_and_a_checkpoint_to_go_on_from(main, whole, capfd):
+def test_a_fault_ends_the_run_with_one_line_and_a_checkpoint_to_resume_from(main, whole, capfd):
     for batch, (name, (strike, words)) in zip((6, 6, 7, 7), FAULTS.items(), strict=True):
         capfd.readouterr()
         assert ended(attempt(main, at_batch(batch, strike))) == 1, name
@@ -313,7 +313,7 @@ def kill_wandb():
 
 
 @pytest.mark.long  # W&B takes its time to start and end
-def test_a_run_goes_on_where_wandb_dies_and_in_the_same_wandb_run_where_it_dies_itself(main, whole):
+def test_a_run_continues_if_wandb_dies_and_resumes_the_same_wandb_run(main, whole):
     online = [setting for setting in SETTINGS if not setting.startswith("logger=")] + ["logger=wandb"]
 
     def job(strike, *overrides):
@@ -366,7 +366,7 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.mark.long
-def test_a_run_goes_on_where_the_network_of_an_online_wandb_run_fails(main, whole, monkeypatch):
+def test_a_run_continues_if_the_connection_of_an_online_wandb_run_fails(main, whole, monkeypatch):
     monkeypatch.setattr(Server, "cut", Path.cwd() / "cut")
     monkeypatch.setattr(loggers, "FINISH_WITHIN", 5)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -431,7 +431,7 @@ def test_fifty_kills_at_random_times(main, whole, tmp_path, monkeypatch, record_
     record_property("runs that came to their end between them", finished)
 
 
-def test_a_loader_that_is_made_anew_for_each_epoch_continues_the_order(main, whole):
+def test_a_loader_that_is_made_again_for_each_epoch_continues_the_order(main, whole):
     def job():
         record()
         main(*SETTINGS, "trainer.reload_dataloaders_every_n_epochs=1")

@@ -1,4 +1,4 @@
-"""What a run shows: its bar, whole paths, and a page that links its evaluations."""
+"""The output of a run: its bar, complete paths, and a page that links its evaluations."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_the_bar_shows_epochs_loss_and_validation_error(job, monkeypatch):
     assert run.metrics["val/examples"] == 200
 
 
-def test_paths_are_whole_in_a_narrow_terminal(job, monkeypatch, capsys):
+def test_paths_are_complete_in_a_narrow_terminal(job, monkeypatch, capsys):
     monkeypatch.setattr(report.console, "width", 80)
     report.console.quiet = False
     run = job(name="a-folder-with-a-name-that-is-so-long-that-a-table-in-a-terminal-of-eighty-columns-would-break-it")

@@ -1,4 +1,4 @@
-"""Sweeps: what is summed up, how jobs fail, go on, and run in processes of their own."""
+"""Sweeps: their summary, and jobs that fail, resume, and run in separate processes."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def job(eps, seed, val, test=None, **more):
 # --------------------------------------------------------------------------------------------------------------- summary
 
 
-def test_settings_are_those_that_differ_beside_the_seed_and_sorted_by_validation():
+def test_settings_differ_in_more_than_the_seed_and_are_sorted_by_validation():
     jobs = [job("1", "0", 8, 2), job("2", "0", 4, 9), job("1", "1", 6, 1), job("2", "1", 7, 8), job("4", "0", None), job("4", "1", 9, 0)]
     found = sweep_summary.settings_of(jobs)
     assert [s.values for s in found] == [{"vat.eps": "2"}, {"vat.eps": "1"}, {"vat.eps": "4"}]  # 5.5, 7, 9: by test it were 4, 1, 2
@@ -150,7 +150,7 @@ def test_a_list_of_grids_is_each_grid_crossed_with_the_command_line(grids):
     ]
 
 
-def test_the_command_line_takes_the_place_of_a_grids_values_and_of_no_others(grids):
+def test_the_command_line_replaces_a_grids_values_and_no_others(grids):
     (jobs,) = grids(GRIDS, "vat.eps=7")
     assert jobs == [["regularizer=none"], ["regularizer=vat", "vat.eps=7"]]
 
@@ -188,7 +188,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_failing_job_is_reported_and_spoils_no_other(main, tmp_path):
+def test_a_failing_job_is_reported_and_affects_no_other(main, tmp_path):
     with pytest.raises(SystemExit, match=r"2 of 4 jobs have no result. The same command"):
         main("-m", *SMALL, "vat.eps=-1,0.5", "seed=0,1")
     good, bad = rows(tmp_path)
@@ -216,7 +216,7 @@ def test_a_job_that_failed_is_tried_again_and_its_error_forgotten(main, tmp_path
     assert float(row["val_error_percent_mean"]) < 100
 
 
-def test_an_interrupted_sweep_has_its_whole_summary_when_it_went_on(main, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_has_a_complete_summary_after_it_resumed(main, tmp_path, monkeypatch):
     from vat.runs import training
 
     whole, started = training.train, []
@@ -334,7 +334,7 @@ def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(main, job, 
 
 
 class Process:
-    """Stands for a started process that has come to its end."""
+    """Replaces a started process that has finished."""
 
     def __init__(self, status=0, errors=""):
         self.returncode, self.errors = status, errors
@@ -414,7 +414,7 @@ def test_the_same_sweep_with_another_logger_counts_each_job_once(main, tmp_path)
     assert (row["jobs"], row["done"]) == ("2", "2")
 
 
-def test_a_sweep_that_goes_on_from_the_newest_run_finds_its_own_checkpoints(main, tmp_path, monkeypatch):
+def test_a_sweep_that_resumes_from_the_newest_run_finds_its_own_checkpoints(main, tmp_path, monkeypatch):
     from vat.runs import training
 
     starts = []
@@ -432,7 +432,7 @@ def test_a_sweep_that_goes_on_from_the_newest_run_finds_its_own_checkpoints(main
     assert [start.resolve() for start in starts] == [metrics.parent / "checkpoints" / "last.ckpt"]
 
 
-def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path, monkeypatch):
+def test_a_job_of_several_processes_starts_a_separate_plain_run(main, tmp_path, monkeypatch):
     started = []
 
     def run(command, **options):
@@ -453,7 +453,7 @@ def test_a_job_of_several_processes_starts_a_plain_run_of_its_own(main, tmp_path
     assert len(rows(tmp_path)) == 2
 
 
-def test_why_a_process_of_its_own_failed_is_what_it_said(main, tmp_path, monkeypatch):
+def test_a_separate_process_that_failed_reports_its_reason(main, tmp_path, monkeypatch):
     said = "a warning\nerror: eps must be >= 0\n"
     monkeypatch.setattr(sweeps.subprocess, "Popen", lambda *_, **__: Process(1, said))
     with pytest.raises(SystemExit, match="1 of 1"):
@@ -498,7 +498,7 @@ def test_the_composition_error_names_what_is_wrong(compose):
         compose("regularizer=none", "vat.eps=1")
 
 
-def test_the_single_run_of_a_job_is_no_sweep_of_its_own(tmp_path):
+def test_the_single_run_of_a_job_is_no_sweep(tmp_path):
     assert "sweep=eps" not in (words := sweeps.command(["sweep=eps", "vat.eps=1"], tmp_path))  # which train.py would refuse
     assert "vat.eps=1" in words
 

@@ -1,4 +1,4 @@
-"""Tables: chosen on validation, resumed where they were interrupted, summarised as said."""
+"""Tables: settings are chosen on validation, interrupted tables resume, and the summary is correct."""
 
 import json
 import sys
@@ -121,7 +121,7 @@ def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_
             )
     chosen = {"none": None, "VAT": 2, "better": None}
     tables.show(study, chosen, tmp_path)
-    # errors 40, 30, 50, beside 40, 10, 50 of the first: differences 0, 20, 0
+    # errors 40, 30, 50, and 40, 10, 50 of the first: differences 0, 20, 0
     assert (tmp_path / "table.md").read_text().splitlines()[4] == "| better | – | 40.00 ± 10.00 | – | +6.67 ± 11.55, 0/3 | 0.200 | 4 |"
     (tmp_path / "test" / "none" / "1" / "metrics.json").unlink()
     tables.show(study, chosen, tmp_path)
@@ -190,7 +190,7 @@ def test_an_override_that_a_method_lacks_is_refused_before_any_of_them_begins(st
 
 
 def test_jobs_are_told_to_end_when_the_budget_is_used_up(study, tmp_path, monkeypatch):
-    """A job that saves when it is told to, and one after it that does not begin."""
+    """A job that saves at a signal, and the next one, which does not begin."""
     told = tmp_path / "told"
     code = (
         "import pathlib, signal, sys, time\n"

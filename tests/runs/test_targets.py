@@ -1,4 +1,4 @@
-"""A checkpoint does not choose what code is run: it names classes from a list, unless the user allows a package."""
+"""A checkpoint does not choose what code runs. It names classes from a list, unless the user allows a package."""
 
 import pytest
 import torch
@@ -234,13 +234,13 @@ def test_an_allowed_package_allows_what_it_defines_alone(own, node, said):
         make(node, "model", allowed=[own], facts=FACTS)
 
 
-def test_a_function_of_ones_own_may_make_it(own):
+def test_a_users_function_may_make_it(own):
     for allowed in ("own_package", "own_package.net"):
         assert isinstance(make({"_target_": "own_package.net"}, "model", allowed=[allowed], facts=FACTS), nn.Sequential)
 
 
 @pytest.mark.parametrize("entry", ["torch", "torch.nn", "os", "vat", "vat.runs", "torch.nn.modules"])
-def test_a_library_is_not_allowed_as_a_whole(entry):
+def test_a_complete_library_is_not_allowed(entry):
     for target in ("torch.load", "torch.nn.Sequential", "os.system", "vat.runs.training.train", "torch.nn.modules.module.torch.load"):
         assert "is none of" in refusal({"_target_": target}, "model", allowed=[entry])
     assert type(make({"_target_": "torch.nn.Flatten"}, "model", allowed=["torch.nn.Flatten"], facts=FACTS)) is nn.Flatten
@@ -268,7 +268,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_a_network_of_ones_own_is_typed_and_its_checkpoint_is_read_by_those_who_allow_it(main, package, tmp_path):
+def test_a_users_network_is_typed_and_its_checkpoint_is_read_if_it_is_allowed(main, package, tmp_path):
     main("model=custom", "model._target_=theirs.Net", "test=none")
     (path,) = tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=r"_target_=theirs\.Net .*allow_targets=\[theirs\]"):

@@ -1,4 +1,4 @@
-"""A run on texts, from the file to the predictions: what is evaluated, resumed, predicted and exported is what was trained."""
+"""A run on texts, from the file to the predictions. Evaluation, resuming, prediction and export use the trained network."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def overrides(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """An entry and its overrides, in this process and a folder of its own."""
+    """An entry and its overrides, in this process and a separate folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.console, "quiet", True)
 
@@ -133,7 +133,7 @@ def test_texts_are_evaluated_with_the_words_of_training(job, overrides, command,
 
 @pytest.mark.filterwarnings("ignore:.*have the values of examples:UserWarning")
 @pytest.mark.parametrize("regularizer", ["vat", "random_perturbation", "mean_teacher", "pi_model"])
-def test_a_resumed_run_is_the_whole_one(job, overrides, differences, regularizer):
+def test_a_resumed_run_equals_the_complete_run(job, overrides, differences, regularizer):
     ramp = {"mean_teacher": "mean_teacher.ramp_up=30", "pi_model": "pi_model.ramp_up=30"}.get(regularizer)  # not a share of the shorter run
     brief = ("test=none", "figures=null", "scheduler=null", f"regularizer={regularizer}", *([ramp] if ramp else []))
     whole = job(*overrides, *brief, name="whole")
@@ -143,7 +143,7 @@ def test_a_resumed_run_is_the_whole_one(job, overrides, differences, regularizer
     assert differences(*ends) == []
 
 
-def test_other_words_are_not_resumed_on(job, overrides, tmp_path):
+def test_a_run_does_not_resume_with_other_words(job, overrides, tmp_path):
     first = job(*overrides, "test=none", "figures=null", "regularizer=none")
     path = tmp_path / "train.csv"
     path.write_text(path.read_text().replace("great", "grand"))

@@ -1,4 +1,4 @@
-"""Whole jobs: errors before any work, seeds, restarts, and the command line itself."""
+"""Complete jobs: errors before any work, seeds, restarts, and the command line itself."""
 
 import json
 import math
@@ -184,7 +184,7 @@ def test_a_sweep_without_m_is_refused_with_the_way_out(main, no_training, tmp_pa
     assert_refused(main, tmp_path, ["sweep=eps"], "sweep=eps is for several jobs: add -m")
 
 
-def test_a_folder_in_place_of_a_checkpoint_is_refused_with_the_file_in_it(main, no_training, tmp_path):
+def test_a_folder_instead_of_a_checkpoint_is_refused_with_the_file_in_it(main, no_training, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert_refused(main, tmp_path, ["ckpt_path=run"], "ckpt_path=run: that is a folder; name a file")
     file = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -249,7 +249,7 @@ def test_mistakes_are_counted_by_the_names_of_the_classes(job):
     assert right / 1000 == pytest.approx(ran.metrics["test/accuracy"])
 
 
-def test_names_in_brackets_are_printed_as_they_stand(capsys):
+def test_names_in_brackets_are_printed_unchanged(capsys):
     parts = dict.fromkeys(("labeled", "unlabeled", "validation", "test"), 3)
     record = {"class_names": ["[bold]", "[/cat]"], "parts": parts}
     report.closing({"seconds": 1.0}, Path("[raw]"), record, lds="", counts=torch.tensor([[2, 1], [1, 2]]))
@@ -345,7 +345,7 @@ RESTARTS = {
 
 
 @pytest.mark.parametrize("overrides", RESTARTS.values(), ids=RESTARTS)
-def test_a_run_that_died_goes_on_to_the_same_weights(job, kill, differences, overrides, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights(job, kill, differences, overrides, tmp_path, monkeypatch):
     if "data=cifar10" in overrides:
         official.write_cifar10(tmp_path)
         monkeypatch.setenv("VAT_DATA_DIR", str(tmp_path))
@@ -381,7 +381,7 @@ def test_the_last_weights_are_saved_though_they_are_not_the_best(job, kill, monk
 
 
 @pytest.mark.parametrize("moved", [True, False], ids=["moved", "elsewhere"])
-def test_the_best_of_a_run_is_known_where_it_goes_on_in_another_folder(job, kill, monkeypatch, tmp_path, moved):
+def test_the_best_of_a_run_is_known_if_it_resumes_in_another_folder(job, kill, monkeypatch, tmp_path, moved):
     from vat.lightning.classifier import Classifier
 
     added = chain([1.0], repeat(0.0))
@@ -408,7 +408,7 @@ def test_the_best_of_a_run_is_known_where_it_goes_on_in_another_folder(job, kill
         job("trainer.max_steps=15", "test=best", f"ckpt_path={last}", name="later")
 
 
-def test_a_run_that_goes_on_with_other_settings_says_so(job):
+def test_a_run_that_resumes_with_other_settings_warns(job):
     one = job(name="one")
     with pytest.warns(UserWarning, match=r"with other settings than .*last\.ckpt: .*vat\.eps 2\.0 -> 0\.5") as said:
         job("vat.eps=0.5", "trainer.precision=bf16-mixed", f"ckpt_path={one.checkpoint}", name="other")
@@ -464,7 +464,7 @@ def test_the_best_weights_are_those_of_both_the_validation_and_the_test(job, mon
 
 
 @pytest.mark.parametrize("overrides", [[], ["ema=0.5"]], ids=["plain", "ema"])
-def test_a_run_that_came_to_its_end_may_be_gone_on_with(job, main, differences, overrides):
+def test_a_finished_run_can_be_resumed(job, main, differences, overrides):
     one = job(*overrides, name="one")
     again = job(*overrides, f"ckpt_path={one.checkpoint}", name="again")
     assert {k: v for k, v in again.metrics.items() if k != "seconds"} == {k: v for k, v in one.metrics.items() if k != "seconds"}
@@ -498,7 +498,7 @@ def test_last_is_the_newest_checkpoint_of_the_same_settings(compose, tmp_path, m
         folders.find_checkpoint(compose("ckpt_path=last", "vat.eps=3.0"))
 
 
-def test_last_goes_on_with_a_run_of_the_command_line_that_died(main, kill, job, tmp_path, differences):
+def test_last_resumes_a_killed_run_of_the_command_line(main, kill, job, tmp_path, differences):
     whole = job(*TEN, "test=none")
     kill(lambda *overrides, name: main(*overrides), 7, *TEN, "test=none", name="")
     (dead,) = tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")
@@ -523,12 +523,12 @@ def test_two_jobs_do_not_share_a_folder(job, no_training, tmp_path):
 
 
 def stamps(folder):
-    """When each file of each job was written; those that sum the sweep up are written anew each time."""
+    """When each file of each job was written. The files of the sweep's summary are written each time."""
     jobs = [path.parent for path in folder.glob("*/metrics.json")]
     return {path: path.stat().st_mtime_ns for job in jobs for path in job.rglob("*") if path.is_file()}
 
 
-def test_a_sweep_makes_a_folder_a_job_and_done_again_does_nothing_anew(main, tmp_path):
+def test_a_sweep_has_a_folder_for_each_job_and_repeats_no_finished_job(main, tmp_path):
     main("-m", "seed=0,1", "test=none")
     folders = sorted(path.parent for path in tmp_path.glob("multirun/*/metrics.json"))
     assert len(folders) == 2
@@ -542,7 +542,7 @@ def test_a_sweep_makes_a_folder_a_job_and_done_again_does_nothing_anew(main, tmp
     assert len(list(tmp_path.glob("multirun/*/metrics.json"))) == 3
 
 
-def test_a_job_of_a_sweep_that_died_goes_on_where_it_was(main, kill, job, tmp_path, differences, monkeypatch):
+def test_a_killed_job_of_a_sweep_resumes(main, kill, job, tmp_path, differences, monkeypatch):
     whole = job(*TEN, "test=none")
     kill(lambda *overrides, name: main(*overrides), 7, "-m", *TEN, "seed=0", "test=none", name="")
     assert not list(tmp_path.glob("multirun/*/metrics.json"))
@@ -553,7 +553,7 @@ def test_a_job_of_a_sweep_that_died_goes_on_where_it_was(main, kill, job, tmp_pa
     assert differences(state(done.parent / "checkpoints" / "last.ckpt"), state(whole.checkpoint)) == []
 
 
-def test_a_job_of_a_sweep_whose_checkpoint_is_damaged_goes_on_from_the_one_before(main, kill, job, tmp_path, monkeypatch, differences):
+def test_a_job_of_a_sweep_whose_checkpoint_is_damaged_resumes_from_the_previous_one(main, kill, job, tmp_path, monkeypatch, differences):
     whole = job(*TEN, "test=none")
     kill(lambda *overrides, name: main(*overrides), 7, "-m", *TEN, "seed=0", "test=none", name="")
     (last,) = tmp_path.glob("multirun/*/checkpoints/last.ckpt")

@@ -1,4 +1,4 @@
-"""The state of an optimizer, a schedule and a loop that a checkpoint brings is compared before it is restored."""
+"""A checkpoint's state of optimizer, schedule and loop is checked before it is restored."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from vat.runs import training
 from vat.runs.training_state import refuse_foreign_state
 
-FOREIGN = {  # where, what stands there, and what is said of it; the last key may be new
+FOREIGN = {  # place, value there, and part of the message; the last key may be new
     "shorter": (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(1, 1), r"state of parameter 0\.exp_avg is \(1, 1\)"),
     "longer": (("optimizer_states", 0, "state", 0, "exp_avg_sq"), torch.zeros(99, 99), r"exp_avg_sq is \(99, 99\)"),
     "integers": (("optimizer_states", 0, "state", 1, "exp_avg"), torch.zeros(8, dtype=torch.int64), "exp_avg is"),

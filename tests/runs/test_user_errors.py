@@ -1,4 +1,4 @@
-"""What Hydra refuses is one line, with the valid name that is closest."""
+"""A refusal of Hydra is one line, with the closest valid name."""
 
 import os
 import re

@@ -94,7 +94,7 @@ def test_a_window_ends_where_it_should():
 
 
 @pytest.mark.parametrize("size", [1, 1000, 3 * PIECE])
-def test_a_zlib_stream_is_inflated_whole(size):
+def test_a_zlib_stream_is_inflated_completely(size):
     source = io.BytesIO(zlib.compress(DATA) + b"behind")
     inflated = Inflated(source)
     assert b"".join(iter(lambda: inflated.read(size), b"")) == DATA if size > 1 else inflated.read(1) == DATA[:1]

@@ -24,7 +24,7 @@ def md5(data):
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """What each address sends; `requests` are the paths asked for."""
+    """What each address sends; `requests` are the requested paths."""
 
     requests: ClassVar[list] = []
 
@@ -106,7 +106,7 @@ def test_mirrors_are_tried_in_turn_until_one_is_right(mirror, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["trickle", "slow_header"])
-def test_a_mirror_that_sends_a_byte_now_and_then_is_given_up_for_the_next(mirror, tmp_path, monkeypatch, path):
+def test_a_mirror_that_sends_single_bytes_is_abandoned_for_the_next(mirror, tmp_path, monkeypatch, path):
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
     began = time.monotonic()
     fetch(published(mirror, path, "right"), tmp_path)
@@ -124,7 +124,7 @@ def test_when_no_mirror_is_right_one_error_says_why_and_what_to_do(mirror, tmp_p
     for part in (
         f"data.gz is not in {tmp_path}, and was not downloaded",
         f"{mirror}/absent: Not Found",
-        f"{mirror}/wrong: the file's digest must be {md5(b'something else')}, published is {md5(PACKED)}",
+        f"{mirror}/wrong: the file's digest must be {md5(b'something else')}, got {md5(PACKED)}",
         f"{mirror}/broken: the transfer broke off after {len(PACKED) // 2} of {len(PACKED)} bytes",
         f"{mirror}/unsized: the file's digest must be",
         f"Put the file there yourself, from {mirror}/absent or {mirror}/wrong",

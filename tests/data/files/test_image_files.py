@@ -109,7 +109,7 @@ def test_large_notes_of_a_png_do_not_matter_and_its_orientation_does(tmp_path):
     assert np.array_equal(read(path), np.rot90(COLOURS, -1))
 
 
-def test_what_says_how_a_png_looks_must_be_whole(tmp_path):
+def test_chunks_that_determine_a_pngs_picture_must_be_intact(tmp_path):
     path = tmp_path / "a.png"
     content = bytearray(encoded())
     content[content.index(b"IDAT") + 20] ^= 1

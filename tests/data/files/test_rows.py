@@ -38,7 +38,7 @@ def lines(*rows, end="\n"):
         lines(*(",".join(f'"{field}"' for field in row.split(",")) for row in (HEADER, *ROWS))),
     ],
 )
-def test_a_field_belongs_to_the_column_over_it(tmp_path, text):
+def test_a_field_belongs_to_the_column_above_it(tmp_path, text):
     table = read(tmp_path, text)
     assert table.labels == ["healthy", "ill"] * 4
     assert table.groups == [f"p{k // 2}" for k in range(8)]
@@ -56,17 +56,17 @@ def test_a_field_belongs_to_the_column_over_it(tmp_path, text):
         (lines("score,owner,y", "1,a,ill", "2,b"), "line 3 has 2 fields, the header has 3"),  # not a row without a label
         (lines(HEADER, *(f"{k},{row}" for k, row in enumerate(ROWS))), "line 2 has 5 fields, the header has 4"),  # as R writes it
         (lines(f",{HEADER}", *(f"{k},{row}" for k, row in enumerate(ROWS))), "it has a column without a name"),  # as pandas does
-        (lines(HEADER, *ROWS[:3], "# a note", *ROWS[3:]), "line 5 has 1 fields, the header has 4: .*remove comments"),
+        (lines(HEADER, *ROWS[:3], "# a note", *ROWS[3:]), "line 5 has 1 fields, the header has 4. .*remove comments"),
         (lines("# a note, and more", HEADER, *ROWS), "line 1 starts with '#'. Remove comments"),
         (lines(f"# {HEADER}", *ROWS), "line 1 starts with '#'"),
         (
             lines(HEADER, *ROWS).replace(",", " "),
-            "line 1 names one column, .*: the first line must name the columns, with commas",
+            "line 1 names one column, .* The first line must name the columns, with commas",
         ),
         ("sep=;\n" + lines(HEADER, *ROWS).replace(",", ";"), "its fields are separated by ';'"),
         (lines("0.5,1,7.5,a", *ROWS), "line 1 holds values, 0.5, 1, 7.5 …. The first line must name the columns"),
         (lines(HEADER, '"ill,1,2,p9', "ill,1,2,p9"), "line 2 is no CSV: unexpected end of data"),
-        (lines(HEADER, "ill,1_000,2,p9"), r"column 'visits' is not numeric \('1_000' in line 2\): .*data\.ignore=\[visits\]"),
+        (lines(HEADER, "ill,1_000,2,p9"), r"column 'visits' is not numeric \('1_000' in line 2\)\. .*data\.ignore=\[visits\]"),
         (lines(HEADER, *ROWS).encode("utf-16"), "Save it as UTF-8"),
         (lines(f"{NFD},café,y,owner", "1,2,a,b"), "it has two columns called 'café'"),
         (lines("x,owner", "1,a"), r"it has no column 'y' but 'x', 'owner'; data\.label= names it"),

@@ -104,7 +104,7 @@ def test_an_absent_file_or_field_is_named(tmp_path):
         read_texts(tmp_path / "empty", text="review")
 
 
-def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
+def test_a_line_without_end_is_not_read_completely(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "LONGEST_LINE", 20)
     path = tmp_path / "r.txt"
     path.write_text("a" * 30)

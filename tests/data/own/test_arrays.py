@@ -96,7 +96,7 @@ def test_the_unlabelled_batch_is_dropped_only_where_nothing_is_unlabelled(path):
     assert next(iter(ready(path, num_labeled=9).train_dataloader())).unlabeled is not None
 
 
-def test_no_patient_is_on_two_sides_and_unlabelled_rows_of_held_out_ones_are_in_no_part(path):
+def test_no_patient_is_in_two_parts_and_unlabelled_rows_of_held_out_ones_are_in_no_part(path):
     data = ready(written(path, x=X, y=HALF, patient=np.array([f"p{k}" for k in PATIENT])), group="patient")
     sides = [set(PATIENT[rows.numpy()]) for rows in (data.split.unlabeled, data.split.validation, data.split.test)]
     assert [len(side) for side in sides] == [4, 1, 1]
@@ -268,8 +268,8 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
         ({"x": X, "y": Y.astype(object)}, {}, "y holds Python objects"),
         ({"x": X, "y": Y + 0.5}, {}, r"y must be a vector of whole numbers or strings, got 0\.5"),
         ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, {}, "of whole numbers or strings, got inf"),
-        ({"x": X, "y": Y[:, None]}, {}, r"it is int64 of shape \(60, 1\): save y\.ravel\(\)"),
-        ({"x": X, "y": np.eye(3)[Y]}, {}, r"it is float64 of shape \(60, 3\)$"),
+        ({"x": X, "y": Y[:, None]}, {}, r"got int64 of shape \(60, 1\)\. Save y\.ravel\(\)"),
+        ({"x": X, "y": np.eye(3)[Y]}, {}, r"got float64 of shape \(60, 3\)$"),
         ({"x": X, "y": Y - 5}, {}, "y must be >= 0, or -1 if it is not known, got -5"),
         ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group. g must be known in every row"),
         (
@@ -303,12 +303,12 @@ def test_a_file_of_another_form_is_refused_by_name(path, arrays, options, messag
     ("y", "options", "message"),
     [
         (np.full(60, -1), {}, "labelled examples must be of at least two classes, got 0 examples of 0"),
-        (np.zeros(60, int), {}, "60 labelled examples are of 1 classes"),
+        (np.zeros(60, int), {}, "of at least two classes, got 60 examples of 1"),
         (np.where(np.arange(60) < 2, Y, -1), {}, r"2 labelled examples are too few to hold out 1 \+ 1"),
         (
             HALF,
             {"num_labeled": 22},
-            "num_labeled must be between 1 and the 21 examples, .* got 22: of 30 labelled ones, 3 are for validation and 6 for the test",
+            "num_labeled must be from 1 to 21, .* got 22. Of 30 labelled examples, 3 are for validation and 6 for the test",
         ),
         (HALF, {"group": "two"}, "3 parts need at least as many groups, got 2"),
     ],
@@ -320,7 +320,7 @@ def test_labels_that_do_not_suffice_are_refused(path, y, options, message):
 
 def test_a_minus_one_that_may_be_a_class_is_counted_and_named(path):
     signs = np.arange(60) % 2 * 2 - 1
-    with pytest.raises(ValueError, match=r"30 labelled examples are of 1 classes: .* -1 means that there is no label, in 30 × -1: if"):
+    with pytest.raises(ValueError, match=r"of at least two classes, got 30 examples of 1. -1 means that there is no label, in 30 × -1. If"):
         ready(written(path, x=X, y=signs))
     data = ready(written(path, x=X, y=Y - 1))
     assert data.summary == "60 examples: 40 labelled (0: 20, 1: 20), 20 without a label: 20 × -1"
@@ -669,7 +669,7 @@ def test_a_run_from_the_command_line_keeps_the_class_names(main, tmp_path, path)
     assert (record["class_names"], record["unit"]) == (["cat", "dog"], "standard deviations of each feature")
 
 
-@pytest.mark.long  # a process of its own; the test above runs the same in this one
+@pytest.mark.long  # a separate process; the test above runs the same in this one
 def test_the_command_that_a_user_types_ends_well(shell, path):
     written(path, x=X, y=HALF)
     command = ("data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "trainer=debug", "logger=none")
@@ -699,7 +699,7 @@ def test_a_device_or_a_pipe_is_no_data_file(read, columns, tmp_path):
             read(path, **columns)
 
 
-def test_a_radius_far_below_what_fits_the_data_is_told(main, path, capsys, monkeypatch):
+def test_a_radius_far_below_what_fits_the_data_is_reported(main, path, capsys, monkeypatch):
     """2, as for images in [0, 1], on floats from 0 to 255."""
     from vat.runs import report
 

@@ -74,5 +74,5 @@ def test_what_storage_systems_leave_is_no_image_and_copies_in_folders_of_other_n
     for k, image in enumerate(photographs[:40]):
         (folder := tmp_path / "ab"[k % 2] / "small").mkdir(exist_ok=True)
         (folder / f"{k}.jpg").write_bytes(copy(image, 120, 75))
-    with pytest.warns(UserWarning, match=rf"^\d of 8 validation examples and \d+ of 16 test examples {ALIKE} examples to train on: if"):
+    with pytest.warns(UserWarning, match=rf"^\d of 8 validation examples and \d+ of 16 test examples {ALIKE} examples to train on. If"):
         Images(dir=str(tmp_path)).setup()

@@ -38,7 +38,7 @@ class Inputs(Dataset):
 
 
 class Items(Dataset):
-    """Whatever is said."""
+    """The given items."""
 
     def __init__(self, *items):
         self.items = items
@@ -132,9 +132,12 @@ X = torch.zeros(4)
         ({"labeled": Items(("a", 1))}, r"labeled\[0\] must be \(x, y\) or x, where x is a tensor or an array of numbers, got str"),
         ({"labeled": Items({"x": X})}, "got dict"),
         ({"labeled": Items((X, 0), (X, 0.5))}, r"the label of labeled\[1\] must be a whole number from 0, or -1 for none, got 0\.5"),
-        ({"labeled": Items((X, 0), (X, torch.eye(3)[0]))}, r"labeled\[1\] has the label tensor\(\[1., 0., 0.\]\)"),
-        ({"labeled": Items((X, 0), (X, -2))}, "has the label -2"),
-        ({"labeled": Items((X, 0), (X[:2], 1))}, r"labeled\[1\] is torch.float32 of shape \(2,\); labeled\[0\] is .* of shape \(4,\)"),
+        ({"labeled": Items((X, 0), (X, torch.eye(3)[0]))}, r"the label of labeled\[1\] must be .*, got tensor\(\[1., 0., 0.\]\)"),
+        ({"labeled": Items((X, 0), (X, -2))}, "must be .*, got -2"),
+        (
+            {"labeled": Items((X, 0), (X[:2], 1))},
+            r"labeled\[1\] must be .* of shape \(4,\) like labeled\[0\], got torch.float32 of shape \(2,\)",
+        ),
         ({"labeled": Items((X, 0), (X + torch.nan, 1))}, r"labeled\[1\] has NaN or infinity. Repair or remove it"),
         ({"test": Items((X, -1))}, r"test\[0\] has no label. Remove this example"),
         ({"class_names": ["a", "b"]}, r"class_names must have a name for each label from 0 to 2, got \['a', 'b'\]"),
@@ -162,7 +165,7 @@ def package(monkeypatch):
 SETTINGS = ("data=custom", "model=mlp", "model.hidden=[8]", "trainer.max_steps=6", "data.steps_per_epoch=3", "hydra.run.dir=run")
 
 
-def test_a_function_of_ones_own_is_trained_on_and_evaluated(main, tmp_path, package):
+def test_a_users_function_is_trained_on_and_evaluated(main, tmp_path, package):
     from vat.runs import checkpoints
 
     main(*SETTINGS, "data._target_=their_data.make_data", "+data.size=24", "data.batch_size_labeled=4")

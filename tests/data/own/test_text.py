@@ -103,7 +103,7 @@ def test_what_is_encoded_later_is_what_was_trained_on(files):
     assert torch.equal(encode([text for text, _ in rows], data.preparation), data.x)
 
 
-def test_a_given_vocabulary_takes_the_place_of_ones_own(files):
+def test_a_given_vocabulary_replaces_the_own_one(files):
     trained = made(files("train.csv", texts(60), labeled=40), vocabulary_size=8)
     other = texts(60, seed=3, word="other")
     data = Texts(train=files("other.csv", other, labeled=40), text="review", label="sentiment", max_length=20)
@@ -124,7 +124,7 @@ def test_no_group_is_in_two_parts(files):
         made(files("train.csv", texts(100), group=lambda i: f"writer {i // 4}"), group="writer", test=test)
 
 
-def test_copies_among_the_test_texts_are_told(files):
+def test_copies_among_the_test_texts_are_reported(files):
     rows = texts(60)
     test = files("test.csv", rows[:20])
     with pytest.warns(UserWarning, match="20 of 20 test examples"):
@@ -156,7 +156,7 @@ def test_wrong_test_files_are_refused(files):
         made(train, unlabeled=train)
     with pytest.raises(ValueError, match="line 12 is not"):
         made(train, test=files("test.csv", texts(20, seed=1), labeled=10))
-    with pytest.raises(ValueError, match="line 2 has the label 'ugly'; the classes are bad, good"):
+    with pytest.raises(ValueError, match="line 2 has the label 'ugly'. The classes are bad, good"):
         made(train, test=files("test.csv", [("a text", "ugly")]))
 
 

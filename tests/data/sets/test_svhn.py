@@ -88,7 +88,7 @@ def variable(*, flags=FLAGS, values=ONES):
         (GOOD + GOOD[128:], "holds X twice"),
         (mat({"X": house_numbers(3)["X"]}), "lacks the variable y"),
         (variable(), "lacks the variable X"),
-        (variable(values=element(2, b"\1")), r"holds 1 values under y, of shape \(2, 1\)"),
+        (variable(values=element(2, b"\1")), r"must hold 2 values as y, of shape \(2, 1\), got 1"),
         (variable(values=element(3, b"\1\1\1")), "holds an element of type 3 in 3 bytes"),
         (variable(flags=element(7, bytes(8))), "holds an element of type 7 and 8 bytes out of place"),
         (with_(X=house_numbers(101)["X"]), r"must hold 1 to 307200 values as X, got the shape \(32, 32, 3, 101\) in its header"),
