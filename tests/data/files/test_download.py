@@ -124,7 +124,7 @@ def test_when_no_mirror_is_right_one_error_says_why_and_what_to_do(mirror, tmp_p
     for part in (
         f"data.gz is not in {tmp_path}, and was not downloaded",
         f"{mirror}/absent: Not Found",
-        f"{mirror}/wrong: the file's digest must be {md5(b'something else')}, got {md5(PACKED)}",
+        f"{mirror}/wrong: the file's digest must be {md5(PACKED)}, got {md5(b'something else')}",
         f"{mirror}/broken: the transfer broke off after {len(PACKED) // 2} of {len(PACKED)} bytes",
         f"{mirror}/unsized: the file's digest must be",
         f"Put the file there yourself, from {mirror}/absent or {mirror}/wrong",

@@ -361,7 +361,7 @@ def test_a_test_folder_that_does_not_fit_is_refused(folder, tmp_path):
     saved(tmp_path / "test" / "unlabeled" / "1.png", COLOURS)
     refused("test/unlabeled: test examples must be labelled: remove it")
     for inside in (folder, folder / "cat", folder.parent):
-        refused("neither may be the other or lie in it", test=str(inside))
+        refused("they must not be the same folder, or one in the other", test=str(inside))
 
 
 def test_setup_describes_the_images(folder):
@@ -608,7 +608,7 @@ def test_a_link_from_one_class_to_all_of_them_brings_no_foreign_images(tmp_path)
     _, files = find_images(tmp_path / "data")
     assert [(file.within, file.label) for file in files] == [(f"{i}.png", k) for k in (0, 1) for i in range(3)]
     (tmp_path / "data" / "c").symlink_to(tmp_path / "data" / "a")
-    with pytest.raises(ValueError, match="are one folder. Remove the link"):
+    with pytest.raises(ValueError, match=r"are one folder. Remove the link"):
         find_images(tmp_path / "data")
 
 

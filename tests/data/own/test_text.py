@@ -156,7 +156,7 @@ def test_wrong_test_files_are_refused(files):
         made(train, unlabeled=train)
     with pytest.raises(ValueError, match="line 12 is not"):
         made(train, test=files("test.csv", texts(20, seed=1), labeled=10))
-    with pytest.raises(ValueError, match="line 2 has the label 'ugly'. The classes are bad, good"):
+    with pytest.raises(ValueError, match=r"line 2 has the label 'ugly'. The classes are bad, good"):
         made(train, test=files("test.csv", [("a text", "ugly")]))
 
 
