@@ -186,7 +186,7 @@ def test_a_sweep_without_m_is_refused_with_the_way_out(main, no_training, tmp_pa
 
 def test_a_folder_instead_of_a_checkpoint_is_refused_with_the_file_in_it(main, no_training, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert_refused(main, tmp_path, ["ckpt_path=run"], "ckpt_path=run: that is a folder; name a file")
+    assert_refused(main, tmp_path, ["ckpt_path=run"], "ckpt_path=run is a folder. Name a file")
     file = tmp_path / "run" / "checkpoints" / "last.ckpt"
     file.write_bytes(b"")
     from vat.runs import folders

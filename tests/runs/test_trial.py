@@ -162,7 +162,7 @@ def test_two_classes_may_have_a_single_logit(layers):
     from vat.runs.trial import refuse_unusable
 
     refuse_unusable(layers, data(2))
-    with pytest.raises(ValueError, match=r"to logits of shape \(2, 3\); it returned shape"):
+    with pytest.raises(ValueError, match=r"to logits of shape \(2, 3\), but it returned shape"):
         refuse_unusable(layers, data(3))
 
 

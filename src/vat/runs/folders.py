@@ -157,7 +157,7 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
     found = as_path(path, key)
     if found.is_dir():
         inside = next((file for file in (found / "checkpoints" / "last.ckpt", found / "last.ckpt") if file.is_file()), None)
-        raise FileNotFoundError(f"{key}={path}: that is a folder; name a file" + (f", as {key}={inside}" if inside else ""))
+        raise FileNotFoundError(f"{key}={path} is a folder. Name a file" + (f" such as {key}={inside}" if inside else ""))
     if not found.is_file():
         raise FileNotFoundError(f"{key}={path}: there is no such file")
     return found

@@ -113,7 +113,7 @@ def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> 
         return range(len(table.texts)), encode(table.texts, preparation), table.groups
     suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
     if suffix in (".csv", ".parquet") and len(shape) == 3:
-        raise ValueError(f"input={data} holds a row of numbers for each example; the network takes images of shape {shape}")
+        raise ValueError(f"input={data} holds a row of numbers for each example, but the network takes images of shape {shape}")
     if data.is_file() and suffix not in known:
         raise ValueError(f"input={data}: its name must end in {', '.join(known)}: convert it to one of these")
     if data.is_file() and suffix in tables.SUFFIXES:

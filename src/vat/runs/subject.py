@@ -115,8 +115,8 @@ def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Pa
     for what, value in found.items():
         if value != trained[what]:
             raise ValueError(
-                f"{path} was trained on {what} {_shown(trained[what])}; {type(data).__name__} has {_shown(value)}. Evaluate it on its own "
-                "data (without data=...), or on similar data"
+                f"{path} was trained on {what} {_shown(trained[what])}, but {type(data).__name__} has {_shown(value)}. Evaluate it on its "
+                "own data (without data=...), or on similar data"
             )
 
 
@@ -148,7 +148,7 @@ def refuse_other_columns(trained: dict[str, Any], given: dict[str, Any], path: P
     """
     if trained["columns"] != given["columns"]:
         raise ValueError(
-            f"{path} was trained on the columns {_shown(trained['columns'])}; the data have {_shown(given['columns'])}. Give the "
+            f"{path} was trained on the columns {_shown(trained['columns'])}, but the data have {_shown(given['columns'])}. Give the "
             "same columns"
         )
 

@@ -57,7 +57,7 @@ def refuse_unusable(network: nn.Module, data: ResidentDataModule) -> None:
             output = network.eval()(x)
     except Exception as error:  # a user's network can raise anything
         said = " ".join(str(error).split())
-        raise ValueError(f"{expected}; it raised {type(error).__name__}: {said[:300]}") from error
+        raise ValueError(f"{expected}, but it raised {type(error).__name__}: {said[:300]}") from error
     finally:
         for module, training in modes.items():
             module.training = training
@@ -65,8 +65,8 @@ def refuse_unusable(network: nn.Module, data: ResidentDataModule) -> None:
         by_key = '["logits"]' if isinstance(output, Mapping) and "logits" in output else ""
         logits = "[0]" if isinstance(output, tuple | list) else ".logits" if hasattr(output, "logits") else by_key
         remedy = f": return output{logits} in its forward" if logits else ""
-        raise ValueError(f"{expected}; it returned a {type(output).__name__}{remedy}")
+        raise ValueError(f"{expected}, but it returned a {type(output).__name__}{remedy}")
     if tuple(output.shape) not in allowed or not output.is_floating_point():
-        raise ValueError(f"{expected}; it returned shape {tuple(output.shape)}, {str(output.dtype).removeprefix('torch.')}")
+        raise ValueError(f"{expected}, but it returned shape {tuple(output.shape)}, {str(output.dtype).removeprefix('torch.')}")
     if not output.isfinite().all():
-        raise ValueError(f"{expected}; it returned {'NaN' if output.isnan().any() else 'an infinite value'} before any training")
+        raise ValueError(f"{expected}, but it returned {'NaN' if output.isnan().any() else 'an infinite value'} before any training")
