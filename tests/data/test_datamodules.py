@@ -14,7 +14,7 @@ from vat.data.sets.digits import Digits
 from vat.data.sets.synthetic import Circles, Moons, circles, embedding, moons
 from vat.data.splits import Split, labeled_subset
 
-# A small set, to be spoilt
+# A small set, to be damaged
 
 
 class Small(ResidentDataModule):
@@ -168,7 +168,7 @@ def test_a_translation_out_of_sight_is_refused():
 
 
 class Recorder(pl.LightningModule):
-    """Keeps every batch it is given; its one weight depends on all of them and on their order."""
+    """Keeps every batch. Its only weight depends on all of them and on their order."""
 
     def __init__(self):
         super().__init__()
@@ -247,7 +247,7 @@ def test_digits_parts_are_stratified_and_fixed():
 def test_digits_split_is_the_one_of_earlier_versions():
     data = Digits(num_labeled=50, seed=0)
     data.setup()
-    assert data.split.digest == "c7c514079c99cebe"  # results are compared under this name: never to change
+    assert data.split.digest == "c7c514079c99cebe"  # results are compared under this name, so it must never change
 
 
 def test_digits_are_the_images_standardised_over_the_pool():
@@ -278,7 +278,7 @@ def test_moons_without_noise_are_three_quarter_circles():
     assert labels.tolist() == [0] * 2000 + [1] * 2000
     left, right = z[:2000] - torch.tensor([-0.5, 0.25]), z[2000:] - torch.tensor([0.5, -0.25])
     torch.testing.assert_close(torch.cat([left, right]).norm(dim=1), torch.ones(4000))
-    # The right moon's range does not meet the seam of atan2 at ±180°; the left moon's does, and is taken over 0°..360°.
+    # The right moon's range does not include atan2's jump at ±180°. The left moon's does, so it is taken over 0°..360°.
     for angles, first in ((in_degrees(left) % 360, 90), (in_degrees(right), -90)):
         assert first <= angles.min() < first + 2
         assert first + 268 < angles.max() <= first + 270

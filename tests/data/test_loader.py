@@ -128,7 +128,7 @@ def test_processes_share_the_global_batches_of_one(world_size, augment):
 
 
 def test_augmentation_is_drawn_again_for_each_step_part_and_view():
-    # Nothing but the noise, in equal shapes: draws under one key would be equal.
+    # Only the noise, in equal shapes. Draws with the same key would be equal.
     equal = {"augment": lambda x, generator: torch.randn(x.shape, generator=generator), "batch_size_unlabeled": 4}
     loader = make(num_views=2, **equal)
     draws = []

@@ -47,7 +47,7 @@ def test_parts_are_disjoint_ascending_and_of_the_sizes_asked_for(sizes):
 
 
 def test_every_part_keeps_the_proportions_to_within_two_examples():
-    # Each part is within one of its own quota; what the parts before it kept or left moves that quota a little more.
+    # Each part differs from its quota by at most one. The rounding of earlier parts changes the quota a little more.
     sizes = (20, 30, 40)
     for seed in range(5):
         for size, part in zip(sizes, stratified_parts(SKEWED, sizes, seed=seed), strict=True):
@@ -139,7 +139,7 @@ def test_another_process_draws_the_same():
 
 @st.composite
 def grouped(draw):
-    """Labels and groups of up to 60 examples, and sizes of two to four parts that they suffice for."""
+    """Labels and groups of up to 60 examples, and possible sizes of two to four parts."""
     num_parts = draw(st.integers(2, 4))
     names = draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=num_parts, max_size=20, unique=True))
     rows = [(draw(st.integers(0, 3)), name) for name in names]
@@ -232,7 +232,7 @@ def test_every_class_has_an_example_to_train_on(grouped):
         assert torch.cat(found).sort().values.tolist() == list(range(43))
         assert labels[found[-1]].unique().tolist() == list(range(5))
         whole = set(labels[parts[-1]].tolist()) == set(range(5))
-        assert all(map(torch.equal, found, parts)) == whole  # moved if need be and no further
+        assert all(map(torch.equal, found, parts)) == whole  # moved only if necessary
         if groups is None:
             assert list(map(len, found)) == list(map(len, parts))
         else:

@@ -13,7 +13,7 @@ def correlated(n, d=12, seed=0):
 
 
 def test_whitened_examples_are_uncorrelated_with_variance_one(monkeypatch):
-    monkeypatch.setattr("vat.data.whiten.ROWS_AT_A_TIME", 300)  # the seams too
+    monkeypatch.setattr("vat.data.whiten.ROWS_AT_A_TIME", 300)  # several chunks, so also their limits
     x = correlated(1000).view(1000, 3, 2, 2)
     white = ZCA(x)(x)
     assert white.shape == x.shape
@@ -24,7 +24,7 @@ def test_whitened_examples_are_uncorrelated_with_variance_one(monkeypatch):
 
 
 def test_nothing_is_rotated():
-    """Of all whitening maps ZCA is the symmetric one, the inverse square root of the covariance: checked by numpy."""
+    """ZCA is the symmetric whitening map, the inverse square root of the covariance. Compared with numpy."""
     x = correlated(500)
     values, vectors = np.linalg.eigh(np.cov(x.double().numpy().T, bias=True))
     expected = vectors @ np.diag(values**-0.5) @ vectors.T
@@ -39,7 +39,7 @@ def test_bytes_are_whitened_as_the_images_they_stand_for():
 def test_directions_without_variance_are_mapped_to_zero():
     x = correlated(300)
     x[:, 4] = 7.0  # a constant pixel
-    x[:, 5] = 2 * x[:, 6]  # and one that says nothing new
+    x[:, 5] = 2 * x[:, 6]  # and one that depends on others
     white = ZCA(x)(x)
     assert white.isfinite().all()
     assert white.abs().max() < 10

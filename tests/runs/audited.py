@@ -92,7 +92,7 @@ NAMES = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_", "default
 
 
 class Hostile:
-    """Values that a stranger may write, drawn from a random generator."""
+    """Random values that an attacker may write."""
 
     def __init__(self, draw, folder):
         self.draw = draw
@@ -134,7 +134,7 @@ class Hostile:
                 return {"_target_": "torch.nn.Sequential", "_args_": draw.choice(([load], [[load]]))}
 
     def spoil(self, saved):
-        """One to three values somewhere in a checkpoint are others."""
+        """Replace one to three values in a checkpoint."""
         for _ in range(self.draw.choice((1, 1, 1, 2, 3))):
             node = saved
             for key in ("record", "config"):
@@ -176,7 +176,7 @@ def write(saved, path):
 
 
 def uses(path, folder, network, record, data):
-    """The ways in which commands use a checkpoint, each by itself."""
+    """The ways in which commands use a checkpoint, each separately."""
     saved = read_checkpoint(path)
     x = torch.zeros(2, 3)
 
@@ -249,9 +249,9 @@ def main(folder, number, seed):
             watching = True
 
     def use():
-        """Every way once."""
+        """Use each way once."""
         nonlocal used, refused, watching
-        watching = number_of > 20  # what is imported at first use is by then
+        watching = number_of > 20  # so that later uses import nothing
         try:
             try:
                 ways = uses(path, folder, network, copy.deepcopy(good()["record"]), data)

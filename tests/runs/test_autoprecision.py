@@ -18,7 +18,7 @@ AUTO = "trainer.precision=auto"
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Makes the measurement find these times."""
+    """Let the measurement return these times."""
 
     def as_if(seconds):
         monkeypatch.setattr(autoprecision, "seconds_of_a_step", lambda *_: seconds)

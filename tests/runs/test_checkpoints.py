@@ -23,7 +23,7 @@ STATE = {
 }
 
 
-# With a network as small as can be, for it is made again and again.
+# With a very small network, because it is created many times.
 USABLE = {
     "record": {
         "config": {
@@ -75,7 +75,7 @@ def test_a_spoilt_checkpoint_is_read_or_refused(fuzz, tmp_path, state):
 
 
 def repacked(entries, compression=zipfile.ZIP_STORED):
-    """A zip with right sums, as one would make it who means harm."""
+    """A zip with correct checksums, as an attacker would write it."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", compression) as archive:
         for name, data in entries.items():
@@ -357,7 +357,7 @@ def test_the_last_but_one_is_kept(tmp_path):
         WholeCheckpoints().save_checkpoint(STATE | {"global_step": step}, path)
     assert {path.name: read_checkpoint(path)["global_step"] for path in path.parent.iterdir()} == {"last.ckpt": 2, "previous.ckpt": 1}
     assert newest_whole(tmp_path) == path
-    path.unlink()  # as between the two renamings
+    path.unlink()  # the state between the two renames
     assert newest_whole(tmp_path) == path.with_name("previous.ckpt")
     path.with_name("previous.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="going back further"):

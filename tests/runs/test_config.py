@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.utils import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "attack")  # which belongs to evaluate
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "attack")  # belongs to evaluate
 REGULARIZERS = sorted(path.stem for path in (CONF / "regularizer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OF_TEXTS = ("text_cnn", "text_mean", "huggingface")
@@ -100,7 +100,7 @@ def test_every_data_configuration_makes_its_data_with_the_seed_of_the_run(compos
         assert instantiate(compose(*overrides).data, _convert_="all").seed == seed
 
 
-@pytest.mark.parametrize("choice", ["digits", "moons", "circles"])  # the others are files to be had first
+@pytest.mark.parametrize("choice", ["digits", "moons", "circles"])  # the others need files
 def test_the_seed_of_the_run_reaches_the_data_themselves(compose, choice):
     splits = []
     for seed in (0, 3):
@@ -113,7 +113,7 @@ def test_the_seed_of_the_run_reaches_the_data_themselves(compose, choice):
 
 @pytest.mark.parametrize("choice", choices("optimizer"))
 def test_every_optimizer_and_schedule_configuration_takes_a_step(compose, choice):
-    cfg = compose(f"optimizer={choice}", "trainer.max_steps=1")  # the last step too, where a rate is constant for long
+    cfg = compose(f"optimizer={choice}", "trainer.max_steps=1")  # the last step too, because some rates are constant for long
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = instantiate(cfg.optimizer, _convert_="all")([parameter])
     scheduler = instantiate(cfg.scheduler, _convert_="all")(optimizer)

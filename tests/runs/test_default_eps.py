@@ -37,7 +37,7 @@ def config(run):
 
 
 def median_distance(path):
-    """To the nearest of so many random examples, by numpy: the mean over many draws."""
+    """Distance to the nearest of some random examples, by numpy: the mean over many draws."""
     rng, x = np.random.default_rng(1), np.load(path)["x"].astype(np.float64)
     found = []
     for _ in range(300):

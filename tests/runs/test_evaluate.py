@@ -99,7 +99,7 @@ def test_an_evaluation_writes_json_and_figures_and_resumes(main, trained, monkey
     assert set(result["robust"]["linf"]["accuracy"]) == {"fgm", "transfer", "worst"}
     lines = (folder / "results.jsonl").read_text()
     monkeypatch.setattr(robustness_report.robustness, "clean_measures", None)  # nothing is measured again
-    monkeypatch.setattr(robustness_report, "drawings", None)  # nor drawn
+    monkeypatch.setattr(robustness_report, "drawings", None)  # and not drawn again
     before = (folder / "robustness.json").stat().st_mtime_ns
     main(evaluate, *overrides)
     assert (folder / "robustness.json").stat().st_mtime_ns > before  # a study takes the newest
@@ -112,7 +112,7 @@ import torch
 from torch import nn
 
 class Noisy(nn.Module):
-    # Every pass answers otherwise: some of the predictions change from one call to the next.
+    # Every pass gives another output, and some of the predictions change from one call to the next.
     def __init__(self, num_classes):
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
@@ -344,7 +344,7 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
 
     np.savez(path, x=-x, y=y)
     assert "the files have changed since" in refused(main, evaluate, *given)
-    np.savez(path, x=x[1:], y=y[1:])  # a row less moves the split: examples of the training would be tested on
+    np.savez(path, x=x[1:], y=y[1:])  # without one row the split differs, so training examples would be tested
     assert "the files have changed since" in refused(main, evaluate, *given)
 
 
@@ -452,7 +452,7 @@ def test_what_has_no_finite_output_is_not_predicted(main, trained, tmp_path):
 
 
 def test_a_pickle_in_a_record_is_run_by_no_command(main, trained, tmp_path):
-    """Each used to run a shell command: load_checkpoint, a method of a trusted package, takes an address with the data in it."""
+    """Each once ran a shell command: load_checkpoint, a method of a trusted package, takes an address that contains the data."""
     command = f"touch {tmp_path / 'called'}".encode()
     pickled = b"cposix\nsystem\n(X" + len(command).to_bytes(4, "little") + command + b"tR."
     arguments = [None, f"data:;base64,{base64.b64encode(pickled).decode()}", False]
@@ -484,7 +484,7 @@ def test_a_seed_of_a_checkpoint_is_a_number_or_nothing(main, trained, tmp_path):
 
 def test_an_input_larger_than_memory_is_refused(main, trained, tmp_path):
     saved = torch.load(trained.mlp, weights_only=True)
-    saved["record"]["input_shape"] = [3, 50_000, 50_000]  # which a network that pools would take
+    saved["record"]["input_shape"] = [3, 50_000, 50_000]  # a network that pools would accept it
     torch.save(saved, tmp_path / "a.ckpt")
     assert "input_shape is [3, 50000, 50000]" in refused(main, export, f"ckpt_path={tmp_path / 'a.ckpt'}")
 
@@ -653,7 +653,7 @@ def test_rows_of_a_table_are_standardised_as_in_training(main, tmp_path, monkeyp
     monkeypatch.setattr(report.console, "quiet", True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         training.train(hydra_compose("train", overrides=[*quiet, *own]), tmp_path / "run")
-    frame[["b", "y", "a"]].to_csv(tmp_path / "new.csv", index=False)  # another order, and the labels may stay
+    frame[["b", "y", "a"]].to_csv(tmp_path / "new.csv", index=False)  # another order, and labels are allowed
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     main(predict, f"ckpt_path={checkpoint}", f"input={tmp_path / 'new.csv'}")
     got = [line["prediction"] for line in lines(tmp_path / "predictions.csv")]
@@ -714,7 +714,12 @@ def test_features_far_from_zero_are_predicted_as_they_were_trained_on():
 def test_the_radii_of_both_norms_follow_the_radius_of_lds():
     data = SimpleNamespace(lds_eps=2.0, input_shape=(1, 8, 8))
     assert robustness_report.default_radii("l2", data) == [0.5, 1, 2, 4]
-    assert robustness_report.default_radii("linf", data) == [0.0625, 0.125, 0.25, 0.5]  # of the same length where every pixel moves, halved
+    assert robustness_report.default_radii("linf", data) == [
+        0.0625,
+        0.125,
+        0.25,
+        0.5,
+    ]  # the same L2 length if every pixel changes
 
 
 def test_images_with_their_channels_last_are_predicted():

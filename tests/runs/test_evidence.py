@@ -19,7 +19,7 @@ def test_settings_are_grouped_without_their_seed_and_by_what_was_swept():
 
 
 def test_a_difference_is_paired_by_seed():
-    # Seeds differ by 30 points, settings by 10 in each: of very many examples the difference is certain.
+    # Seeds differ by 30 points, settings by 10 for each seed. With very many examples the difference is certain.
     found = evidence.groups([job(eps, seed, 0.9 - 0.3 * seed - 0.1 * eps, number=10**9) for eps in (0, 1) for seed in (0, 1, 2)])
     value, error = evidence.difference(found[1], found[0])
     assert value == pytest.approx(0.1)

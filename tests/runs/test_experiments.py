@@ -33,7 +33,7 @@ def test_an_experiment_says_its_target(name):
 
 
 CONTROLS = ("none", "random_perturbation", "adversarial")
-LARGE = ("cifar10_4000", "cifar10_4000_noaug", "svhn_1000")  # seconds a step on a CPU: their controls are composed alone
+LARGE = ("cifar10_4000", "cifar10_4000_noaug", "svhn_1000")  # a step takes seconds on a CPU, so their controls are only composed
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -71,7 +71,7 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
 
 
 def test_tuned_values_are_of_an_experiment_its_data_and_a_regularizer(compose):
-    """A value that they do not name would be read by nobody, without a word."""
+    """Nothing would read a value under another name, and nobody would notice."""
     possible = set()
     for experiment, data in schema.tuned_for().items():
         assert compose(f"experiment={experiment}").data._target_ == compose(f"data={data}").data._target_

@@ -57,7 +57,7 @@ def attempt(main, *overrides, kill_at=None):
 
 
 def left(folder):
-    """Every file of a run but Hydra's own; without the times, the command and the names of folders in them."""
+    """Every file of a run except Hydra's, without the times, the command and the names of folders."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.name != "train.log"):
         name = str(path.relative_to(folder))
@@ -67,7 +67,7 @@ def left(folder):
         elif path.suffix in (".json", ".yaml"):
             found[name] = dict(leaves(yaml.safe_load(path.read_text())))
         elif path.name == "index.html":
-            # Line by line: on a picture's line, of a million characters, a regular expression that starts with .* takes minutes.
+            # Line by line, because a picture's line has a million characters, and a pattern that starts with .* takes minutes there.
             lines = [line for line in path.read_text().splitlines() if "wall time" not in line and "command" not in line]
             found[name] = [line for line in lines if "ckpt_path: " not in line and '<p class="said">' not in line and ">git<" not in line]
         else:
@@ -78,7 +78,7 @@ def left(folder):
 
 
 def different(found, known):
-    """Names of the files, and of the values of checkpoints, that are not the same."""
+    """Names of the files, and of the values in checkpoints, that differ."""
 
     def same(one, other):
         return torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other

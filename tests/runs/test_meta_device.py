@@ -43,7 +43,7 @@ NETWORKS = {
 
 @pytest.fixture(autouse=True)
 def _random_numbers(monkeypatch):
-    """The meta device has no generators and no autocast; a CPU's generator draws nothing there."""
+    """The meta device has no generators and no autocast. A CPU's generator draws nothing there."""
 
     class Generator(torch.Generator):
         def __new__(cls, device=None):
@@ -56,7 +56,7 @@ def _random_numbers(monkeypatch):
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of two devices, or from one to the other; a number from the CPU is handed over with the operation."""
+    """Refuse an operation on tensors of two devices, or from one to the other. A number from the CPU is part of the operation."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

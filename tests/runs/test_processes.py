@@ -10,7 +10,7 @@ from vat.runs import processes
 
 
 def test_a_worker_whose_sweep_is_killed_ends_after_what_it_is_doing(tmp_path, monkeypatch):
-    """The sweep is a fork, and the worker a fork of it; the worker's job handles the first signal, as a training does."""
+    """The sweep is a fork, and the worker is a fork of it. The worker's job handles the first signal, as a training does."""
     monkeypatch.setattr(processes.multiprocessing.current_process(), "_name", "LokyProcess-1")
 
     def worker():

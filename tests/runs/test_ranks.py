@@ -28,7 +28,7 @@ from vat.regularizers import live
 from vat.runs import report, training
 from vat.step import Key, Step
 
-ROWS = 7  # which two processes cannot share evenly
+ROWS = 7  # two processes cannot share them evenly
 KEY = Key(5, 3)
 
 
@@ -42,7 +42,7 @@ def network():
 
 
 def backward(forward, regularizers, rank, world, *, apart=False):
-    """Gradients of this rank's part of cross entropy and terms; a rank's part counts by its share of the rows."""
+    """Gradients of this rank's part of cross entropy and terms. The weight of a part is its share of the rows."""
     x, y = examples()
     mine = share(ROWS, rank, world)
     rows = slice(mine.start, mine.stop)
@@ -54,13 +54,13 @@ def backward(forward, regularizers, rank, world, *, apart=False):
     if apart:
         plain().backward()
     step = Step(forward, x[rows], key=Key(KEY.seed, KEY.micro_step, rank), start=mine.start, total=ROWS, live=live(regularizers))
-    terms = [regularizer.term(step) for regularizer in regularizers]  # before the plain pass, which the trainer makes first
+    terms = [regularizer.term(step) for regularizer in regularizers]  # before the plain pass, which comes first in the trainer
     loss = part * torch.stack(terms).sum()
     (loss if apart else plain() + loss).backward()
 
 
 class GlobalNorm(nn.Module):
-    """Batch norm over the rows of all processes: torch's own has no CPU form."""
+    """Batch norm over the rows of all processes. torch's own does not run on a CPU."""
 
     def forward(self, x):
         sums = torch.stack([torch.ones_like(x), x, x * x]).sum(1)
@@ -143,7 +143,7 @@ def gradients(tmp_path_factory):
 def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
     one = normalized() if "norm" in strategy else network()
     backward(one, CASES[case](), 0, 1)
-    # float64; the probe of finite differences is a share of the mean length of a rank's own rows, which turns d by as much.
+    # float64. The step of finite differences is a share of the mean length of a rank's own rows, which changes d by as much.
     tolerance = {"rtol": 1e-2, "atol": 1e-4} if case == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
     for first, second, p in zip(*(found[strategy, case] for found in gradients), one.parameters(), strict=True):
         assert torch.equal(first, second)
@@ -154,7 +154,7 @@ def test_gradients_of_two_processes_are_those_of_one(gradients, strategy, case):
 
 TRAINED = ["model=mlp", "model.hidden=[16]", "model.batch_norm=false", "vat.direction=margin", "trainer.log_every_n_steps=1"]
 TRAINED += ["data.batch_size_labeled=7", "data.batch_size_unlabeled=11", "trainer.max_steps=4", "data.steps_per_epoch=2"]
-TRAINED += ["scheduler.T_max=4"]  # whatever the steps of a part of the run
+TRAINED += ["scheduler.T_max=4"]  # for any number of steps in a part of the run
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def in_two_processes(folder, jobs):
 
 def assert_same_run(found, expected):
     (metrics, folder), (expected_metrics, expected_folder) = found, expected
-    # float32, and another order of adding; LDS is quadratic in what is added.
+    # float32, and another order of sums. LDS is quadratic in the terms of these sums.
     for name in set(expected_metrics) - {"seconds"}:
         assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-3 if name == "test/lds" else 1e-4), name
     logged, known_rows = (list(csv.DictReader((f / "metrics.csv").open())) for f in (folder, expected_folder))
@@ -280,7 +280,7 @@ train.main()
 """
 
 
-@pytest.mark.long  # fresh processes, by the command line
+@pytest.mark.long  # new processes, by the command line
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_resumes(shell, tmp_path, dies):
     script = tmp_path / "dying.py"
@@ -289,7 +289,7 @@ def test_a_rank_that_dies_ends_the_run_and_another_number_of_processes_resumes(s
     quick = ["trainer.max_steps=10", "data.steps_per_epoch=5", "trainer.enable_progress_bar=false", "model=mlp", "model.hidden=[16]"]
     quick += ["model.batch_norm=false", "vat.direction=exact", "logger=none", "figures=null", "test=none"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=outputs/today/job"]
-    done = shell(script, "--config-path", str(conf), *quick, *two, DIES=str(dies))  # which gives up after 600 seconds
+    done = shell(script, "--config-path", str(conf), *quick, *two, DIES=str(dies))  # it gives up after 600 seconds
     assert done.returncode != 0
     checkpoint = tmp_path / "outputs" / "today" / "job" / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 5

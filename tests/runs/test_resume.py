@@ -33,7 +33,7 @@ SETTINGS = [
     "trainer.accumulate_grad_batches=2",
     "trainer.gradient_clip_val=1.0",
     "regularizers=[${vat},{_target_:vat.MeanTeacher,weight:3.0,ramp_up:7}]",  # one with a schedule, one with a state
-    "vat.direction=finite_difference",  # with which the validation that finds the disk full is a new best
+    "vat.direction=finite_difference",  # so that the validation on a full disk is a new best
     "vat.eps_start=1.0",
     "vat.eps_steps=5",
     "ema=0.9",
@@ -64,7 +64,7 @@ def record(patch=setattr):
 
 
 def at_batch(number, strike=die):
-    """Strike in this batch, before its update is done."""
+    """Strike in this batch, before its update."""
 
     def lie_in_wait():
         whole = Classifier.training_step
@@ -92,7 +92,7 @@ def in_writing(number):
 
 
 def before_renaming(number, name):
-    """Die where the n-th file is about to get this name."""
+    """Die before the n-th file gets this name."""
     left, replace = iter(range(number)), os.replace
 
     def dying(source, target):
@@ -108,7 +108,7 @@ def in_calling(owner, name):
 
 
 def attempt(main, strike, *overrides):
-    """A run, or its continuation where it has left anything, that `strike` befalls."""
+    """Start a run, or resume it if it has left files, and let `strike` happen to it."""
     saved = list(Path().glob("outputs/*/*/checkpoints/*.ckpt"))
 
     def job():
@@ -124,8 +124,8 @@ def unharmed():
 
 
 def result(folder):
-    """All that a run left: every value of its checkpoint but names of folders, metrics, confusion, the logged values and the order."""
-    (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # one killed before its first checkpoint left a folder
+    """All results of a run: the values of its checkpoint except names of folders, metrics, confusion, logged values and order."""
+    (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # a run that died before its first checkpoint left a folder
     saved = dict(leaves(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)))
     saved = {path: value for path, value in saved.items() if path[-1] != "ckpt_path" and not str(value).startswith("/")}
     saved = {path: value for path, value in saved.items() if "best_k_models" not in path}  # its key is a path
@@ -159,7 +159,7 @@ def assert_same(one, other):
 
 @pytest.fixture
 def whole(main, tmp_path, monkeypatch, known=[]):  # noqa: B006  # trained once for all tests
-    """What the run leaves that nothing befalls; then an empty folder."""
+    """The results of a run without any fault, and then an empty folder."""
     if not known:
         folder = tmp_path / "whole"
         folder.mkdir()
@@ -179,11 +179,11 @@ def test_a_run_killed_again_and_again_is_the_run_never_killed(main, whole):
     strikes = [
         at_batch(0),
         at_batch(1),  # in the middle of the first accumulation
-        in_writing(0),  # the first validation's: of the best
+        in_writing(0),  # of the best, at the first validation
         in_writing(1),  # and of the last
         at_batch(7),
         before_renaming(0, "previous.ckpt"),
-        before_renaming(0, "last.ckpt"),  # there is no last one now
+        before_renaming(0, "last.ckpt"),  # there is no last.ckpt now
         at_batch(13),
         at_batch(MICRO_STEPS - 1),
         in_calling(Classifier, "test_step"),
@@ -211,7 +211,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "S
 def test_a_run_told_to_end_saves_the_step_it_is_at(main, whole, monkeypatch):
     told = [
         (2, signal.SIGTERM, {}),  # in the middle of an accumulation
-        (5, signal.SIGTERM, {}),  # behind which a validation is due
+        (5, signal.SIGTERM, {}),  # a validation is due after it
         (8, signal.SIGUSR1, SLURM),
         (13, signal.SIGTERM, SLURM),
         (MICRO_STEPS - 1, signal.SIGTERM, {}),
@@ -229,7 +229,7 @@ def test_a_run_told_to_end_saves_the_step_it_is_at(main, whole, monkeypatch):
 
 
 def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_resume(main, whole, capfd):
-    def press():  # what Python makes of the signal, which a shell may have told all that it put in the background to ignore
+    def press():  # Python's handler; a shell may make its background processes ignore the signal
         raise KeyboardInterrupt
 
     assert ended(attempt(main, at_batch(13, press))) == 128 + signal.SIGINT
@@ -242,7 +242,7 @@ def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_resume(main, whole, capfd)
 
 
 def limit_files():
-    """From here on no file can grow beyond some bytes, as on a full disk."""
+    """Let no file grow beyond some bytes from now on, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
@@ -298,7 +298,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(main, whole):
     assert_same(result(Path.cwd()), whole)
     (run,) = Path().glob("outputs/*/*")
     assert 0 < json.loads((run / "metrics.json").read_text())["seconds"] < 600
-    for age, name in enumerate(("previous.ckpt", "last.ckpt")):  # the last one is the older by its date
+    for age, name in enumerate(("previous.ckpt", "last.ckpt")):  # by its date, the last one is older
         os.utime(run / "checkpoints" / name, (1e9 - age, 1e9 - age))
     assert checkpoints.newest_whole(run).name == "last.ckpt"
 
@@ -312,7 +312,7 @@ def kill_wandb():
             (Path.cwd() / "wandb-was-killed").touch()
 
 
-@pytest.mark.long  # W&B takes its time to start and end
+@pytest.mark.long  # W&B is slow to start and end
 def test_a_run_continues_if_wandb_dies_and_resumes_the_same_wandb_run(main, whole):
     online = [setting for setting in SETTINGS if not setting.startswith("logger=")] + ["logger=wandb"]
 
@@ -338,7 +338,7 @@ def test_a_run_continues_if_wandb_dies_and_resumes_the_same_wandb_run(main, whol
 
 
 class Server(BaseHTTPRequestHandler):
-    """As much of W&B's server as a run asks for, until the file `cut` is there: then every connection breaks."""
+    """The part of W&B's server that a run uses. Once the file `cut` exists, every connection breaks."""
 
     cut: ClassVar = Path("cut")
     heard: ClassVar[list] = []

@@ -17,7 +17,7 @@ def resident():
 
 
 class Watch(pl.Callback):
-    """Measures from the second tenth of a run on, when everything has been done once."""
+    """Measures from the second tenth of a run, when everything has happened once."""
 
     def __init__(self, every):
         self.every, self.found = every, []

@@ -42,7 +42,7 @@ def job(eps, seed, val, test=None, **more):
 def test_settings_differ_in_more_than_the_seed_and_are_sorted_by_validation():
     jobs = [job("1", "0", 8, 2), job("2", "0", 4, 9), job("1", "1", 6, 1), job("2", "1", 7, 8), job("4", "0", None), job("4", "1", 9, 0)]
     found = sweep_summary.settings_of(jobs)
-    assert [s.values for s in found] == [{"vat.eps": "2"}, {"vat.eps": "1"}, {"vat.eps": "4"}]  # 5.5, 7, 9: by test it were 4, 1, 2
+    assert [s.values for s in found] == [{"vat.eps": "2"}, {"vat.eps": "1"}, {"vat.eps": "4"}]  # 5.5, 7, 9; by test error 4, 1, 2
     assert [(s.num_jobs, len(s.val)) for s in found] == [(2, 2), (2, 2), (2, 1)]
     assert found[0].val == pytest.approx([4, 7])
     assert found[0].test == pytest.approx([9, 8])
@@ -318,7 +318,7 @@ pl.Trainer.fit = fit
 
 def test_every_rank_of_a_job_of_a_sweep_trains_the_jobs_own_settings(main, job, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(WRITES_RANKS.format(source=str(ROOT / "src"), folder=str(tmp_path)))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")  # whose sitecustomize every process reads as it starts
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")  # every process reads its sitecustomize at the start
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     main("-m", *SMALL, *TWO, "vat.eps=0.3,0.6")
     ranks = {(eps, rank): json.loads((tmp_path / f"rank-{eps}-{rank}-2.json").read_text()) for eps in (0.3, 0.6) for rank in (0, 1)}
@@ -363,7 +363,7 @@ def test_a_signal_to_a_sweep_reaches_the_jobs_own_process(main, tmp_path, monkey
     with pytest.raises(SystemExit) as end:
         main("-m", *SMALL, *TWO, "seed=0,1")
     assert end.value.code == 143
-    assert [process.returncode for process in begun] == [143]  # and the second is not begun
+    assert [process.returncode for process in begun] == [143]  # and the second does not begin
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(tmp_path.glob("multirun/*/error.txt"))
 
@@ -481,7 +481,7 @@ def test_a_launcher_for_several_jobs_at_a_time_leads_to_the_same_results(shell, 
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     quick = ["logger=none", "figures=null", "trainer.enable_progress_bar=false"]
-    done = shell(SCRIPT, "-m", *SMALL, *quick, "vat.eps=0.3,-1,0.6,0.4,0.5,0.7", *launcher, PYTHONPATH="")  # more than are begun at first
+    done = shell(SCRIPT, "-m", *SMALL, *quick, "vat.eps=0.3,-1,0.6,0.4,0.5,0.7", *launcher, PYTHONPATH="")  # more than start at first
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: 1 of 6 jobs have no result. The same command tries them again"
     found = {row["vat.eps"]: float(row["val_error_percent_mean"] or math.nan) for row in rows(tmp_path)}
@@ -499,7 +499,7 @@ def test_the_composition_error_names_what_is_wrong(compose):
 
 
 def test_the_single_run_of_a_job_is_no_sweep(tmp_path):
-    assert "sweep=eps" not in (words := sweeps.command(["sweep=eps", "vat.eps=1"], tmp_path))  # which train.py would refuse
+    assert "sweep=eps" not in (words := sweeps.command(["sweep=eps", "vat.eps=1"], tmp_path))  # train.py would refuse them
     assert "vat.eps=1" in words
 
 

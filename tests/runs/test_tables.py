@@ -84,7 +84,7 @@ def test_an_interrupted_table_ends_in_a_line_and_starts_no_further_job(study, tm
 
     def interrupted(command, **_):
         started.append(command)
-        time.sleep(0.02)  # as a job takes its time
+        time.sleep(0.02)  # a job takes some time
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tables.subprocess, "run", interrupted)
@@ -109,7 +109,7 @@ def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_
     study = replace(study, methods=(*study.methods, tables.Method("better", among=("none", "VAT"))))
     # the test, had it been read, would choose otherwise
     for name, on_validation, on_test in (("none", (0.9, 0.7, 0.8), (0.6, 0.9, 0.5)), ("VAT-2", (0.8, 0.8, 0.8), (0.9, 0.7, 0.8))):
-        cross_entropy = 0.1 if name == "none" else 0.2  # which decides the last seed
+        cross_entropy = 0.1 if name == "none" else 0.2  # it decides the last seed
         for seed in study.seeds:
             leave(
                 tmp_path / "test" / name / str(seed),

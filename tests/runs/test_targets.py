@@ -30,7 +30,7 @@ def refusal(node, key, **options):
         "os.system",
         "builtins.eval",
         "subprocess.Popen",
-        "vat.data.files.download.os.replace",  # what a module imports is no part of it
+        "vat.data.files.download.os.replace",  # an import of a module is not part of it
         "torch.nn.modules.module.torch.load",
         "torch.nn.Sequential",
         "pytorch_lightning.strategies.Strategy.load_checkpoint",
@@ -52,9 +52,9 @@ def test_a_target_from_elsewhere_is_refused_wherever_it_is(key, target):
     ("target", "remedy"),
     [
         ("my_package.nets.MyNet", "allow_targets=[my_package]"),
-        ("torch.nn.Sequential", "allow_targets=[torch.nn.Sequential]"),  # never all of torch, which holds load
+        ("torch.nn.Sequential", "allow_targets=[torch.nn.Sequential]"),  # never all of torch, because it has torch.load
         ("os.system", None),
-        ("torch.load", None),  # would unpickle, whoever trusts torch
+        ("torch.load", None),  # would unpickle, if torch were trusted
         ("torch.package.PackageImporter", None),
         ("pytorch_lightning.strategies.Strategy.load_checkpoint", None),
     ],
@@ -257,7 +257,7 @@ from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self, num_classes):
-        rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]  # values, as of stochastic depth
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]  # values, for example of stochastic depth
         super().__init__(nn.Flatten(), nn.Dropout(rates[1]), nn.Linear(64, num_classes))
 """
 

@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_regularizer_or_optimizer_is_refused(checkpoint,
         ("optimizer.lr=0.5", ["optimizer.lr=0.002", "here it is 0.5"]),
         ("trainer.max_steps=10", ["scheduler.T_max=5", "here it is 10", "schedule and length", "start a new run"]),
     ],
-)  # the checkpoint's own would be taken, whatever is printed and recorded
+)  # the run would use the checkpoint's, but print and record these
 def test_a_checkpoint_of_another_rate_or_schedule_is_refused(checkpoint, main, no_training, tmp_path, override, words):
     (checkpoint.parents[1] / "metrics.json").unlink()
     assert_refused(main, tmp_path, [f"ckpt_path={checkpoint}", override], str(checkpoint), *words)
@@ -220,7 +220,7 @@ def test_data_that_cannot_be_trained_on_is_refused(main, no_training, tmp_path, 
 def test_a_seed_determines_weights_and_metrics_to_the_bit_and_zero_is_a_seed(job, differences):
     torch.manual_seed(1)
     one = job("seed=0", name="one")
-    torch.manual_seed(2)  # whatever was drawn before
+    torch.manual_seed(2)  # independent of earlier draws
     again = job("seed=0", name="again")
     default = job(name="default")
     other = job("seed=1", name="other")
@@ -452,7 +452,7 @@ def test_the_best_weights_are_those_of_both_the_validation_and_the_test(job, mon
         end(self)
         accuracies.append(float(self.trainer.callback_metrics["val/accuracy"]))
         if len(accuracies) == 3:
-            self.log("val/accuracy", 0.0)  # the last, which is not to be the best
+            self.log("val/accuracy", 0.0)  # the last, which must not be the best
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", noted)
     found = job("trainer.max_steps=15", "optimizer.lr=0.05", "test=best", *overrides)
@@ -590,7 +590,7 @@ def test_the_folder_of_a_run_is_the_same_a_second_later(main, monkeypatch):
 
     def asking(cfg, folder, start):
         time.sleep(1.1)
-        found.extend([folder, Path(HydraConfig.get().run.dir)])  # as the launcher of further processes does
+        found.extend([folder, Path(HydraConfig.get().run.dir)])  # as a launcher of further processes does
         return {"val/accuracy": 1.0}
 
     monkeypatch.setattr(training, "train", asking)
@@ -611,7 +611,7 @@ def test_two_processes_train_as_one_and_write_one_result(shell, tmp_path, job):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert done.stdout.count("test accuracy") == 1
     one = job(*smooth, "trainer.log_every_n_steps=1")
-    # float32, five updates of Adam, which divides by the root of a mean square: two orders above the dtype's resolution.
+    # float32, five updates of Adam, which divides by the root of a mean square: 100 times the dtype's resolution.
     for name, value in state(folder / "checkpoints" / "last.ckpt").items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, state(one.checkpoint)[name], rtol=1e-3, atol=2e-5)

@@ -45,9 +45,9 @@ def test_micro_batches_accumulate_to_the_whole_batch_and_keep_what_is_there(dire
     for rows in (slice(0, 4), slice(4, 8)):
         before = [g.clone() for g in gradients(accumulated)]
         part = loss(accumulated, direction, rows) / 2
-        assert all(map(torch.equal, gradients(accumulated), before))  # the search for r leaves them alone
+        assert all(map(torch.equal, gradients(accumulated), before))  # the search for r does not change them
         part.backward()
-    # The probe of finite differences is a share of the mean length of the rows at hand, which turns d by as much.
+    # The step of finite differences is a share of the mean length of the rows, which changes d by as much.
     tolerance = {"rtol": 1e-2, "atol": 1e-4} if direction == "finite_difference" else {"rtol": 1e-9, "atol": 1e-12}
     for found, expected in zip(gradients(accumulated), gradients(plain), strict=True):
         torch.testing.assert_close(found - 1, expected, **tolerance)
@@ -119,10 +119,10 @@ def test_convolutions_are_channels_last_unless_that_is_switched_off(job, monkeyp
     assert all(p.is_contiguous(memory_format=torch.channels_last) == wanted for p in found)
 
 
-@pytest.mark.long  # the compiler takes its time
+@pytest.mark.long  # the compiler is slow
 def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(job):
-    # Batch norm re-estimated, an average of the weights, gradients of a live clean pass, figures: whatever else calls the network.
-    # A validation in mid-run: re-estimation keeps some passes from being compiled, and their noise must be that of the others.
+    # Everything else that calls the network: batch norm re-estimation, an average of the weights, a live clean pass, figures.
+    # A validation within the run: re-estimation keeps some passes from being compiled, and their noise must be that of the others.
     options = ("model=mlp", "model.hidden=[16]", "model.noise=0.3", "regularizer=vat_entropy", "ema=0.5", "reestimate_batch_norm=true")
     options = (*options, "figures=0", "data.steps_per_epoch=2")
     plain, compiled = (job(*options, f"compile={wanted}", name=str(wanted)).checkpoint for wanted in (False, True))

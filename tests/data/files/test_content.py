@@ -98,7 +98,7 @@ def test_a_zlib_stream_is_inflated_completely(size):
     source = io.BytesIO(zlib.compress(DATA) + b"behind")
     inflated = Inflated(source)
     assert b"".join(iter(lambda: inflated.read(size), b"")) == DATA if size > 1 else inflated.read(1) == DATA[:1]
-    nothing = b"\0\0\0\xff\xff"  # a block without content, of which there may be more than are read at a time
+    nothing = b"\0\0\0\xff\xff"  # an empty block; there may be more of these than are read at a time
     long = b"\x78\x9c" + 2 * COMPRESSED_PIECE * nothing + zlib.compress(b"at last")[2:]
     assert Inflated(io.BytesIO(long)).read(7) == b"at last"
     with pytest.raises(ValueError, match="cannot be read: the compressed data end too early"):

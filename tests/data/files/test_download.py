@@ -50,7 +50,7 @@ class Mirror(BaseHTTPRequestHandler):
             time.sleep(5)
 
     def trickle(self, body):
-        """Send a byte now and then, until nobody listens any more."""
+        """Send single bytes at intervals, until the client disconnects."""
         with contextlib.suppress(OSError):
             for number in range(len(body)):
                 self.wfile.write(body[number : number + 1])

@@ -27,7 +27,7 @@ def read(path, mode="RGB"):
 
 
 def bmp(alpha):
-    """32 bits with a mask for alpha, as some programs write it that leave the field 0."""
+    """32 bits with a mask for alpha. Some programs write it and leave the field 0."""
     pixels = np.dstack([COLOURS[..., ::-1], np.full((8, 8), alpha, np.uint8)])[::-1].tobytes()
     header = struct.pack("<IiiHHIIiiII", 108, 8, 8, 1, 32, 3, len(pixels), 0, 0, 0, 0)
     header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)

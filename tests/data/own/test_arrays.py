@@ -82,7 +82,7 @@ def test_the_seed_moves_the_labels_and_the_split_seed_the_parts(path):
     written(path, x=X, y=HALF)
     settings = ({"split_seed": 0}, {"split_seed": 0, "seed": 1}, {"split_seed": 1}, {"seed": 1})
     one, other, moved, followed = (ready(path, num_labeled=6, **options) for options in settings)
-    assert followed.split.digest == ready(path, num_labeled=6, seed=1, split_seed=1).split.digest  # so ± over seeds is one over splits
+    assert followed.split.digest == ready(path, num_labeled=6, seed=1, split_seed=1).split.digest  # so a spread over seeds includes splits
     for name in ("validation", "test"):
         assert torch.equal(getattr(one.split, name), getattr(other.split, name))
         assert not torch.equal(getattr(one.split, name), getattr(moved.split, name))
@@ -242,7 +242,7 @@ def test_another_array_may_hold_the_labels(path):
     assert ready(written(path, x=X, target=HALF), label="target").y.tolist() == HALF.tolist()
 
 
-# What is refused
+# Refusals
 
 
 NAN, INF = X.copy(), X.copy()
@@ -580,7 +580,9 @@ def test_a_column_that_numbers_the_rows_is_named(tmp_path, first, step, said):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         assert read_table(tmp_path / "a.csv", label="y", group=None).columns == ["id", "x"]
-        read_table(tmp_path / "a.csv", label=None, group=None, features=["id", "x"])  # as one predicts, when it is too late
+        read_table(
+            tmp_path / "a.csv", label=None, group=None, features=["id", "x"]
+        )  # as for predictions, when it is too late for a warning
     assert len(found) == said
     expected = "column 'id' numbers the rows and is a feature. Remove it if it has no meaning"
     assert all(str(warning.message).endswith(expected) for warning in found)

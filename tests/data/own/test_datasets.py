@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:no labelled example is")
 
 
 class Inputs(Dataset):
-    """The inputs of another Dataset alone, as arrays."""
+    """Only the inputs of another Dataset, as arrays."""
 
     def __init__(self, of):
         self.of = of

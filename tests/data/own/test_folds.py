@@ -41,7 +41,7 @@ def test_folds_are_disjoint_and_share_the_test_part(made, groups):
         if groups is not None:
             of = [{groups[row] for row in rows(part)} for part in (split.unlabeled, split.validation, split.test)]
             assert sum(map(len, of)) == len(set().union(*of))
-    # The one example of class 2, with what is in its group, is always trained on.
+    # The only example of class 2 and its group are always trained on.
     (only,) = [row for row, c in enumerate(Y) if c == 2]
     never = rows(whole.labeled) - set().union(*held_out)
     assert only in never

@@ -7,7 +7,7 @@ from vat.data.own.images import Images, find_images
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures in one folder, two of them in a folder within."""
+    """Twelve pictures in one folder, two of them in a subfolder."""
     for k in range(12):
         path = tmp_path / "photos" / ("more" if k > 9 else "") / f"{k:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ GOOD, BAD, REST = (
 
 
 def texts(number, *, seed=0, word=None):
-    """Texts of `number` examples with their labels; each holds a word that no other has, `word` and its number if given."""
+    """Texts of `number` examples with their labels. Each has a unique word, `word` with its number if given."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for i in range(number):
