@@ -307,7 +307,7 @@ def test_a_source_of_other_columns_or_another_standardisation_is_refused(main, t
     _, result = found(checkpoints["own", 0])
     assert "transfer" in result["robust"]["l2"]["accuracy"]
     assert "was trained on the columns" in refused(main, evaluate, *given, f"source={checkpoints['reversed', 0]}")
-    assert "standardised otherwise" in refused(main, evaluate, *given, f"source={checkpoints['scaled', 0]}")
+    assert "standardised as those of" in refused(main, evaluate, *given, f"source={checkpoints['scaled', 0]}")
 
 
 def test_features_are_standardised_as_in_training_and_changed_files_refused(main, tmp_path):
@@ -669,7 +669,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
 
     assert "of shape (1, 8, 8), which the network takes, got (1, 9, 9)" in message(x=np.zeros((2, 1, 9, 9)))
     assert "inputs must be in [0, 1]" in message(x=np.full((2, 1, 8, 8), 255.0))
-    assert "holds no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
+    assert "has no array 'x'" in message(z=np.zeros((2, 1, 8, 8)))
     assert "no such file or folder" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=nowhere")
     assert "input=null: must be a path" in refused(main, predict, f"ckpt_path={trained.mlp}", "input=null")
     given = f"ckpt_path={trained.mlp}", f"input={tmp_path / 'bad.npz'}"

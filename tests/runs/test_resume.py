@@ -233,7 +233,7 @@ def test_ctrl_c_ends_a_run_in_a_line_that_says_how_to_resume(main, whole, capfd)
         raise KeyboardInterrupt
 
     assert ended(attempt(main, at_batch(13, press))) == 128 + signal.SIGINT
-    assert capfd.readouterr().err.splitlines()[-1].startswith("interrupted: ckpt_path=last")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("interrupted. To resume")
     assert ended(attempt(main, unharmed)) == 0
     assert_same(result(Path.cwd()), whole)
 

@@ -147,7 +147,7 @@ def test_a_run_does_not_resume_with_other_words(job, overrides, tmp_path):
     first = job(*overrides, "test=none", "figures=null", "regularizer=none")
     path = tmp_path / "train.csv"
     path.write_text(path.read_text().replace("great", "grand"))
-    with pytest.raises(ValueError, match="prepared otherwise"):
+    with pytest.raises(ValueError, match="prepared differently"):
         job(*overrides, "test=none", "figures=null", "regularizer=none", f"ckpt_path={first.checkpoint}", name="second")
 
 

@@ -131,7 +131,7 @@ def test_a_checkpoint_that_would_execute_code_is_refused(main, no_training, tmp_
     [
         (["model.channels=[16,64]"], ["another architecture", "layers.0.weight", "(32, 1, 3, 3)", "(16, 1, 3, 3)", "[32, 64]"]),
         (["model=mlp"], ["another architecture", "absent", "[32, 64]"]),
-        (["seed=1"], ["another split", "keep seed"]),
+        (["seed=1"], ["another split", "Keep seed"]),
         (["data.num_labeled=60"], ["another split", "data settings"]),
     ],
 )  # fmt: skip

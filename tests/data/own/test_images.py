@@ -590,7 +590,7 @@ def test_images_of_a_camera_of_fewer_than_sixteen_bits_are_named(tmp_path, gib):
         ready(tmp_path, resident_gib=gib)
     saved(tmp_path / "a" / "0.png", np.full((8, 8), 16384, np.uint16))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "values reach")
+        warnings.filterwarnings("error", "images of 16 bits")
         ready(tmp_path, resident_gib=gib)
 
 
