@@ -158,7 +158,7 @@ def test_predictions_replace_no_device(job, tmp_path, output):
     path = Path(output)
     if output == "link":
         path.symlink_to("/dev/null")
-    with pytest.raises(ValueError, match=f"output={output} is no regular file"):
+    with pytest.raises(ValueError, match=f"output={output} is not a regular file"):
         predict(run.checkpoint, rows, path)
     assert Path("/dev/null").is_char_device()
     target = tmp_path / "target.csv"
