@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vat import VAT, RandomPerturbation
 from vat.batch_norm import reestimate_batch_norm
-from vat.data.neighbours import GROUP, distances
+from vat.data.neighbours import GROUP, SHARE, distances
 from vat.data.sets.cifar import CIFAR10
 from vat.data.sets.mnist import MNIST
 from vat.data.sets.shipped import read_digits
@@ -42,6 +42,7 @@ STEPS = {"cifar10_4_classes": 240}  # all others 320
 SETS = ("moons", "digits", "wine", "circles", "breast_cancer", "iris", "mnist_100", "mnist_1000", "cifar10_4_classes")
 CHOSEN_ON = ("moons", "digits", "wine", "mnist_100")
 """Sets on which thresholds are chosen; the others report."""
+
 VAT_FACTORS, RECIPE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (0.5, 1.0, 2.0)
 INITIALISATIONS = 2
 LENGTHS = {"full": 1, "quarter": 4}
@@ -197,7 +198,9 @@ def train(name: str, split: int, steps: int, folder: Path) -> dict[str, Any]:
     g = torch.Generator().manual_seed(split)
     nearest, nearest_of_group = neighbour(x, pool, g)
     unit = 0.25 if name in ("moons", "circles") else 0.4 * nearest
+    default = SHARE * nearest_of_group
     settings = [("none", 0.0), *(("vat", f * unit) for f in VAT_FACTORS), *(("recipe", f * unit) for f in RECIPE_FACTORS)]
+    settings += [("vat, default", default), ("recipe, default", default)]
     many, classes = len(settings) * INITIALISATIONS, int(y.max()) + 1
     torch.manual_seed(split)
     if x.ndim == 4:
@@ -210,8 +213,8 @@ def train(name: str, split: int, steps: int, folder: Path) -> dict[str, Any]:
         torch.tensor(values).repeat_interleave(INITIALISATIONS)
         for values in (
             [e for _, e in settings],
-            [4 * e if method == "recipe" else 0.0 for method, e in settings],
-            [float(method == "recipe") for method, _ in settings],
+            [min(4.0, math.sqrt(x[0].numel())) * e if method.startswith("recipe") else 0.0 for method, e in settings],
+            [float(method.startswith("recipe")) for method, _ in settings],
         )
     )
     prior = torch.bincount(y[labeled], minlength=classes).double()
@@ -266,14 +269,15 @@ def fit(
     vat.eps, random.eps = (of_each(values, unlabeled, x) for values in (eps, eps_random))  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = torch.optim.Adam(network.parameters(), lr=0.002, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    for number in range(steps):
         known = labeled[torch.randint(len(labeled), (labels,), generator=g)] if len(labeled) > labels else labeled
         rows = pool[torch.randint(len(pool), (unlabeled,), generator=g)]
         loss = many * F.cross_entropy(network(repeated(x[known], many)), y[known].repeat(many))
         step = Step(network, repeated(x[rows], many), live=True)
         loss = loss + many * (vat.penalty(step) + random.penalty(step))
         log_p = step.clean.logits.log_softmax(1).view(many, unlabeled, -1).logsumexp(1) - math.log(unlabeled)
-        loss = loss + (balance * (log_p.exp() * (log_p - log_prior.float())).sum(1)).sum()  # `vat.ClassBalance` of each network
+        fading = max(0.0, 1 - 2 * number / steps)  # class balance is gone after half of the run
+        loss = loss + fading * (balance * (log_p.exp() * (log_p - log_prior.float())).sum(1)).sum()  # `vat.ClassBalance` of each network
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -297,13 +301,13 @@ def judge(
         return values.double().view(-1, INITIALISATIONS).mean(1).tolist()
 
     on_sample = predicted(sample)
-    counts = F.one_hot(on_sample, len(prior)).double().view(-1, INITIALISATIONS * len(sample), len(prior)).mean(1)
+    counts = F.one_hot(on_sample, len(prior)).double().mean(1)
     disagree = on_sample.view(-1, INITIALISATIONS, len(sample))
     found = {
         "test_error": per_setting((predicted(parts["test"]) != y[parts["test"]]).double().mean(1)),
         "val_error": per_setting((predicted(parts["validation"]) != y[parts["validation"]]).double().mean(1)),
         "disagreement": (disagree[:, 0] != disagree[:, 1]).double().mean(1).tolist(),
-        "smallest_share": (counts / prior).amin(1).tolist(),
+        "smallest_share": per_setting((counts / prior).amin(1)),
     }
     some = sample[:128]
     divergence, norm, vat = DIVERGENCES["categorical"], L2(), VAT(1.0)
@@ -427,12 +431,12 @@ def errors(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean test error of each setting on each set."""
     full = [record for record in records if record["length"] == "full"]
     names = [name for name in SETS if any(record["set"] == name for record in full)]
-    heads = [*(f"VAT {f:g}" for f in VAT_FACTORS), *(f"recipe {f:g}" for f in RECIPE_FACTORS)]
+    heads = [*(f"VAT {f:g}" for f in VAT_FACTORS), *(f"recipe {f:g}" for f in RECIPE_FACTORS), "VAT, default", "recipe, default"]
     lines = [f"| set | splits | unit | default ÷ unit | none | {' | '.join(heads)} |", f"| --- |{' --- |' * (len(heads) + 4)}"]
     for name in names:
         of = [record for record in full if record["set"] == name]
         cells = [f"{100 * mean(record['rows'][i]['test_error'] for record in of):.1f}" for i in range(len(of[0]["rows"]))]
-        default = mean(0.3 * record["nearest_of_group"] / record["unit"] for record in of)
+        default = mean(SHARE * record["nearest_of_group"] / record["unit"] for record in of)
         lines.append(f"| {name} | {len(of)} | {mean(r['unit'] for r in of):.2f} | {default:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -89,7 +89,9 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     if len(given) < len(found):
         raise ValueError(f"{' '.join(overrides)} has a key twice: give each key once")
     shared = [f"{key}={value}" for key, value in QUIET.items() if key not in given] + shared
-    composed([*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
+    cfg = composed([*shared, *(f"{o.get_key_element()}={_first(o)}" for o in space)])
+    if cfg.data.get("validation_share") == 0:
+        raise ValueError("data.validation_share=0: a search chooses by validation; hold examples out for it")
     return space, shared
 
 

@@ -12,7 +12,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see
 
 from collections.abc import Callable
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError as error:  # of another Python
+    raise SystemExit(f"error: {error}. Activate the environment: source .venv/bin/activate (make train makes it)") from None
+
 from omegaconf import DictConfig
 
 from vat.functional import by_name
@@ -39,4 +43,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    user_errors.run(main)
+    user_errors.run(main, without_choice=("data",))

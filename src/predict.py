@@ -7,7 +7,11 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: see train.py
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError as error:  # of another Python
+    raise SystemExit(f"error: {error}. Activate the environment: source .venv/bin/activate (make train makes it)") from None
+
 from omegaconf import DictConfig
 
 from vat.runs import folders, report, schema, user_errors

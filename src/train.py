@@ -15,7 +15,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import math
 from pathlib import Path
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError as error:  # of another Python
+    raise SystemExit(f"error: {error}. Activate the environment: source .venv/bin/activate (make train makes it)") from None
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig

@@ -119,3 +119,12 @@ def test_choosing_in_a_loop_of_ones_own():
 def test_what_cannot_be_compared_is_refused_before_training(options, words):
     with pytest.raises(ValueError, match=words):
         choose_eps(lambda eps, seed: pytest.fail("trained"), torch.zeros(3, 1), **options)
+
+
+def test_two_networks_that_each_predict_one_class_are_not_balanced():
+    zeros = torch.zeros(40, dtype=torch.int64)
+    assert Pilot(1.0, torch.stack([zeros, zeros + 1]), torch.zeros(40), 2).smallest_share == 0
+    half = torch.arange(40) % 2
+    assert Pilot(1.0, torch.stack([zeros, half]), torch.zeros(40), 2).smallest_share == 0.5
+    merged = [Pilot(0.0, torch.stack([half, half]), torch.zeros(40), 2), Pilot(1.0, torch.stack([zeros, zeros + 1]), torch.zeros(40), 2)]
+    assert choose(merged).eps == 0

@@ -695,3 +695,28 @@ def test_what_forward_logs_and_counts_is_that_of_training_step_alone(tmp_path):
 def test_a_weight_before_the_inputs_is_not_taken_for_them():
     with pytest.raises(ValueError, match=r"has shape \(4,\), but others have more dimensions"):
         first_tensors((torch.rand(4), torch.rand(4, 5), torch.zeros(4).long()))
+
+
+class WithoutForward(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_module_without_forward_is_told_to_name_its_network():
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 3), torch.arange(8) % 2), 4)
+
+    def fit_it(**options):
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+        pl.Trainer(max_steps=2, callbacks=[RegularizerCallback(VAT(eps=1.0), **options)], **quiet).fit(WithoutForward(), data)
+
+    with pytest.raises(ValueError, match=r"WithoutForward has no forward: define it, .* RegularizerCallback\(…, network='net'\)"):
+        fit_it()
+    fit_it(network="net")

@@ -528,3 +528,19 @@ def test_cross_entropy_is_the_mean_over_examples_and_not_over_batches():
     metric.update(logits[:4], y[:4])
     metric.update(logits[4:], y[4:])
     assert metric.compute().item() == pytest.approx(F.cross_entropy(logits, y).item())
+
+
+def test_the_sentences_at_the_end_judge_the_mean_of_the_last_logged_steps(caplog):
+    """Of ten batches one decides nothing: neither one on which r is no better than a random one, nor one on which it is."""
+    from types import SimpleNamespace
+
+    from vat.lightning.training import LAST_REPORTS, explain, last_reports
+
+    bad, good = ({"vat/lds": torch.tensor(lds), "vat/kl_random": torch.tensor(0.01)} for lds in (0.01, 0.03))
+    for reports, said in (([*[good] * 9, bad], 0), ([*[bad] * 9, good], 1)):
+        caplog.clear()
+        found = last_reports()
+        found.extend([*[good] * 50, *reports])
+        assert len(found) == LAST_REPORTS == 10
+        explain(SimpleNamespace(is_global_zero=True), {"vat": VAT(1.0)}, found)
+        assert ["hardly better than noise" in record.message for record in caplog.records] == [True] * said

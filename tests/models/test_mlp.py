@@ -25,6 +25,12 @@ def test_parameter_counts_of_the_papers_networks():
     assert parameters(MLP((100,), 2, hidden=(100,), batch_norm=False, init="fan_in")) == 10_302
 
 
+@pytest.mark.parametrize(("shape", "units"), [((4,), 64), ((30,), 120), ((1, 8, 8), 256), ((1, 28, 28), 1200), ((3, 32, 32), 1200)])
+def test_hidden_layers_are_as_wide_as_the_inputs_ask_for(shape, units):
+    linear = [layer for layer in MLP(shape, 3).layers if isinstance(layer, torch.nn.Linear)]
+    assert [layer.out_features for layer in linear] == [units, units, 3]
+
+
 def test_noise_has_its_standard_deviation_in_training_mode_alone():
     torch.manual_seed(0)
     x = torch.full((1000, 1000), 3.0)

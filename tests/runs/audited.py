@@ -191,7 +191,9 @@ def uses(path, folder, network, record, data):
     def exported():
         config = saved["record"].get("config")
         described = {"input_shape": [3], "class_names": ["0", "1"], "mean": None, "std": None}
-        records.recorded_network(renamed(config.get("model") if isinstance(config, dict) else None), described)
+        state = network.state_dict()
+        with records._describing_its_weights(path):
+            records.loaded_network(renamed(config.get("model") if isinstance(config, dict) else None), described, state)
 
     def evaluate():
         records.network_of(saved, path)

@@ -299,6 +299,47 @@ def test_a_state_that_cannot_be_restored_ends_in_one_line(job, tmp_path):
             job("model=mlp", "trainer.max_steps=20", "scheduler.T_max=10", f"ckpt_path={tmp_path / 'odd.ckpt'}", name="second")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"class_names": ["0", "0"]}, "class_names is"),
+        ({"class_names": ["0", "\ud800"]}, "class_names is"),
+        ({"std": [1.0, 0.0, 1.0]}, "std is"),
+        ({"preparation": {"mean": [0.0] * 3, "std": [1.0, -1.0, 1.0]}}, "std is"),
+    ],
+)
+def test_a_record_that_no_run_writes_is_refused(tmp_path, changed, said):
+    torch.save(USABLE, tmp_path / "a.ckpt")
+    records.load_network(tmp_path / "a.ckpt")
+    torch.save(USABLE | {"record": USABLE["record"] | changed}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=said):
+        records.load_network(tmp_path / "a.ckpt")
+
+
+def test_weights_that_are_not_real_are_refused(tmp_path):
+    weights = USABLE["state_dict"] | {"network.1.layers.3.bias": torch.zeros(2, dtype=torch.complex64)}
+    torch.save(USABLE | {"state_dict": weights}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"1\.layers\.3\.bias is torch\.complex64"):
+        records.load_network(tmp_path / "a.ckpt")
+
+
+def test_inputs_that_the_network_cannot_take_are_refused_before_it_is_used(tmp_path):
+    """A network that pools has the same weights for every size."""
+    from vat.models import WideResNet
+
+    model = {"_target_": "vat.models.resnet.WideResNet", "depth": 10, "width": 1}
+    weights = {f"network.{name}": value for name, value in WideResNet((3, 32, 32), 2, depth=10, width=1).state_dict().items()}
+    for shape, fits in {(3, 32, 32): True, (3, 16, 48): True, (4, 32, 32): False, (3, 32): False}.items():
+        config = USABLE["record"]["config"] | {"model": model}
+        record = USABLE["record"] | {"config": config, "input_shape": list(shape), "mean": None, "std": None}
+        torch.save(USABLE | {"record": record, "state_dict": weights}, tmp_path / "a.ckpt")
+        if fits:
+            records.load_network(tmp_path / "a.ckpt")
+        else:
+            with pytest.raises(ValueError, match="its record does not describe its weights"):
+                records.load_network(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     weights = USABLE["state_dict"] | {"network.1.layers.3.bias": torch.tensor([0.0, value])}

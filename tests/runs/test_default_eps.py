@@ -66,6 +66,20 @@ def test_own_data_have_a_radius_of_their_own(job, table, tmp_path):
     assert [node["eps"] for node in record["regularizers"] if "eps" in node] == [eps, record["random_perturbation"]["eps"]]
 
 
+def test_a_perceptron_is_as_wide_as_the_features_ask_for(job, table, capsys, monkeypatch):
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "width", 1000)
+    monkeypatch.setattr(report.console, "quiet", False)
+    ran = job("data=arrays", "model=mlp", table, "trainer.max_steps=1", name="computed")
+    assert list(config(ran).model.hidden) == list(read_checkpoint(ran.checkpoint)["record"]["config"]["model"]["hidden"]) == [64, 64]
+    assert "model.hidden=[64, 64]: chosen for inputs of 6 numbers" in capsys.readouterr().out
+    typed = job("data=arrays", "model=mlp", table, "trainer.max_steps=1", "model.hidden=[1200,1200]", name="typed")
+    assert list(config(typed).model.hidden) == [1200, 1200]
+    assert "chosen for inputs" not in capsys.readouterr().out
+    assert typed.checkpoint.stat().st_size > 50 * ran.checkpoint.stat().st_size
+
+
 def test_the_radius_follows_the_unit_of_the_data(job, tmp_path):
     small, large = (job(*own(written(tmp_path / f"{scale}.npz", scale)), name=str(scale)) for scale in (1.0, 100.0))
     assert config(large).vat.eps == pytest.approx(100 * config(small).vat.eps, rel=0.01)
@@ -102,15 +116,15 @@ def test_lds_is_measured_at_the_radius_of_the_data(job, table):
 
 
 def test_a_run_resumes_and_a_folder_knows_its_job(job, table, compose, tmp_path):
-    ran = job(*own(table))
-    job(*own(table, f"ckpt_path={ran.checkpoint}"), name="resumed")
-    same, other = (compose(*own(table, *more)) for more in ((), ("vat.eps=7",)))
+    ran = job(*own(table, "regularizer=vat"))
+    job(*own(table, "regularizer=vat", f"ckpt_path={ran.checkpoint}"), name="resumed")
+    same, other = (compose(*own(table, "regularizer=vat", *more)) for more in ((), ("vat.eps=7",)))
     digest = json.loads((ran.folder / "environment.json").read_text())["settings"]
     quick = ("trainer.max_steps=5", "data.steps_per_epoch=5", "logger=none", "figures=null", "trainer.enable_progress_bar=false")
-    same = compose(*quick, *own(table))
+    same = compose(*quick, *own(table, "regularizer=vat"))
     assert digest == settings_digest(same)
     resume.refuse_other_job(same, ran.folder)
-    typed = compose(*quick, *own(table, f"vat.eps={config(ran).vat.eps}"))
+    typed = compose(*quick, *own(table, "regularizer=vat", f"vat.eps={config(ran).vat.eps}"))
     resume.refuse_other_job(typed, ran.folder)  # the same number is the same job
     with pytest.raises(ValueError, match="holds a job of other settings"):
         resume.refuse_other_job(other, ran.folder)
@@ -145,9 +159,35 @@ def test_touching_classes_are_warned_of_before_training(compose, tmp_path, monke
     np.savez(path, x=torch.randn(120, 20, generator=generator).numpy(), y=torch.randint(2, (120,), generator=generator).numpy())
     monkeypatch.setattr(report.console, "quiet", False)
     quick = ("trainer.max_steps=2", "data.steps_per_epoch=2", "logger=none", "figures=null", "trainer.enable_progress_bar=false")
-    training.train(compose(*quick, *own(f"data.train={path}")), tmp_path / "run")
+    training.train(compose(*quick, *own(f"data.train={path}", "regularizer=vat")), tmp_path / "run")
     said = " ".join(capsys.readouterr().out.split())
     assert "vat.eps=" in said
     assert "VAT may do harm" in said
     assert said.index("VAT may do harm") < said.index("Result")
     assert "validation has 12 examples" in said
+
+
+def test_few_labels_is_the_default_and_trains_without_vat_if_classes_touch(job, table, tmp_path):
+    path = tmp_path / "noise.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, x=rng.normal(size=(150, 20)).astype(np.float32), y=rng.integers(2, size=150))
+    noise = own(f"data.train={path}")
+    assert config(job(*noise, name="noise")).regularizers == []
+    for number, more in enumerate((("vat_if_classes_touch=true",), ("vat.eps=1",))):
+        assert len(config(job(*noise, *more, name=f"anyway-{number}")).regularizers) == 3
+    assert len(config(job(*noise, "regularizer=vat", name="vat")).regularizers) == 1
+    found = config(job(*own(table), name="apart"))
+    assert len(found.regularizers) == 3
+    assert found.class_balance.fade_out == 2  # of 5 steps
+
+
+@pytest.mark.parametrize(("features", "times"), [(4, 2.0), (9, 3.0), (25, 4.0)])
+def test_random_perturbations_are_smaller_for_few_numbers(job, tmp_path, features, times):
+    path = tmp_path / "table.npz"
+    y = np.arange(80) % 2
+    x = 3 * np.eye(2, features)[y] + np.random.default_rng(0).normal(size=(80, features))
+    np.savez(path, x=x.astype(np.float32), y=y)
+    for name, more in {"computed": (), "typed": ("vat.eps=0.7",)}.items():
+        found = config(job(*own(f"data.train={path}"), *more, name=name))
+        assert found.random_perturbation.eps == pytest.approx(times * found.vat.eps)
+        assert list(found.class_balance.prior) == pytest.approx([0.5, 0.5], abs=0.02)

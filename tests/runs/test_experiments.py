@@ -7,7 +7,7 @@ import official
 import pytest
 import torch
 
-from vat.runs import schema
+from vat.runs import default_eps, schema
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -70,9 +70,30 @@ def test_an_experiment_trains_a_batch_of_data_in_the_official_format(name, regul
     assert torch.load(ran.checkpoint, weights_only=True)["global_step"] == 1
 
 
-def test_tuned_values_are_of_an_experiment_and_a_regularizer():
-    """A value that no pair of them names would be read by nobody, without a word."""
-    assert schema.tuned().keys() <= {f"{e}_{r}" for e in EXPERIMENTS for r in REGULARIZERS}
+def test_tuned_values_are_of_an_experiment_its_data_and_a_regularizer(compose):
+    """A value that they do not name would be read by nobody, without a word."""
+    possible = set()
+    for experiment, data in schema.tuned_for().items():
+        assert compose(f"experiment={experiment}").data._target_ == compose(f"data={data}").data._target_
+        possible |= {f"{experiment}_{data}_{r}" for r in REGULARIZERS}
+    assert schema.tuned().keys() <= possible
+
+
+def test_tuned_values_are_left_out_on_other_data(compose, tmp_path):
+    cfg = compose("experiment=mnist_100", "data=images", f"data.dir={tmp_path}")
+    assert cfg.vat.eps == cfg.random_perturbation.eps == default_eps.FROM_DATA  # computed from the images
+    assert (cfg.vat.eps_start, cfg.vat.ramp_up, cfg.class_balance.fade_out) == (None, 0, 0)
+    assert compose("experiment=mnist_100", "data=digits").vat.eps == 2.0
+    assert compose("experiment=mnist_100", "data=images", "vat.eps=3").vat.eps == 3
+
+
+def test_schedules_are_shares_of_the_run(compose):
+    cfg = compose("experiment=mnist_100", "trainer.max_steps=2000")
+    assert (cfg.vat.eps_steps, cfg.vat.ramp_up, cfg.class_balance.fade_out) == (800, 250, 1000)
+    cfg = compose("experiment=mnist_100", "trainer.max_steps=2000", "vat.ramp_up=1000", "class_balance.fade_out=${share:0.25}")
+    assert (cfg.vat.ramp_up, cfg.class_balance.fade_out) == (1000, 500)
+    assert compose("regularizer=mean_teacher", "trainer.max_steps=100").mean_teacher.ramp_up == 40
+    assert compose("regularizer=pi_model").pi_model.ramp_up == 400
 
 
 COMPOSED = json.loads((Path(__file__).parent / "files" / "tuned.json").read_text())
@@ -81,7 +102,8 @@ COMPOSED = json.loads((Path(__file__).parent / "files" / "tuned.json").read_text
 
 @pytest.mark.parametrize("tuned", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tuned", "not tuned"])
 def test_every_experiment_has_the_values_it_always_had(compose, tuned):
-    pairs = [pair for pair in COMPOSED if (pair.replace(" ", "_") in schema.tuned()) is tuned]
+    data = schema.tuned_for()
+    pairs = [pair for pair in COMPOSED if ("{0}_{2}_{1}".format(*pair.split(), data.get(pair.split()[0])) in schema.tuned()) is tuned]
     assert len(pairs) > 35
     for pair in pairs:
         experiment, regularizer = pair.split()

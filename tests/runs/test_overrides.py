@@ -51,3 +51,12 @@ def test_a_command_says_so_before_hydra_speaks(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1", "data.train='~/x.npz'", "~scheduler", "+a.b=[1,2]"])
     user_errors.run(lambda: started.append(1))
     assert started == [1]
+
+
+def test_a_setting_of_a_group_without_a_choice_is_refused():
+    from vat.runs.overrides import refuse_settings_without_choice
+
+    with pytest.raises(ValueError, match=r"data\.test=new\.csv: there is no data to set it in"):
+        refuse_settings_without_choice(["ckpt_path=x", "data.test=new.csv"], ["data"])
+    refuse_settings_without_choice(["data=arrays", "data.test=new.csv"], ["data"])
+    refuse_settings_without_choice(["ckpt_path=data.ckpt"], ["data"])

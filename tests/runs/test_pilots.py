@@ -27,7 +27,7 @@ def overrides(tmp_path):
 
 
 def test_pilot_runs_are_short_and_share_the_labels_of_the_run(compose, overrides):
-    cfg = compose(*overrides, "vat.eps=1", "vat.ramp_up=40", "seed=5", "trainer.max_steps=800")
+    cfg = compose(*overrides, "regularizer=vat", "vat.eps=1", "vat.ramp_up=40", "seed=5", "trainer.max_steps=800")
     found = list(pilots.jobs(cfg))
     assert [eps for eps, _, _ in found] == [0, 0, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2, 4, 4]
     assert len({name for _, name, _ in found}) == len(found)
@@ -38,6 +38,14 @@ def test_pilot_runs_are_short_and_share_the_labels_of_the_run(compose, overrides
         assert job.vat.ramp_up == 10
     assert cfg.trainer.max_steps == 800
     assert cfg.vat.eps == 1
+
+
+def test_pilot_runs_of_the_recipe_move_both_radii_and_shorten_shares_once(compose, overrides):
+    cfg = compose(*overrides, "vat.eps=1", "trainer.max_steps=800")
+    for eps, _, job in pilots.jobs(cfg):
+        if eps:
+            assert (job.vat.eps, job.random_perturbation.eps) == (eps, 4 * eps)
+            assert job.class_balance.fade_out == 100  # half of 200 steps
 
 
 def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):

@@ -54,6 +54,9 @@ def test_a_target_from_elsewhere_is_refused_wherever_it_is(key, target):
         ("my_package.nets.MyNet", "allow_targets=[my_package]"),
         ("torch.nn.Sequential", "allow_targets=[torch.nn.Sequential]"),  # never all of torch, which holds load
         ("os.system", None),
+        ("torch.load", None),  # would unpickle, whoever trusts torch
+        ("torch.package.PackageImporter", None),
+        ("pytorch_lightning.strategies.Strategy.load_checkpoint", None),
     ],
 )
 def test_the_remedy_names_what_to_trust(target, remedy):
@@ -117,7 +120,19 @@ def test_arguments_are_plain_values_of_the_declared_types(key, values, said):
 
 @pytest.mark.parametrize(
     "node",
-    [None, [], "vat.VAT", {}, {"_target_": None}, {"_target_": 3}, {"_target_": ["vat.VAT"]}, {"_target_": "MLP"}, {"_target_": "a b.c"}],
+    [
+        None,
+        [],
+        "vat.VAT",
+        {},
+        {"_target_": []},
+        {"_target_": {}},
+        {"_target_": None},
+        {"_target_": 3},
+        {"_target_": ["vat.VAT"]},
+        {"_target_": "MLP"},
+        {"_target_": "a b.c"},
+    ],
 )
 def test_what_is_no_node_is_refused(node):
     refusal(node, "model")
@@ -229,6 +244,11 @@ def test_a_library_is_not_allowed_as_a_whole(entry):
     for target in ("torch.load", "torch.nn.Sequential", "os.system", "vat.runs.training.train", "torch.nn.modules.module.torch.load"):
         assert "is none of" in refusal({"_target_": target}, "model", allowed=[entry])
     assert type(make({"_target_": "torch.nn.Flatten"}, "model", allowed=["torch.nn.Flatten"], facts=FACTS)) is nn.Flatten
+
+
+@pytest.mark.parametrize("name", ["torch.load", "os.system", "subprocess.Popen", "torch.package.PackageImporter"])
+def test_of_a_library_a_layer_is_allowed_and_nothing_else(name):
+    assert "is in no allowed package" in refusal({"_target_": name, "f": "a"}, "model", allowed=[name]).replace("which is", "is")
 
 
 NET = """

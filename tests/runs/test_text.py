@@ -73,7 +73,7 @@ def test_confusion_and_summary_hold_no_formula(tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ["class", *shown]
     assert [row[0] for row in rows[1:]] == shown
-    setting = sweep_summary.Setting({"model.init": "=1+1"}, 1, [1.0], [], [], [1.0])
+    setting = sweep_summary.Setting({"model.init": "=1+1"}, 1, 1, [1.0], [], [], [1.0])
     sweep_summary._write_csv([setting], tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="") as file:
         assert list(csv.reader(file))[1][0] == "'=1+1"

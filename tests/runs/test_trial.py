@@ -48,6 +48,37 @@ class Nan(Net):
     def forward(self, x):
         return self.layers(x) / 0
 
+class Dictionary(Net):
+    def forward(self, x):
+        return {"logits": self.layers(x)}
+
+class Frozen(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.requires_grad_(False)
+
+class Detached(Net):
+    def forward(self, x):
+        return self.layers(x.detach())
+
+class NoGradient(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.layers(x)
+
+class Width(Net):
+    def __init__(self, num_classes, width):
+        super().__init__(num_classes)
+
+class Random(Net):
+    def forward(self, x):
+        return self.layers(x + torch.randn_like(x))
+
+def number():
+    return 3
+
+module = Net(10)
+
 def build(num_classes, input_shape):
     assert tuple(input_shape) == (1, 8, 8)
     return Net(num_classes)
@@ -70,6 +101,7 @@ def networks(tmp_path, monkeypatch):
         ("Classes", r"it returned shape \(2,\), int64"),
         ("Wide", r"it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         ("Nan", r"it returned (NaN|an infinite value) before any training"),
+        ("Dictionary", r'it returned a dict: return output\["logits"\] in its forward'),
     ],
 )
 def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks, tmp_path, name, said):
@@ -79,6 +111,40 @@ def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks
     assert re.match(expected, str(end.value.code))
     assert "\n" not in str(end.value.code)
     assert not list(tmp_path.glob("outputs/*/*/checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("trial_networks.Frozen", r"model=Frozen has no weights to train"),
+        ("trial_networks.Detached", r"model=Detached: no gradient leads from its output to its inputs.* add regularizer=none test=none"),
+        ("trial_networks.NoGradient", r"model=NoGradient: no gradient leads from its output to its inputs"),
+        ("trial_networks.Width", r"makes no network \(.*missing 1 required positional argument: 'width'\): \+model\.NAME=value gives it"),
+        ("trial_networks.number", r"model\._target_=trial_networks\.number makes a int: it must make a torch\.nn\.Module"),
+        ("trial_networks.module", r"is a Net: name a class or a function that makes a network"),
+        ("trial_networks", r"is a module: name a class or a function that makes a network"),
+        ("trial_networks.Nothing", r"cannot be found \(.*\): name a class or a function"),
+        ("no_such_module.Net", r"cannot be found \(.*No module named 'no_such_module'.*\): name a class or a function"),
+        ("null", r"model\._target_=None cannot be found"),
+    ],
+)
+def test_what_makes_no_network_is_refused_in_one_line(main, networks, name, said):
+    with pytest.raises(SystemExit, match=said) as end:
+        main("model=custom", f"model._target_={name}")
+    assert "\n" not in str(end.value.code)
+
+
+def test_a_network_without_a_gradient_to_its_inputs_is_trained_without_vat(main, networks, tmp_path):
+    main("model=custom", "model._target_=trial_networks.Detached", "regularizer=none", "test=none", "hydra.run.dir=run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val/accuracy"] >= 0
+
+
+def test_a_network_that_draws_random_numbers_is_not_exported(main, networks, tmp_path):
+    from vat.runs.exporting import export
+
+    main("model=custom", "model._target_=trial_networks.Random", "hydra.run.dir=run", "test=none")
+    with pytest.raises(ValueError, match=r"last\.ckpt: the network gives another output at each call"):
+        export(tmp_path / "run" / "checkpoints" / "last.ckpt", "safetensors", allow_targets=["trial_networks"])
 
 
 @pytest.mark.parametrize("name", ["Net", "build"])

@@ -37,3 +37,9 @@ def test_the_only_line_names_what_is_unknown(typed, said, tmp_path, monkeypatch)
 def test_other_errors_are_left_alone():
     assert user_errors.unknown_name(None) is None
     assert user_errors.unknown_name(ValueError("eps")) is None
+
+
+def test_a_message_with_a_name_of_a_million_characters_is_short_and_keeps_its_remedy():
+    said = user_errors.readable(ValueError(f"{'a' * 10**6} is no class: take another"))
+    assert len(said) < 2100
+    assert said.endswith("is no class: take another")

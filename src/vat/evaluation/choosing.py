@@ -54,10 +54,14 @@ class Pilot:
 
     @property
     def smallest_share(self) -> float:
-        """How often the rarest class is predicted, divided by its expected share."""
-        found = torch.bincount(self.predictions.flatten(), minlength=self.num_classes).double() / self.predictions.numel()
-        expected = torch.full_like(found, 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
-        return float((found[expected > 0] / expected[expected > 0]).min())
+        """How often a network predicts its rarest class, divided by that class's expected share: the mean over the networks.
+
+        It is computed for each network: two networks that each predict a single class, but different ones, would look balanced together.
+        """
+        counts = torch.stack([torch.bincount(row, minlength=self.num_classes) for row in self.predictions]).double()
+        found = counts / counts.sum(1, keepdim=True)
+        expected = torch.full_like(found[0], 1 / self.num_classes) if self.prior is None else self.prior.double() / self.prior.sum()
+        return float((found[:, expected > 0] / expected[expected > 0]).amin(1).mean())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from vat.step import Key
 
 CALIBRATION_BINS = 15
 
+NOT_FINITE = "{}: its outputs on clean inputs are NaN or infinite: evaluate needs finite logits"
+
 LIPSCHITZ_POINTS = 8  # random points of the ball; its centre is one more
 
 
@@ -68,7 +70,7 @@ def clean_measures(network: Forward, x: Tensor, y: Tensor, *, lds_eps: float, ke
 
 def _check_outputs(logits: Tensor) -> None:
     if not logits.isfinite().all():
-        raise ValueError("the network's outputs on clean inputs are NaN or infinite: evaluate needs finite logits")
+        raise ValueError(NOT_FINITE.format("the network"))
     if len(logits) > 1 and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-4).all():
         raise ValueError(
             "the network's outputs must be logits, got probabilities: each is >= 0 and they sum to 1. Remove the softmax, because its "

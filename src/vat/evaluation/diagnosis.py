@@ -26,6 +26,9 @@ FAR = 0.1
 MOST_OUTPUTS = 1024
 """Largest number of outputs of an example for which its Hessian is computed. It costs a backward pass for each output."""
 
+FELT = 0.02
+"""Nats at a random r above which eps causes a useless direction. At the default radius, short runs have at most 0.007 nats."""
+
 
 def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
     """Whether it is a `VAT` whose r can be judged. `RandomPerturbation`, its control, does not search for r."""
@@ -206,7 +209,8 @@ def interpretation(values: Mapping[str, float], *, direction: str | None = None)
         )
     elif lds < 1.5 * chance:
         found.append(
-            f"r reaches {lds:.2g} nats and a random r {chance:.2g}: the direction is hardly better than noise. {_noise(direction)}"
+            f"r reaches {lds:.2g} nats and a random r {chance:.2g}: the direction is hardly better than noise. "
+            f"{_noise(direction, chance)}"
         )
     elif lds < 0.1 * most:
         found.append(
@@ -220,13 +224,10 @@ def interpretation(values: Mapping[str, float], *, direction: str | None = None)
     return found
 
 
-def _noise(direction: str | None) -> str:
+def _noise(direction: str | None, chance: float) -> str:
     """Explain why a direction is no better than noise."""
     if direction == "random":
         return "This is expected of direction=random: it is VAT's control"
-    half = "Half precision or a tiny xi does this to finite differences: use direction=random_margin, margin or exact"
-    if direction in (None, "finite_difference", "ascent"):
-        return half
-    return (
-        f"direction={direction} does not depend on xi or precision, so eps is too large: r leaves the region where it was found. Lower eps"
-    )
+    if chance <= FELT and direction in (None, "finite_difference", "ascent"):
+        return "Half precision or a tiny xi does this to finite differences: use direction=random_margin, margin or exact"
+    return "eps is so large that r leaves the region where it was found. Lower eps"

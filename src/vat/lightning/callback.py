@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vat.calls import At, Call
-from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
+from vat.lightning.training import due_report, explain, last_reports, refuse_gradients_not_finite, refuse_not_finite
 from vat.regularizers import Regularizer, by_unique_name, live
 from vat.step import Key, Step
 
@@ -92,6 +92,7 @@ class RegularizerCallback(pl.Callback):
         self.mask = mask
         self.class_dim = class_dim
         self._num_updates = 0
+        self._reports = last_reports()
         self._restored = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,6 +101,13 @@ class RegularizerCallback(pl.Callback):
             raise ValueError(
                 f"{type(pl_module).__name__} has automatic_optimization=False, so the callback cannot add to its loss: call the "
                 "regularizer in training_step"
+            )
+        without = type(pl_module).forward is pl.LightningModule.forward and "forward" not in vars(pl_module)
+        if self.forward is None and self.network is None and without:
+            names = [name for name, _ in pl_module.named_children()] or ["net"]
+            raise ValueError(
+                f"{type(pl_module).__name__} has no forward: define it, or name the network that training_step calls, as "
+                f"RegularizerCallback(…, network={names[0]!r})"
             )
         self.regularizers.to(pl_module.device)
         for regularizer in self._regularizers().values():
@@ -121,13 +129,14 @@ class RegularizerCallback(pl.Callback):
         pl_module.training_step = _Regularized(regularized, training_step, pl_module.__dict__.get("training_step"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reports = last_reports()
         self._num_updates = trainer.global_step  # in a resumed run, Lightning has restored it before this hook
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         refuse_gradients_not_finite(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        explain(trainer, self._regularizers())
+        explain(trainer, self._regularizers(), self._reports)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the module's `training_step`, also after an exception."""
@@ -228,6 +237,7 @@ class RegularizerCallback(pl.Callback):
             terms = self._terms(trainer, pl_module, batch, report, calls)
         refuse_not_finite(trainer, {"loss": loss, **terms})
         if report is not None:
+            self._reports.append({name: value.detach() for name, value in report.items()})
             values = {name: term.detach() for name, term in terms.items()} | report
             pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         total = loss + torch.stack(list(terms.values())).sum()

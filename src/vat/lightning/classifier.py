@@ -14,7 +14,7 @@ from vat.batch_norm import reestimate_batch_norm
 from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
-from vat.lightning.training import due_report, explain, refuse_gradients_not_finite, refuse_not_finite
+from vat.lightning.training import due_report, explain, last_reports, refuse_gradients_not_finite, refuse_not_finite
 from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step
@@ -68,6 +68,7 @@ class Classifier(pl.LightningModule):
         self.record = record
         self.confusion: Tensor | None = None
         self.val_counts: Tensor | None = None
+        self._reports = last_reports()
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.val_metrics = _metrics("val", num_classes)
@@ -87,6 +88,7 @@ class Classifier(pl.LightningModule):
         refuse_not_finite(self.trainer, terms)
         total = torch.stack(list(terms.values())).sum()
         if report is not None:
+            self._reports.append({name: value.detach() for name, value in report.items()})
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             values = {f"train/{name}": term.detach() for name, term in terms.items()}
             values |= {f"train/{name}": value for name, value in report.items()}
@@ -144,7 +146,7 @@ class Classifier(pl.LightningModule):
             regularizer.on_fit_start(self.network)
 
     def on_train_end(self) -> None:
-        explain(self.trainer, self._regularizers())
+        explain(self.trainer, self._regularizers(), self._reports)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         refuse_gradients_not_finite(self.trainer, self.network)
@@ -158,11 +160,15 @@ class Classifier(pl.LightningModule):
         return {name: r for name, r in self.regularizers.items() if isinstance(r, Regularizer)}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.network.parameters())
-        if self._make_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        optimizer, schedules = self.make_optimizer(self.network.parameters())
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
+
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter]
+    ) -> tuple[torch.optim.Optimizer, list[torch.optim.lr_scheduler.LRScheduler]]:
+        """The optimizer of some parameters, and the schedule of its rate, or none."""
+        optimizer = self._make_optimizer(parameters)
+        return optimizer, [] if self._make_scheduler is None else [self._make_scheduler(optimizer)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record

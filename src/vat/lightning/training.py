@@ -1,7 +1,9 @@
 """Code of both the LightningModule and the callback: when diagnostics are due, what they mean, errors if the loss is not finite."""
 
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +14,9 @@ from vat.regularizers import Regularizer
 
 log = logging.getLogger(__name__)
 
+LAST_REPORTS = 10
+"""Logged steps whose mean is judged at the end."""
+
 
 def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
     """Make an empty report for the regularizers if the trainer passes the values of this step to its loggers, else None."""
@@ -20,12 +25,24 @@ def due_report(trainer: pl.Trainer) -> dict[str, Tensor] | None:
     return {} if due else None
 
 
-def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer]) -> None:
-    """Warn if the last logged diagnostics show that a `VAT` does not work. The warnings have the names of the logs."""
+def last_reports() -> deque[dict[str, Tensor]]:
+    """An empty list for the diagnostics of the last `LAST_REPORTS` logged steps."""
+    return deque(maxlen=LAST_REPORTS)
+
+
+def explain(trainer: pl.Trainer, regularizers: Mapping[str, Regularizer], reports: Sequence[Mapping[str, Tensor]]) -> None:
+    """Warn if diagnostics show that a `VAT` does not work. The warnings have the names of the logs.
+
+    Args:
+        trainer: Of the run.
+        regularizers: By name.
+        reports: The diagnostics of the last logged steps. Their mean is judged, since those of one batch vary.
+    """
     for name, regularizer in regularizers.items():
         if looks_for_r(regularizer) and trainer.is_global_zero:
-            prefix = f"train/{name}/"
-            values = {k.removeprefix(prefix): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+            prefix = f"{name}/"
+            keys = {key for report in reports for key in report if key.startswith(prefix)}
+            values = {k.removeprefix(prefix): fmean(float(report[k]) for report in reports if k in report) for k in sorted(keys)}
             direction = getattr(regularizer.direction, "__name__", None)
             for sentence in interpretation(values, direction=direction):
                 log.warning("%s: %s", name, sentence)

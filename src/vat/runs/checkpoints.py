@@ -156,7 +156,7 @@ def bring_best(start: Path, saved: dict[str, Any], folder: Path, *, needed: bool
         ValueError: it is `needed`, there was one, and it is not there.
     """
     states = [state for name, state in saved.get("callbacks", {}).items() if str(name).startswith(STATE_OF_BEST)]
-    known = {Path(place).resolve() for state in states if isinstance(place := state.get("best_model_path"), str) and place}
+    known = {Path(os.path.realpath(place)) for state in states if isinstance(place := state.get("best_model_path"), str) and place}
     best, here = start.resolve().with_name(BEST), folder / BEST
     if here.resolve() in known or here.resolve() == best:  # the run's own folder, where `start` may be a copy from elsewhere
         best = here
@@ -240,7 +240,7 @@ class SaveBest(ModelCheckpoint):
         if state_dict.get("current_score") is not None:
             scores["current_score"] = state_dict["current_score"]
         for name, score in scores.items():
-            if not isinstance(score, Tensor) or score.numel() != 1:
+            if not isinstance(score, Tensor) or score.numel() != 1 or score.is_complex() or not score.isfinite():
                 raise ValueError(f"the checkpoint to resume from is damaged: {name} is no number")
         if type(saved_at := state_dict.get("saved_at", 0)) is not int:
             raise ValueError("the checkpoint to resume from is damaged: saved_at is no number")

@@ -1,4 +1,4 @@
-"""The radius of a run that sets none: that of the published sets, or one computed from the user's own data."""
+"""The radius of a run that sets none, that of the published sets or one computed from the user's own data; and a perceptron's width."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.neighbours import GROUP, Neighbours, neighbours
+from vat.models.mlp import MLP, default_hidden
 from vat.runs import report
 
 FROM_DATA = -math.inf
@@ -29,15 +30,23 @@ def default_eps(published: float, *, _root_: DictConfig) -> float:
 
 @dataclass(frozen=True)
 class Computed:
-    """Radii by their keys, as `vat.eps`, the distances that they were computed from, and whether the classes' shares are the labels'."""
+    """What the data decided: radii by their keys, as `vat.eps`.
+
+    Args:
+        radii: The radii.
+        found: The distances that they were computed from; None for words, whose radius is the same for all texts.
+        prior: Whether the classes' shares are the labels'.
+        none: Whether there is no regularizer, as classes touch.
+    """
 
     radii: Mapping[str, float]
-    found: Neighbours
+    found: Neighbours | None
     prior: bool
+    none: bool
 
 
 def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Computed | None]:
-    """The configuration with numbers for the radii that wait for the data, and what was computed; None if none waits.
+    """The configuration with numbers for the radii that wait for the data, and what was computed; None if nothing was.
 
     Class balance, too, takes the classes' shares from the labels of a user's data, unless they are given.
 
@@ -48,33 +57,56 @@ def filled_in(cfg: DictConfig, data: ResidentDataModule) -> tuple[DictConfig, Co
     Raises:
         ValueError: If all inputs are equal.
     """
-    waiting = [str(key) for key in cfg if key != "hydra" and isinstance(cfg[key], DictConfig) and _waits(cfg[key])]
-    if not waiting:
+    waiting, prior = [key for key in map(str, cfg) if _waits(cfg, key)], _prior(cfg, data)
+    if not waiting and not prior:
         return cfg, None
-    cfg, prior = cfg.copy(), _prior(cfg, data)
-    if data.holds_words:  # the distance of two numbers of words is none of their texts
-        for key in waiting:
-            cfg[key].eps = FACTORS.get(key, 1.0) * OF_WORDS
-        if prior:
-            cfg.class_balance.prior = prior
-        return cfg, None
-    found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
+    cfg = cfg.copy()
+    found = None  # the distance of two numbers of words is none of their texts
+    if waiting and not data.holds_words:
+        found = neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     for key in waiting:
-        eps = FACTORS.get(key, 1.0) * found.default_eps
-        cfg[key].eps = float(f"{eps if cfg[key].get('norm', 'l2') == 'l2' else eps / math.sqrt(math.prod(data.input_shape)):.3g}")
+        if _waits(cfg, key):  # or it is a multiple of one that has its number by now
+            eps = FACTORS.get(key, 1.0) * (OF_WORDS if found is None else found.default_eps)
+            of_norm = 1.0 if found is None or cfg[key].get("norm", "l2") == "l2" else math.sqrt(math.prod(data.input_shape))
+            cfg[key].eps = float(f"{eps / of_norm:.3g}")
     if prior:
         cfg.class_balance.prior = prior
-    return cfg, Computed({f"{key}.eps": cfg[key].eps for key in waiting}, found, prior is not None)
+    none = found is not None and found.classes_touch and "vat" in waiting and not cfg.vat_if_classes_touch
+    if none:
+        cfg.regularizers = []
+    return cfg, Computed({f"{key}.eps": cfg[key].eps for key in waiting}, found, prior is not None, none)
 
 
-def _waits(node: DictConfig) -> bool:
-    eps = node.get("eps")
+def with_random_times(cfg: DictConfig, data: ResidentDataModule) -> DictConfig:
+    """The configuration of `few_labels` with a smaller random perturbation for inputs of few numbers."""
+    most = math.sqrt(math.prod(data.input_shape))
+    if data.holds_words or cfg.get("random_times_vat", 0.0) <= most:
+        return cfg
+    cfg = cfg.copy()
+    cfg.random_times_vat = float(f"{most:.3g}")
+    return cfg
+
+
+def with_hidden(cfg: DictConfig, data: ResidentDataModule) -> DictConfig:
+    """The configuration with numbers for the hidden layers of a perceptron that sets none, so that a checkpoint says them."""
+    if cfg.model._target_ != f"{MLP.__module__}.{MLP.__qualname__}" or cfg.model.hidden is not None:
+        return cfg
+    cfg = cfg.copy()
+    cfg.model.hidden = default_hidden(data.input_shape)
+    report.console.print(
+        f"model.hidden={list(cfg.model.hidden)}: chosen for inputs of {math.prod(data.input_shape)} numbers; model.hidden=[...] sets others"
+    )
+    return cfg
+
+
+def _waits(cfg: DictConfig, key: str) -> bool:
+    eps = cfg[key].get("eps") if key != "hydra" and isinstance(cfg[key], DictConfig) else None
     return isinstance(eps, float) and eps == FROM_DATA
 
 
 def _prior(cfg: DictConfig, data: ResidentDataModule) -> list[float] | None:
-    """The share of each class among the labels, if class balance waits for it and every class has a label."""
-    if "class_balance" not in cfg or cfg.class_balance.prior is not None:
+    """The share of each class among the labels of a user's data, if it is not given and every class has a label."""
+    if "class_balance" not in cfg or cfg.class_balance.prior is not None or str(cfg.data._target_).startswith(OURS):
         return None
     counts = torch.bincount(data.y[data.split.labeled].cpu(), minlength=data.num_classes).double()
     return [float(f"{share:.4g}") for share in (counts / counts.sum()).tolist()] if counts.min() > 0 else None
@@ -85,21 +117,33 @@ def tell(computed: Computed | None, unit: str) -> None:
     """Print the radii that were computed, and a warning if classes touch."""
     if computed is None:
         return
-    radii, found = computed.radii, computed.found
-    report.console.print(
-        f"{', '.join(f'{key}={eps:g}' for key, eps in radii.items())}: computed from the data ({unit}). Among {GROUP} "
-        f"examples the median distance to the nearest is {found.nearest:.3g}. {next(iter(radii))}=... sets another radius"
-    )
+    found, said = computed.found, ", ".join(f"{key}={eps:g}" for key, eps in computed.radii.items())
+    if computed.none and found is not None:
+        report.console.print(
+            f"{_touch(found)} No radius helps in such data: training without regularizers. vat_if_classes_touch=true trains with the "
+            f"default, {said}; vat.eps=... with another radius",
+            style="yellow",
+        )
+        return
+    if said:
+        why = "the same for all texts: see docs/text.md"
+        if found is not None:
+            why = f"computed from the data. Among {GROUP} examples the median distance to the nearest is {found.nearest:.3g}"
+        report.console.print(f"{said} ({unit}): {why}. {next(iter(computed.radii))}=... sets another radius")
     if computed.prior:
         report.console.print("class_balance.prior: the shares of the classes among the labels; class_balance.prior=[...] sets others")
-    if found.classes_touch:
+    if found is not None and found.classes_touch:
         report.console.print(touching(found), style="yellow")
 
 
 def touching(found: Neighbours) -> str:
-    """What it means that classes touch."""
+    """What it means for VAT that classes touch."""
+    return f"{_touch(found)} VAT may do harm here: compare with regularizer=none, or take regularizer=few_labels, which then trains without"
+
+
+def _touch(found: Neighbours) -> str:
     return (
         f"the nearest labelled example of another class is about as near ({found.other_class:.3g}) as that of any class "
         f"({found.labeled:.3g}). The latter has the same class in {100 * found.accuracy:.0f} % of the cases, by chance it would in "
-        f"{100 * found.chance:.0f} %. VAT may do harm here: compare with regularizer=none"
+        f"{100 * found.chance:.0f} %."
     )

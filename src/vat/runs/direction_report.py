@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vat import VAT, files
 from vat.data.loader import EvalLoader
 from vat.data.splits import evenly
+from vat.evaluation.clean import NOT_FINITE
 from vat.evaluation.diagnosis import diagnose, interpretation, looks_for_r
 from vat.evaluation.few_examples import left_out
 from vat.functional import as_classes
@@ -95,10 +96,17 @@ def show(found: Mapping[str, Any], vat: VAT, unit: str, path: Path) -> None:
 
 @torch.no_grad()
 def _left_out(of: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
-    """A sentence for each class that the network never predicts. A direction may work although two classes have merged."""
+    """A sentence for each class that the network never predicts. A direction may work although two classes have merged.
+
+    Raises:
+        ValueError: If the network's outputs are not finite.
+    """
     names, counts = of.record["class_names"], []
     for x, y in batches:
-        chosen = as_classes(of.network(x.to(of.device))).argmax(1).cpu()
+        logits = as_classes(of.network(x.to(of.device)))
+        if not logits.isfinite().all():
+            raise ValueError(NOT_FINITE.format("the network"))
+        chosen = logits.argmax(1).cpu()
         counts.append(torch.stack([torch.bincount(rows.cpu(), minlength=len(names)) for rows in (chosen, y)]))
     predicted, labels = torch.stack(counts).sum(0)
     return left_out(predicted, labels, names, where="test examples")
@@ -118,6 +126,7 @@ def on_direction(cfg: DictConfig, of: Subject) -> None:
         why = "The r of PublishedVAT cannot be judged" if published else "The run had no VAT"
         report.console.print(f"{why}. This report judges the default direction, at the radius of the monitored LDS.", style="yellow")
         vat = VAT(of.data.lds_eps)
+    left = _left_out(of, batches)
     found = measure(of.network, batches, vat, seed=cfg.seed, device=of.device)
-    found["interpretation"] += _left_out(of, batches)
+    found["interpretation"] += left
     show(found, vat, of.data.unit, of.run / "evaluation" / "direction.json")

@@ -17,6 +17,7 @@ from vat import files
 from vat.functional import by_name
 from vat.runs import checkpoints, folders, records
 from vat.runs.renames import renamed
+from vat.runs.text import brief
 
 TOLERANCE = 1e-4  # of logits, relative to the largest, because other runtimes sum in another order
 
@@ -65,15 +66,20 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
         with folders.writable(path.parent, "output"):
             part = stack.enter_context(files.replacing(path))
         x = examples(record)
-        form.save(network, x[:2], text, part)
+        try:
+            form.save(network, x[:2], text, part)
+        except Exception as error:  # of a full disk each library tells in its own way
+            raise ValueError(f"output={path} cannot be written as {to}: {brief(' '.join(str(error).split()))}") from error
         predict, found = form.load(part, *([allow_targets] if allow_targets else []))
         if json.loads(found) != json.loads(text):
             raise ValueError(f"{part} holds a different description from the one that was written")
         with torch.no_grad():
-            expected, got = network(x), predict(x)
+            expected, again, got = network(x), network(x), predict(x)
         difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if not torch.equal(expected, again):
+            raise ValueError(f"{checkpoint}: the network gives another output at each call, so that no file can be compared with it")
         if expected.shape != got.shape or not difference <= TOLERANCE:
-            raise ValueError(f"{part} predicts differently from {checkpoint}: logits differ by {difference:.2g} of the largest")
+            raise ValueError(f"{path.name} predicts differently from {checkpoint}: logits differ by {difference:.2g} of the largest")
     return path
 
 
@@ -124,8 +130,7 @@ def load_safetensors(path: Path, allow_targets: Sequence[str] = ()) -> tuple[Cal
         **told["normalize"],
         "preparation": told["input"]["preparation"],
     }
-    network = records.recorded_network(renamed(told["model"]), described, allow_targets=allow_targets)
-    network.load_state_dict(state)
+    network = records.loaded_network(renamed(told["model"]), described, state, allow_targets=allow_targets)
     return network.eval(), text
 
 

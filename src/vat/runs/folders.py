@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from vat import files
 from vat.lightning.csv_logger import LOGGED
-from vat.runs import default_eps
+from vat.runs import default_eps, schedules
 from vat.runs.checkpoints import newest_whole
 from vat.runs.user_errors import readable_errors
 
@@ -31,8 +31,10 @@ CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
 
 
 def register() -> None:
-    """Make `${settings_digest:}`, `${run_folder:…}` and `${default_eps:…}` known to configurations."""
+    """Make `${settings_digest:}`, `${run_folder:…}`, `${default_eps:…}`, `${times:…}` and `${share:…}` known to configurations."""
     OmegaConf.register_new_resolver("default_eps", default_eps.default_eps, replace=True)
+    OmegaConf.register_new_resolver("times", lambda factor, value: factor * value, replace=True)
+    OmegaConf.register_new_resolver("share", schedules.share, replace=True)
     OmegaConf.register_new_resolver("settings_digest", _digest_for_hydra, replace=True)
     OmegaConf.register_new_resolver("run_folder", lambda fresh, *, _root_: run_folder(fresh, _root_), replace=True)
 
@@ -58,6 +60,11 @@ def finished(folder: Path) -> dict[str, float] | None:
     """The metrics of a job that came to its end in `folder`: a sweep started again goes on with what is missing."""
     found = files.read_json(folder / METRICS)
     return found if isinstance(found, dict) else None
+
+
+def of_this_version(metrics: Mapping[str, float]) -> bool:
+    """Whether a job's metrics have a validation accuracy, or say that there is no validation part."""
+    return "val/accuracy" in metrics or metrics.get("val/examples") == 0
 
 
 @contextmanager

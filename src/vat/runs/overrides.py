@@ -1,7 +1,7 @@
 """Values on Hydra's command line."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -33,3 +33,22 @@ def refuse_unreadable(words: Iterable[str]) -> None:
             instead = f"{key}={quoted(value)}"
             instead = shlex.quote(instead) if {*value} & {*'!$`"\\'} else f'"{instead}"'
             raise ValueError(f"{word}: characters such as ~ = # & ! ' ; ( ) [ ] need quotes within quotes. Type {instead}") from error
+
+
+def refuse_settings_without_choice(words: Sequence[str], groups: Iterable[str]) -> None:
+    """Refuse a setting of a group that has no choice, as `data.test=new.csv` without `data=arrays`.
+
+    Args:
+        words: The overrides as they were typed.
+        groups: Groups that have no choice unless one is typed.
+
+    Raises:
+        ValueError: If there is such a word.
+    """
+    for group in groups:
+        alone = [word for word in words if word.startswith(f"{group}.")]
+        if alone and not any(word.startswith(f"{group}=") for word in words):
+            raise ValueError(
+                f"{alone[0]}: there is no {group} to set it in. Add {group}=... with all of its settings, as data=arrays "
+                "data.train=old.csv data.test=new.csv; without, the checkpoint's own test part is taken"
+            )

@@ -1,28 +1,23 @@
 """`choose_eps=true`: short runs that choose VAT's radius by unlabelled examples, before the training itself."""
 
 import json
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.neighbours import neighbours
 from vat.evaluation.choosing import LEFT_OUT, MOST_KL, Choice, Pilot, choose, pilot
-from vat.runs import folders, honesty, records, report, resume
-from vat.runs.checkpoints import LAST, newest_whole, read_checkpoint
-
-Train = Callable[[DictConfig, Path, Path | None], dict[str, float]]
+from vat.runs import folders, honesty, records, report, side_runs
+from vat.runs.checkpoints import LAST, read_checkpoint
+from vat.runs.schedules import schedules
+from vat.runs.side_runs import Train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Candidates, as multiples of the configured radius; training without VAT is compared with them."""
@@ -32,8 +27,6 @@ SHARE = 4
 LEAST_STEPS = 100
 EXAMPLES = 500
 FOLDER = folders.OUTPUTS / "pilots"
-SCHEDULES = ("ramp_up", "fade_out", "eps_steps")
-"""Options in optimizer steps, which a pilot run shortens as it does the run."""
 
 
 def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: Train, into: Path) -> DictConfig:
@@ -50,6 +43,8 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
         ValueError: If there is no VAT, no unlabelled example, or more than one device.
     """
     refuse(cfg, data)
+    if not cfg.regularizers:  # as classes touch, which has been said
+        return cfg
     found = None if data.holds_words else neighbours(data.x, data.y, labeled=data.split.labeled, pool=data.split.unlabeled)
     if found is not None and found.classes_touch:
         report.console.print(
@@ -67,12 +62,7 @@ def chosen(cfg: DictConfig, data: ResidentDataModule, settings: str, *, train: T
         f"choose_eps: {len(todo)} pilot runs of {steps} steps, {share:.2g} times the steps of the training itself: "
         f"{len(FACTORS)} radii and none, {INITIALISATIONS} initialisations each. They are kept in {folder}; the same command resumes them"
     )
-    bar = Console(quiet=report.console.quiet, width=report.console.width)
-    for _, name, job in track(todo, description="pilot runs", console=bar):
-        resume.refuse_other_job(job, folder / name)
-        if folders.finished(folder / name) is None:
-            with _silence():
-                train(job, folder / name, newest_whole(folder / name))
+    side_runs.trained({name: job for _, name, job in todo}, folder, train=train, description="pilot runs")
     choice = choose(looked_at(cfg, data, folder, todo))
     tell(choice, into)
     cfg = cfg.copy()
@@ -93,8 +83,7 @@ def refuse(cfg: DictConfig, data: ResidentDataModule) -> None:
         raise ValueError("choose_eps=true chooses vat.eps: add regularizer=vat, and a vat.eps > 0 to start from")
     if data.supervised:
         raise ValueError("choose_eps=true compares predictions of unlabelled examples, and there are none: choose vat.eps on validation")
-    if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
-        raise ValueError("choose_eps=true runs on one device: choose with trainer.devices=1, then give vat.eps=...")
+    side_runs.refuse_several_devices(cfg, "choose_eps=true")
 
 
 def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
@@ -102,19 +91,15 @@ def jobs(cfg: DictConfig) -> Iterator[tuple[float, str, DictConfig]]:
     steps = min(cfg.trainer.max_steps, max(LEAST_STEPS, cfg.trainer.max_steps // SHARE))
     for eps in (0.0, *(float(f"{factor * cfg.vat.eps:.3g}") for factor in FACTORS)):
         for number in range(INITIALISATIONS):
-            job = cfg.copy()
+            job = side_runs.aside(cfg)
             if "seed" in job.data:
                 job.data.seed = cfg.data.seed  # a number from now on, which the next line does not move
+            if job.data.get("folds"):
+                job.data.fold = 0  # a run of one fold; the labels of the others are trained on
             job.seed = (cfg.seed + 1 + number) % 2**32
-            job.choose_eps, job.test, job.figures, job.ckpt_path = False, "none", None, None
-            job.logger = {"_target_": None}
-            job.trainer.enable_progress_bar = False
             job.trainer.max_steps = steps
-            for key in job:
-                node = job[key]
-                for option in SCHEDULES if isinstance(node, DictConfig) and key != "hydra" else ():
-                    if node.get(option):
-                        node[option] = max(1, node[option] * steps // cfg.trainer.max_steps)
+            for key, option, length in schedules(cfg):
+                job[key][option] = max(1, length * steps // cfg.trainer.max_steps)
             job.vat.eps = eps
             if not eps:
                 job.regularizers = []
@@ -163,8 +148,8 @@ def words(choice: Choice) -> list[str]:
     rule = f"a random r changes predictions by at most {MOST_KL:g} nats and no class has less than {LEFT_OUT:g} of its share without VAT"
     if not choice.eps:
         return [
-            f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. Try "
-            f"vat.eps={radii[0] / 4:.3g} choose_eps=true, or the recipe for few labels, regularizer=few_labels choose_eps=true"
+            f"every radius is excluded: at none {rule}. VAT does not help here, or needs a smaller radius. Training without it. "
+            f"vat.eps={radii[0] / 4:.3g} choose_eps=true looks at smaller radii"
         ]
     found = [
         f"vat.eps={choice.eps:g} is the largest radius at which {rule}. If the {number} unlabelled examples are drawn again, "
@@ -209,18 +194,3 @@ def picture(choice: Choice) -> Figure:
     upper.legend(frameon=False)
     lower.legend(frameon=False)
     return figure
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """A pilot run prints nothing: its numbers are not those of the training."""
-    was, level = report.console.quiet, logging.root.manager.disable
-    try:
-        report.console.quiet = True
-        logging.disable(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        report.console.quiet = was
-        logging.disable(level)

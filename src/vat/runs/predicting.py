@@ -1,6 +1,7 @@
 """Predictions of a checkpoint for images or rows of features, as CSV."""
 
 import csv
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,7 +59,7 @@ def predict(
     for key, value in {"probabilities": chances, "overwrite": overwrite}.items():
         if type(value) is not bool:
             raise ValueError(f"{key}={value}: must be true or false")
-    if output.resolve() in (data.resolve(), checkpoint.resolve()):
+    if os.path.realpath(output) in (os.path.realpath(data), os.path.realpath(checkpoint)):  # `resolve` raises for a link to itself
         raise ValueError(f"output={output} is a file to be read: name another")
     if output.exists() and not output.is_file():
         raise ValueError(f"output={output} is {'a folder' if output.is_dir() else 'no regular file'}: name another")
@@ -102,6 +103,8 @@ def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> 
     shape = tuple(record["input_shape"])
     if not data.exists():
         raise FileNotFoundError(f"input={data}: there is no such file or folder")
+    if not (data.is_file() or data.is_dir()):
+        raise ValueError(f"input={data} is a device, a pipe or a socket: name a regular file or a folder")
     preparation = record.get("preparation") or {}
     if "text" in preparation:
         if name is not None and data.name.lower().endswith(".txt"):

@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -72,11 +73,32 @@ def data_digest(data: Any) -> str:
 
 def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     """The network of the user's own `model` node for data that are `described`, of which its constructor is told what it asks for."""
-    takes = inspect.signature(get_object(model["_target_"])).parameters
+    takes = inspect.signature(_maker(model["_target_"])).parameters
     facts = {name: value for name, value in _facts(described).items() if name in takes}
     if lacking := [name for name in TOLD if name in takes and name not in facts and takes[name].default is inspect.Parameter.empty]:
         raise ValueError(f"{model['_target_']} is a network for texts, data=text, and asks for {lacking[0]}: these data have none")
-    return _complete(instantiate(model, **facts, _convert_="all"), described)
+    try:
+        made = instantiate(model, **facts, _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        said = f"model._target_={model['_target_']} makes no network ({error.__cause__})"
+        raise ValueError(f"{said}: +model.NAME=value gives it an argument") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model._target_={model['_target_']} makes a {type(made).__name__}: it must make a torch.nn.Module")
+    return _complete(made, described)
+
+
+def _maker(name: Any) -> Any:
+    """The class or function of that name, which the user typed."""
+    allowed = "name a class or a function that makes a network, as model._target_=my_module.MyNet"
+    try:
+        found = get_object(name)
+    except Exception as error:  # an import raises what it likes
+        raise ValueError(f"model._target_={name} cannot be found ({brief(' '.join(str(error).split()))}): {allowed}") from error
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        raise ValueError(f"model._target_={name} is a {type(found).__name__}: {allowed}")
+    return found
 
 
 def recorded_network(model: Any, described: dict[str, Any], *, allow_targets: Sequence[str] = ()) -> nn.Module:
@@ -119,18 +141,43 @@ def network_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequenc
     with _describing_its_weights(path):
         record, state = checkpoint["record"], _network_state(checkpoint)
         _check(record)
-        model = record["config"]["model"]
-        if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
-            with torch.device("meta"):  # first without memory, of which a record may name more than there is
-                with targets.few_parameters(len(state)):
-                    empty = recorded_network(model, record)
-                empty.load_state_dict(state, assign=True)
-        network = recorded_network(model, record, allow_targets=allow_targets)
-        network.load_state_dict(state)
+        network = loaded_network(record["config"]["model"], record, state, allow_targets=allow_targets)
     for name, value in network.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path}: {name} is not finite, so its training diverged: take an earlier checkpoint")
     return network.eval()
+
+
+def loaded_network(model: Any, described: dict[str, Any], state: dict[str, Tensor], *, allow_targets: Sequence[str] = ()) -> nn.Module:
+    """The network of the node that a file brought along, with the weights that it brought.
+
+    One of the project is made without memory first, since a file may name more than there is.
+
+    Raises:
+        Exception: Whatever a constructor or `load_state_dict` raises if the two do not fit each other.
+    """
+    if not targets.is_own(model, "model"):  # a constructor of the user's own may read values, as of a schedule it computes
+        with torch.device("meta"):
+            with targets.few_parameters(len(state)):
+                empty = recorded_network(model, described)
+            _try(empty, described)
+            empty.load_state_dict(state, assign=True)
+    network = recorded_network(model, described, allow_targets=allow_targets)
+    network.load_state_dict(state)
+    return network
+
+
+def _try(network: nn.Module, record: dict[str, Any]) -> None:
+    """Refuse a network on the meta device, which computes nothing, that does not map such inputs to a logit for each class.
+
+    Raises:
+        TypeError: If its output is another; or what the network raises.
+    """
+    dtype = torch.int32 if "text" in (record.get("preparation") or {}) else torch.float32
+    with torch.no_grad():
+        output = network.eval()(torch.empty(2, *record["input_shape"], dtype=dtype, device="meta"))
+    if tuple(output.shape) != (2, len(record["class_names"])):
+        raise TypeError(f"it maps two inputs to {tuple(output.shape)}")
 
 
 def data_of(checkpoint: dict[str, Any], path: Path, *, allow_targets: Sequence[str] = ()) -> ResidentDataModule:
@@ -179,12 +226,15 @@ def _check(record: dict[str, Any]) -> None:
     preparation, config = record.get("preparation") or {}, record["config"]
     per_feature = [value if isinstance(value, list) else [value] for key in ("mean", "std") if (value := preparation.get(key)) is not None]
     numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
+    scales = [value if isinstance(value, list) else [value] for of in (record, preparation) if (value := of.get("std")) is not None]
+    names = record["class_names"]
     right = {
-        "class_names": bool(record["class_names"]) and all(isinstance(name, str) for name in record["class_names"]),
+        "class_names": bool(names) and all(isinstance(name, str) and _is_text(name) for name in names) and len({*names}) == len(names),
         "input_shape": bool(record["input_shape"])
         and all(type(n) is int and n >= 1 for n in record["input_shape"])
         and math.prod(record["input_shape"]) <= MOST_VALUES,
         "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
+        "std": all(n > 0 for some in scales for n in some),
         "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
         "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
@@ -194,6 +244,15 @@ def _check(record: dict[str, Any]) -> None:
     for key, good in right.items():
         if not good:
             raise TypeError(f"{key} is {brief(record.get(key))}")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a string can be written as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _are_words(preparation: dict[str, Any], shape: Sequence[int]) -> bool:
@@ -234,5 +293,14 @@ def device_named(name: str) -> torch.device:
 
 
 def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's network, by their names in it.
+
+    Raises:
+        TypeError: If one is no tensor of real numbers; torch would drop the imaginary part.
+    """
     prefix = "network."
-    return {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise TypeError(f"{brief(name)} is {brief(value.dtype if isinstance(value, Tensor) else value)}")
+    return state

@@ -212,7 +212,10 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
         if f"{stage}/accuracy" in metrics:
             accuracy = metrics[f"{stage}/accuracy"]
             few = counted(accuracy, metrics.get(f"{stage}/examples"))
-            rows.append((f"{stage} accuracy", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)" + (few and f"; {few}")))
+            folds = f", {metrics['val/folds']:.0f} folds" if stage == "val" and "val/folds" in metrics else ""
+            rows.append(
+                (f"{stage} accuracy{folds}", f"{100 * accuracy:.2f} %  (error {100 * (1 - accuracy):.2f} %)" + (few and f"; {few}"))
+            )
     if "test/lds" in metrics:
         rows.append(("test LDS", f"{metrics['test/lds']:.4f} {lds}"))
         rows.append(("test calibration error", f"{metrics['test/calibration_error']:.4f}"))

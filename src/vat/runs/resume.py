@@ -113,8 +113,10 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
         theirs = shapes.get(name, "absent")
         if ours != theirs:
             raise ValueError(
-                f"{path} holds another architecture: {name} is {theirs} there and {ours} here. It was trained with model={model}"
+                f"{path} holds another architecture: {brief(name)} is {theirs} there and {ours} here. It was trained with model={model}"
             )
+    if other := [name for name, t in saved.items() if t.is_floating_point() != present[name].is_floating_point()]:
+        raise ValueError(f"{path} holds another architecture: {brief(other[0])} is {saved[other[0]].dtype} there")
     for part, theirs in parts.items():
         ours = _targets(record["config"][part])
         if theirs != ours:
@@ -139,7 +141,11 @@ def refuse_other_run(checkpoint: dict[str, Any], path: Path, network: nn.Module,
     there, here = theirs.get("ema"), ours.get("ema")
     if there != here:
         raise ValueError(f"{path} was trained with ema={there}, here it is {here}: an average goes on as one; keep it, or start anew")
-    if changed := [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key] and _matters(key)]:
+    if changed := [
+        f"{brief(key)} {brief(theirs[key])} -> {brief(ours[key])}"
+        for key in ours
+        if theirs.get(key, ours[key]) != ours[key] and _matters(key)
+    ]:
         warnings.warn(f"goes on with other settings than {path}: {', '.join(changed)}", stacklevel=2)
 
 

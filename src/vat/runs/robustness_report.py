@@ -24,7 +24,9 @@ from vat import files, plots
 from vat.attacks import APGD, Attack, Threat, Transfer, predictions
 from vat.data.datamodule import ResidentDataModule
 from vat.evaluation import robustness
+from vat.evaluation.clean import NOT_FINITE
 from vat.evaluation.corruptions import SEVERITIES
+from vat.evaluation.few_examples import FEW, counted, interval
 from vat.functional import by_name
 from vat.lightning.loggers import finishing_wandb
 from vat.norms import NORMS
@@ -154,7 +156,11 @@ def source(cfg: DictConfig, of: Subject) -> nn.Module:
     refuse_other_columns(own, attacked, path)
     if not all(torch.allclose(torch.tensor(own[key]), torch.tensor(attacked[key])) for key in ("mean", "std")):
         raise ValueError(f"source={path} was trained on features standardised otherwise than those of {cfg.ckpt_path}: take the same")
-    return network.to(of.device).requires_grad_(False)
+    network = network.to(of.device).requires_grad_(False)
+    x, _ = next(iter(of.batches(cfg.batch_size)))
+    if not network(x.to(of.device)).isfinite().all():  # its examples would be clean ones, which every network resists
+        raise ValueError(NOT_FINITE.format(f"source={path}"))
+    return network
 
 
 def bar() -> Progress:
@@ -211,29 +217,36 @@ def show(found: dict[str, Any], folder: Path) -> None:
     clean = found["clean"]
     share = "the whole test part" if found["examples"] == found["of"] else f"NOT the whole test part, which has {found['of']}"
     table = Table(show_header=False, title=f"Clean: {found['examples']} examples, {share}", title_justify="left")
-    table.add_row("accuracy", f"{100 * clean['accuracy']:.2f} %")
+    few = counted(clean["accuracy"], found["examples"])
+    table.add_row("accuracy", f"{100 * clean['accuracy']:.2f} %" + (few and f"; {few}"))
     for name in ("calibration_error", "cross_entropy", "lds"):
         table.add_row(name.replace("_", " "), f"{clean[name]:.4f}")
     for name, what in (("margin", "logits"), ("distance", "first order, in L2"), ("lipschitz", "lower bound, logits per unit in L2")):
         if clean[name] is not None:
             table.add_row(name, f"{clean[name]:.4g}  ({what})")
     report.console.print(table)
+    number, below = found["examples"], f"; below each its 95 % interval, of {found['examples']} examples" if few else ""
     for norm, robust in found["robust"].items():
         table = Table(
-            "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}", title_justify="left"
+            "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}{below}", title_justify="left"
         )
         for name, accuracies in robust["accuracy"].items():
             shown = f"{name} *" if name in found["spared"] else name
-            table.add_row(shown, *(f"{100 * a:.2f}" for a in accuracies), style="bold" if name == "worst" else "")
+            table.add_row(shown, *(with_interval(a, number) for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
     if found["spared"]:
         report.console.print("* given only what the white-box attacks above it left standing")
     heads = (f"severity {s}" for s in SEVERITIES)
-    table = Table("corruption", *heads, title="Accuracy in %, corruptions", title_justify="left")
+    table = Table("corruption", *heads, title=f"Accuracy in %, corruptions{below}", title_justify="left")
     for kind, accuracies in found["corruptions"].items():
-        table.add_row(kind, *(f"{100 * a:.2f}" for a in accuracies))
+        table.add_row(kind, *(with_interval(a, number) for a in accuracies))
     if found["corruptions"]:
         report.console.print(table)
     for check, text in found["warnings"].items():
         report.console.print(f"warning ({check}): {text}", style="yellow", markup=False)
     report.console.print(f"files: {report.shown(folder.absolute())}")
+
+
+def with_interval(accuracy: float, number: int) -> str:
+    """An accuracy in %, and on a second line its 95 % interval if the examples are few."""
+    return f"{100 * accuracy:.2f}" + (f"\n{interval(round(accuracy * number), number)}" if number < FEW else "")

@@ -86,10 +86,23 @@ def register() -> None:
 
 
 def tuned() -> dict[str, Any]:
-    """The values in `conf/tuned.yaml`, by `<experiment>_<regularizer>`. In Hydra's groups each pair would need a file."""
-    table = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
+    """The values in `conf/tuned.yaml`, by `<experiment>_<data>_<regularizer>`: of Hydra's own files each would need one."""
+    found = {}
+    for experiment, data in tuned_for().items():
+        for several, node in _table()[experiment].items():
+            found |= {f"{experiment}_{data}_{one}": node for one in several.split(", ") if one != "data"}
+    return found
+
+
+def tuned_for() -> dict[str, str]:
+    """The data that an experiment's values are tuned for."""
+    return {experiment: of["data"] for experiment, of in _table().items()}
+
+
+def _table() -> dict[str, Any]:
+    table: Any = OmegaConf.to_container(OmegaConf.load(TUNED)) if TUNED.is_file() else {}
     assert isinstance(table, dict)
-    return {f"{experiment}_{one}": node for experiment, of in table.items() for several, node in of.items() for one in several.split(", ")}
+    return table
 
 
 def schema(target: Any, *, without: Sequence[str] = (), partial: bool = False, module: str | None = None) -> type:

@@ -34,10 +34,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """The jobs that differ in their seed alone: errors in %, one for each job that is done."""
+    """The jobs that differ in their seed alone: errors in %, one for each job that is done and has it."""
 
     values: Mapping[str, str]
     num_jobs: int
+    num_done: int
     val: Sequence[float]
     test: Sequence[float]
     lds: Sequence[float]
@@ -67,6 +68,7 @@ def settings_of(jobs: Sequence[Job]) -> list[Setting]:
             Setting(
                 {key: value for key, value in zip(swept, values, strict=True) if value is not None},
                 len(of_setting),
+                len(done),
                 *([scale * (1 - m[name] if error else m[name]) for m in done if name in m] for name, scale, error in COLUMNS),
             )
         )
@@ -88,21 +90,24 @@ def summarise(jobs: Sequence[Job], folder: Path, *, said: str) -> None:
     heads, rows = _rows(settings)
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(settings, folder / "summary.csv")
-    table = Table(title=f"{folder.name}: mean ± standard deviation over seeds, by validation error", title_justify="left")
+    order = ", by validation error" if any(s.val for s in settings) else ""
+    table = Table(title=f"{folder.name}: mean ± standard deviation over seeds{order}", title_justify="left")
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < len(heads) - 5 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     report.console.print("", table)
     found = evidence.groups((job.settings, job.metrics) for job in jobs)
-    trust = Table(*evidence.HEADS, title="How far validation can be trusted; differences paired by seed", title_justify="left")
-    for row in evidence.rows(found):
-        trust.add_row(*row)
-    report.console.print(trust)
+    if found:
+        trust = Table(*evidence.HEADS, title="How far validation can be trusted; differences paired by seed", title_justify="left")
+        for row in evidence.rows(found):
+            trust.add_row(*row)
+        report.console.print(trust)
     notes = [*evidence.words(found), *_notes(jobs)]
     for note in notes:
         report.console.print(note, style="yellow", markup=False)
-    sections = [page.table(heads, rows), page.paragraph(ORDER), page.table(evidence.HEADS, evidence.rows(found))]
+    sections = [page.table(heads, rows)]
+    sections += [page.paragraph(ORDER), page.table(evidence.HEADS, evidence.rows(found))] if found else []
     if sum(bool(s.val) for s in settings) > 1:
         figure = sweep_figure([s.values for s in settings if s.val], [(s.val, s.test) for s in settings if s.val])
         with files.replacing(folder / "summary.png") as part:
@@ -134,7 +139,7 @@ def _rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             *(s.values.get(key, "–") for key in keys),
-            str(s.num_jobs) if len(s.val) == s.num_jobs else f"{len(s.val)} of {s.num_jobs}",
+            str(s.num_jobs) if s.num_done == s.num_jobs else f"{s.num_done} of {s.num_jobs}",
             mean_and_spread(s.val),
             mean_and_spread(s.test),
             mean_and_spread(s.lds, 3),
@@ -153,7 +158,7 @@ def _write_csv(settings: Sequence[Setting], path: Path) -> None:
     writer.writerow([*map(cell, keys), "jobs", "done", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
     for s in settings:
         numbers = [(mean(v) if v else "", stdev(v) if len(v) > 1 else "") for v in (s.val, s.test, s.lds, s.seconds)]
-        writer.writerow([*(cell(s.values.get(key, "")) for key in keys), s.num_jobs, len(s.val), *(n for pair in numbers for n in pair)])
+        writer.writerow([*(cell(s.values.get(key, "")) for key in keys), s.num_jobs, s.num_done, *(n for pair in numbers for n in pair)])
     files.write(path, text.getvalue())
 
 
@@ -174,6 +179,12 @@ def _job_rows(jobs: Sequence[Job], folder: Path) -> tuple[list[str], list[list[s
 
 def _notes(jobs: Sequence[Job]) -> list[str]:
     notes = [f"{found.folder}: {found.problem}" for found in jobs if found.problem]
+    done = [found.metrics for found in jobs if found.metrics]
+    if without := sum("val/accuracy" not in metrics for metrics in done):
+        notes.append(
+            f"{without} of {len(done)} jobs have no validation part, so that validation cannot rank them: chosen by the test error, a "
+            "setting looks better than it is; data.validation_share=0.1 holds examples out"
+        )
     commits = sorted({found.commit for found in jobs if found.metrics and found.commit})
     if len(commits) > 1:
         notes.append(f"these results are of {len(commits)} versions of the code: {', '.join(commits)}")
@@ -184,7 +195,7 @@ def _read(listed: Path, noted: dict[str, Any]) -> Job:
     """A job as it was enlisted and as it stands."""
     folder = report.shown((listed.parent / noted["folder"]).resolve())
     metrics, problem = folders.finished(folder), "interrupted"
-    if metrics is not None and "val/accuracy" not in metrics:
+    if metrics is not None and not folders.of_this_version(metrics):
         metrics, problem = None, f"left out, of another version of this project: delete {folder} to train it anew"
     said = (folder / ERROR).read_text(encoding="utf-8", errors="replace") if (folder / ERROR).is_file() else ""
     if said:

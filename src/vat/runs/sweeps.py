@@ -58,7 +58,7 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
     of a sweep each would train other settings.
 
     Returns:
-        The validation error, which a sampling sweeper minimises; NaN where the job failed.
+        The validation error, which a sampling sweeper minimises; NaN if the job failed or has no validation part.
     """
     overrides = list(HydraConfig.get().overrides.task)
     processes.end_with_parent()
@@ -67,15 +67,13 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
         _enlist(overrides, folder)
         listed = True
         (folder / ERROR).unlink(missing_ok=True)
-        if cfg.data.get("validation_share") == 0:
-            raise ValueError("data.validation_share=0: the jobs of a sweep are compared by validation; hold examples out for it")
         resume.refuse_other_job(cfg, folder)
         metrics = folders.finished(folder)
         if metrics is None:
             start = newest_whole(folder) or folders.find_checkpoint(cfg)
             several = cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
             metrics = _in_own_process(overrides, folder, start) if several else train(cfg, folder, start)
-        if "val/accuracy" not in metrics:
+        if not folders.of_this_version(metrics):
             raise ValueError(f"{folder / folders.METRICS} is of another version of this project: delete {folder} to train it anew")
     except Exception as error:
         said = user_errors.readable(error).splitlines()[0]
@@ -87,7 +85,7 @@ def job(cfg: DictConfig, folder: Path, train: Train) -> float:
             UNLISTED.append(f"{folder}: failed: {said}")
         log.error("failed: %s (%s)", said, folder / ERROR)
         return math.nan
-    return 1 - metrics["val/accuracy"]
+    return 1 - metrics.get("val/accuracy", math.nan)
 
 
 def command(overrides: Iterable[str], folder: Path, start: Path | None = None) -> list[str]:

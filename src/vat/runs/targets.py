@@ -197,8 +197,16 @@ def _refuse_foreign(name: Any, allowed: Sequence[str], what: str) -> None:
     if not _allowed(name, allowed):
         package = name.split(".")[0]
         entry = name if package in LIBRARIES else package
-        remedy = "" if package in ("vat", *sys.stdlib_module_names) else f": if you trust its code, add allow_targets=[{entry}]"
+        no_remedy = package in ("vat", *sys.stdlib_module_names) or (package in LIBRARIES and not _is_layer(name))
+        remedy = "" if no_remedy else f": if you know what it runs, add allow_targets=[{entry}]"
         raise RefusedError(f"_target_={name} is none of this project's {what}s{remedy}")
+
+
+def _is_layer(name: str) -> bool:
+    """Whether a library that is imported already has a class of networks of that name: of a library nothing else may be allowed."""
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)
+    return inspect.isclass(found) and issubclass(found, nn.Module)
 
 
 def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
@@ -208,20 +216,21 @@ def _own(name: Any, allowed: Sequence[str], what: str) -> Any:
         found = get_object(name)
     except Exception as error:  # an import raises what it likes
         raise RefusedError(f"_target_={name} cannot be found: {error}") from error
-    if name in allowed and callable(found):
+    closed = name.split(".")[0] in (*LIBRARIES, *sys.stdlib_module_names)
+    if name in allowed and (_is_layer(name) if closed else callable(found)):
         return found
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
     # A module hands out what it imports as well: my_package.os.system is no part of my_package.
-    if not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
+    if closed or not _allowed(home, allowed) or not (inspect.isclass(found) or inspect.isfunction(found)):
         raise RefusedError(f"_target_={name} is {home}, which is in no allowed package: if you trust it, add allow_targets=[{name}]")
     return found
 
 
 def _leaves(node: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Every value that is no dictionary or list, with its key."""
+    """Every value that is no dictionary or list, and every `_target_` whatever it is, with its key."""
     if isinstance(node, dict):
         for inner, value in node.items():
-            yield from _leaves(value, inner)
+            yield from ((inner, value),) if inner == "_target_" else _leaves(value, inner)
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _leaves(value, key)

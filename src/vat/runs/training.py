@@ -20,16 +20,19 @@ from vat import files
 from vat.data.datamodule import ResidentDataModule
 from vat.data.loader import as_input
 from vat.data.splits import evenly
+from vat.evaluation.diagnosis import looks_for_r
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
 from vat.lightning.history import HISTORY, History
 from vat.lightning.loggers import finishing_wandb, upload_checkpoints
 from vat.models import whiten, whitening_layers
+from vat.regularizers import Adversarial, PublishedVAT
 from vat.runs import (
     allocator,
     autoprecision,
     checkpoints,
     compilation,
+    cross_validation,
     default_eps,
     folders,
     honesty,
@@ -39,6 +42,8 @@ from vat.runs import (
     records,
     report,
     resume,
+    schedules,
+    training_state,
     trial,
 )
 from vat.runs.checkpoints import BEST, LAST, SaveBest, SaveEnd, SaveLast, SaveOnSignal, WholeCheckpoints, bring_best
@@ -78,11 +83,12 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if cfg.test == "best" and not validates:
         raise ValueError("test=best: there is no validation part to choose a checkpoint by; take test=last, or hold examples out for it")
     settings = folders.settings_digest(cfg)
-    cfg, computed = default_eps.filled_in(cfg, data)
+    cfg, computed = default_eps.filled_in(default_eps.with_random_times(default_eps.with_hidden(cfg, data), data), data)
     if cfg.choose_eps:
         default_eps.tell(computed, data.unit)
         cfg, computed = pilots.chosen(cfg, data, settings, train=train, into=folder), None
-        pl.seed_everything(cfg.seed, verbose=False)  # as if no pilot run had drawn numbers
+    pooled = cross_validation.pooled(cfg, data, settings, train=train) if cross_validation.wanted(cfg) else {}
+    pl.seed_everything(cfg.seed, verbose=False)  # as if no run before this one had drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": dict(provenance.environment())}
     network = records.make_network(cfg.model, record)
     if whitening_layers(network):  # of a resumed run the checkpoint brings the filters
@@ -90,8 +96,6 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     trial.refuse_unusable(network, data)
-    if cfg.compile:
-        compilation.compile_in_place(network)
     saved = None
     if start is not None:
         saved = checkpoints.read_checkpoint(start)
@@ -99,6 +103,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         if not saved["global_step"]:  # to Lightning it would look like one of the end of an epoch
             start = None
     classifier = make_classifier(cfg, network, data, record)
+    if cfg.test != "none" or any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
+        trial.refuse_without_gradient(network, data)
+    if cfg.compile:
+        compilation.compile_in_place(network)
     precision = chosen_precision(cfg, classifier, data, saved)
     record["environment"]["precision"] = precision
     data.num_views = 2 if any(r.needs_view for r in classifier.regularizers.values()) else 1
@@ -120,10 +128,15 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             )
             report.settings(cfg)
             report.note(data.summary)
+            honesty.tell_of_tuned(cfg)
             default_eps.tell(computed, data.unit)
+            schedules.warn_of_long_ones(cfg)
             honesty.warn_of_few(data)
+            honesty.warn_of_radius(classifier, data)
             if logger:
                 logger.log_hyperparams({**record, "method": " + ".join(classifier.regularizers) or "none"})
+            if start is not None and saved is not None:
+                training_state.refuse_foreign_state(saved, start, classifier, trainer)
             with resume.restoring(start):
                 trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
             end(trainer, classifier)
@@ -137,11 +150,14 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             if cfg.test != "none":
                 (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
                 metrics = {**metrics, **tested}
+            metrics = {**metrics, **pooled}
+            if pooled and logger:
+                logger.log_metrics({**pooled, "val/error": 1 - pooled["val/accuracy"]}, step=trainer.global_step)
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
             pool = honesty.of_the_pool(classifier, data)
             notes = honesty.notes(classifier, data, pool)
-            metrics = {**metrics, **honesty.counts(classifier, pool), "seconds": time.perf_counter() - began}
+            metrics = {**honesty.counts(classifier, pool), **metrics, "seconds": time.perf_counter() - began}
             others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
             if trainer.is_global_zero:

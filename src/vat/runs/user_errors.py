@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -21,6 +21,9 @@ from vat.runs.text import visible, visible_warnings
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
+LONGEST = 2000
+"""Characters of a message; a name in a checkpoint may have a million."""
+
 WHOLE, OURS = "HYDRA_FULL_ERROR", "VAT_HYDRA_RAISES"  # the second: this program set the first, not the user
 
 OUT_OF_MEMORY = (
@@ -29,14 +32,21 @@ OUT_OF_MEMORY = (
 )
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Start a command. What Hydra refuses ends in one line."""
+def run(main: Callable[[], Any], *, without_choice: Sequence[str] = ()) -> None:
+    """Start a command. What Hydra refuses ends in one line.
+
+    Args:
+        main: The command.
+        without_choice: Groups that have no choice unless one is typed.
+    """
     before = dict(os.environ)
     if before.get(WHOLE) != "1":
         os.environ[WHOLE] = os.environ[OURS] = "1"  # Hydra then raises what it refuses; otherwise it prints its search path
     try:
         with readable_errors():
-            overrides.refuse_unreadable(get_args_parser().parse_known_args()[0].overrides)
+            typed = get_args_parser().parse_known_args()[0].overrides
+            overrides.refuse_unreadable(typed)
+            overrides.refuse_settings_without_choice(typed, without_choice)
             main()
     finally:
         for name in (WHOLE, OURS):
@@ -96,9 +106,10 @@ def readable(error: BaseException) -> str:
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the rest is for those who wrote the configuration
         said, key = str(cause).splitlines()[0], cause.full_key or ""
-        return visible(said if key in said else f"{key}: {said}")
+        return visible(said if key in said else f"{key}: {said}")[:LONGEST]
     # Hydra's have several lines; in others a line break comes from a name, which could pass for a message of this project.
-    return visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 300]} … {said[-300:]}"  # the remedy comes last
 
 
 def _out_of_memory(error: BaseException) -> bool:

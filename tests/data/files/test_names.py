@@ -110,3 +110,39 @@ def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=[0, 1])
     with pytest.raises(ValueError, match=r"data\.ignore=\['id'\] is for the columns of a CSV or Parquet file"):
         read_table(tmp_path / "a.npz", label="y", group=None, ignore=["id"])
+
+
+def test_a_name_is_one_line_without_invisible_edges():
+    for value in ("\ufeffill", "ill\u200b", "\u00a0ill\t", " ill\u2060 "):
+        assert name_of(value, "y") == "ill"
+    assert name_of("very\nill", "y") == name_of("very\x1b\r\nill", "y") == "very ill"
+    assert names_of(["\u22121", "\u22121.0", "2"], "y") == (["", "", "2"], {"-1": 2})
+    assert name_of("2024-01-02", "y") == "2024-01-02"
+
+
+def test_names_that_look_alike_are_found():
+    for names in (["1", "01"], ["00", "0"], ["ill", "il\u200bl"], ["a  b", "a b"], ["Tea", "tea"]):
+        assert lookalikes([*names, "other"]) == names
+    assert lookalikes(["10", "100", "1", "x0", "0x"]) == []
+
+
+@pytest.mark.parametrize("labels", [["0.5", "1.5"], ["1e0", "2e0"]])
+def test_a_measured_label_is_refused_in_every_file(tmp_path, labels):
+    from PIL import Image
+
+    from vat.data.files.texts import read_texts
+    from vat.data.own.images import find_images
+
+    (tmp_path / "a.csv").write_text("a,y\n" + "".join(f"{i},{labels[i % 2]}\n" for i in range(6)))
+    (tmp_path / "t.csv").write_text("text,y\n" + "".join(f"word {i},{labels[i % 2]}\n" for i in range(6)))
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "labels.csv").write_text("file,y\n" + "".join(f"{i}.png,{labels[i % 2]}\n" for i in range(4)))
+    for read in (
+        lambda: read_table(tmp_path / "a.csv", label="y", group=None),
+        lambda: read_texts(tmp_path / "t.csv", text="text", label="y"),
+        lambda: find_images(tmp_path / "photos"),
+    ):
+        with pytest.raises(ValueError, match=rf"y holds {labels[0]}: a class is a whole number or a name, not something measured"):
+            read()

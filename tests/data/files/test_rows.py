@@ -59,7 +59,10 @@ def test_a_field_belongs_to_the_column_over_it(tmp_path, text):
         (lines(HEADER, *ROWS[:3], "# a note", *ROWS[3:]), "line 5 has 1 fields, the header has 4: .*remove comments"),
         (lines("# a note, and more", HEADER, *ROWS), "line 1 starts with '#': remove comments"),
         (lines(f"# {HEADER}", *ROWS), "line 1 starts with '#'"),
-        (lines(HEADER, *ROWS).replace(",", " "), "its fields stand between blanks: save it with commas"),
+        (
+            lines(HEADER, *ROWS).replace(",", " "),
+            "line 1 names one column, .*: the first line must name the columns, with commas",
+        ),
         ("sep=;\n" + lines(HEADER, *ROWS).replace(",", ";"), "its fields stand between ';'"),
         (lines("0.5,1,7.5,a", *ROWS), "line 1 holds values, 0.5, 1, 7.5 …: the first line must name the columns"),
         (lines(HEADER, '"ill,1,2,p9', "ill,1,2,p9"), "line 2 is no CSV: unexpected end of data"),
@@ -96,7 +99,7 @@ def test_columns_that_are_to_be_ignored_are_no_features(tmp_path):
 
 def test_features_of_truth_and_of_several_lines(tmp_path):
     table = read(tmp_path, 'y,"a\nb",c\nill,True,2\n"sick\nbad",FALSE,3\n', group=None)
-    assert (table.columns, table.x.tolist(), table.labels) == (["a\nb", "c"], [[1, 2], [0, 3]], ["ill", "sick\nbad"])
+    assert (table.columns, table.x.tolist(), table.labels) == (["a b", "c"], [[1, 2], [0, 3]], ["ill", "sick bad"])
     assert [table.place(row) for row in (0, 1)] == ["line 3", "line 4"]
 
 
@@ -104,3 +107,10 @@ def test_features_of_truth_and_of_several_lines(tmp_path):
 def test_a_feature_that_is_not_known_is_refused_by_its_line(tmp_path, written):
     with pytest.raises(ValueError, match="column 'x' has missing values, the first in line 3: fill them"):
         read(tmp_path, f"y,x\na,1\nb,{written}\n", group=None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_nul_characters_are_refused(tmp_path, encoding):
+    (tmp_path / "a.csv").write_bytes(lines(HEADER, *ROWS).encode(encoding))
+    with pytest.raises(ValueError, match="it holds NUL characters, as UTF-16 does: save it as UTF-8"):
+        read_table(tmp_path / "a.csv", label="y", group=None)

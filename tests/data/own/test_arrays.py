@@ -1,4 +1,6 @@
+import csv
 import io
+import json
 import os
 import warnings
 import zipfile
@@ -371,9 +373,25 @@ def test_a_run_without_validation_resumes_to_the_same_weights(main, path, monkey
     main(*settings, "hydra.run.dir=killed", f"ckpt_path={last}")
     one, other = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "killed"))
     assert all(torch.equal(value, other[name]) for name, value in one.items() if isinstance(value, torch.Tensor))
-    with pytest.raises(SystemExit):
-        main(*settings, "-m", "seed=0", "hydra.sweep.dir=sweep")
-    assert "the jobs of a sweep are compared by validation" in next(Path("sweep").rglob("error.txt")).read_text()
+
+
+@pytest.mark.filterwarnings("ignore:validation_share=0")
+def test_a_sweep_without_validation_runs_and_does_not_rank(main, path, capsys, monkeypatch):
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "quiet", False)
+    written(path, x=X, y=HALF)
+    settings = ("-m", "data=arrays", f"data.train={path}", "model=mlp", "model.hidden=[8]", "data.validation_share=0", "seed=0,1")
+    for _ in range(2):  # the second time nothing is trained again
+        main(*settings)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "2 of 2 jobs have no validation part, so that validation cannot rank them" in said
+        assert "by validation error" not in said
+    (summary,) = Path("multirun").glob("*/summary.csv")
+    (row,) = csv.DictReader(summary.open())
+    assert (row["jobs"], row["done"], row["val_error_percent_mean"]) == ("2", "2", "")
+    tested = [json.loads(metrics.read_text())["test/accuracy"] for metrics in Path("multirun").glob("*/metrics.json")]
+    assert float(row["test_error_percent_mean"]) == pytest.approx(100 - 50 * sum(tested))
 
 
 @pytest.mark.parametrize(
@@ -667,3 +685,15 @@ def test_a_device_or_a_pipe_is_no_data_file(read, columns, tmp_path):
     for path in (Path("/dev/zero"), pipe):
         with pytest.raises(ValueError, match=f"{path} is a device or a pipe: name a regular file"):
             read(path, **columns)
+
+
+def test_a_radius_far_below_what_fits_the_data_is_told(main, path, capsys, monkeypatch):
+    """2, as for images in [0, 1], on floats from 0 to 255."""
+    from vat.runs import report
+
+    monkeypatch.setattr(report.console, "quiet", False)
+    written(path, x=(25 * GENERATOR.uniform(0, 10, size=(60, 64))).astype(np.float32), y=Y)
+    settings = ("data=arrays", f"data.train={path}", "data.standardize=false", "model=mlp", "model.hidden=[8]", "test=none")
+    for eps, told in {"2": True, "60": False}.items():
+        main(*settings, f"vat.eps={eps}", f"hydra.run.dir=eps{eps}")
+        assert ("hardly changes the training" in " ".join(capsys.readouterr().out.split())) == told

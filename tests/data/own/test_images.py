@@ -590,3 +590,23 @@ def test_images_of_a_camera_of_fewer_than_sixteen_bits_are_named(tmp_path, gib):
 def test_moments_of_values_far_from_zero_are_right():
     x = 1e8 + 8.0 * torch.arange(2).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     assert own.channel_moments(x, torch.arange(2), seed=0) == ((pytest.approx(1e8 + 4, abs=1e-3),), (pytest.approx(4.0),))
+
+
+def test_a_link_from_one_class_to_all_of_them_brings_no_foreign_images(tmp_path):
+    for k, name in enumerate(("a", "b")):
+        for i in range(3):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (k, i, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data" / "a" / "all").symlink_to(tmp_path / "data")
+    _, files = find_images(tmp_path / "data")
+    assert [(file.within, file.label) for file in files] == [(f"{i}.png", k) for k in (0, 1) for i in range(3)]
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "data" / "a")
+    with pytest.raises(ValueError, match="are one folder: remove the link"):
+        find_images(tmp_path / "data")
+
+
+def test_classes_of_a_table_are_in_the_order_of_numbers(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{[10, 2][i % 2]}\n" for i in range(4)))
+    assert find_images(tmp_path)[0] == ["2", "10"]

@@ -10,6 +10,8 @@ import numpy as np
 
 UNKNOWN = ""
 UNLABELED = (UNKNOWN, "-1", "nan", "NaN")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line breaks and tabs, of which a terminal makes other lines
+EDGES = " \ufeff\u200b\u2060"  # a blank, and three characters without a width
 
 
 def name_of(value: object, what: str) -> str:
@@ -38,7 +40,7 @@ def name_of(value: object, what: str) -> str:
         return UNKNOWN
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = re.sub(r"^(-?[0-9]+)\.0+$", r"\1", composed(str(value)))
+    name = re.sub(r"^[-\u2212]?([0-9]+)(\.0+)?$", lambda found: "-" * (found[0][0] in "-\u2212") + found[1], composed(str(value)))
     if name in UNLABELED:
         return UNKNOWN
     if re.fullmatch(r"-[0-9]+", name):
@@ -64,20 +66,32 @@ def names_of(values: Iterable[object], what: str) -> tuple[list[str], Counter[st
 def _spelling(value: object) -> str:
     """How a value says that there is no label: "-1", "empty" or "NaN"."""
     text = (bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)).strip()
-    return "-1" if text.startswith("-1") else "NaN" if text else "empty"
+    return "-1" if text.startswith(("-1", "\u22121")) else "NaN" if text else "empty"
 
 
 def composed(name: str) -> str:
-    """A name without the blanks around it, its letters composed (NFC): é is one character, however it was typed."""
-    return unicodedata.normalize("NFC", name).strip()
+    """A name in one line, without the blanks around it, its letters composed (NFC): é is one character, however it was typed."""
+    return CONTROL.sub(" ", unicodedata.normalize("NFC", name)).strip().strip(EDGES)
 
 
 def lookalikes(names: Sequence[str]) -> list[str]:
-    """The first names that readers take for one, as they differ in case, blanks or the form of characters alone; or an empty list."""
+    """The first names that readers take for one, as 01 and 1, or names that differ in case, blanks or the form of characters alone."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")  # which have no width
+        alike.setdefault(" ".join(shown.casefold().split()).lstrip("0"), []).append(name)
     return next((group for group in alike.values() if len(group) > 1), [])
+
+
+def refuse_measured(labels: Iterable[str], what: str) -> None:
+    """Refuse labels that are numbers and not all whole: those are measurements, each of which would be a class.
+
+    Raises:
+        ValueError: If they are.
+    """
+    broken = [label for label in set(labels) if re.search(r"\D", label)]
+    if broken and all(map(is_number, broken)):
+        raise ValueError(f"{what} holds {min(broken)}: a class is a whole number or a name, not something measured")
 
 
 def is_number(label: str) -> bool:

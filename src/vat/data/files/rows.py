@@ -37,6 +37,10 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
             names = [composed(name) for name in header]
             while names and not names[-1]:
                 names.pop()
+            if len(names) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", header[0])):
+                raise ValueError(
+                    f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas"
+                )
             _refuse_without_header(names, line, wanted)
             yield names, _fitting(records, len(names))
     except UnicodeDecodeError as error:
@@ -44,7 +48,7 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
 
 
 def _records(file: IO[str]) -> Rows:
-    reader = csv.reader(file, skipinitialspace=True, strict=True)
+    reader = csv.reader(map(_without_nul, file), skipinitialspace=True, strict=True)
     line = 1
     try:
         for fields in reader:
@@ -53,6 +57,12 @@ def _records(file: IO[str]) -> Rows:
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"line {line} is no CSV: {error}") from error
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds NUL characters, as UTF-16 does: save it as UTF-8")
+    return text
 
 
 def _fitting(records: Rows, number: int) -> Rows:
@@ -68,12 +78,10 @@ def _fitting(records: Rows, number: int) -> Rows:
 def _refuse_without_header(names: Sequence[str], line: int, wanted: Sequence[str]) -> None:
     """Refuse a first line that does not name the columns between commas, as far as it can be told."""
     missing = [name for name in wanted if name not in names]
-    if len(names) == 1 and (separator := re.search(r"[;\t]|\|(?=.*\|)", names[0])):
-        raise ValueError(f"its fields stand between {separator[0]!r}: save it with commas, and with points in place of decimal commas")
     counted = list(map(str, range(len(names))))  # as pandas names columns that have no names
     if (missing or not wanted) and names and names != counted and sum(map(is_number, names)) > len(names) / 2:
         raise ValueError(f"line {line} holds values, {', '.join(names[:3])} …: the first line must name the columns")
     if missing and names and names[0].startswith("#"):
         raise ValueError(f"line {line} starts with '#': remove comments; the first line must name the columns")
     if missing and len(names) == 1 and re.search(r"\S\s+\S", names[0]):
-        raise ValueError("its fields stand between blanks: save it with commas")
+        raise ValueError(f"line {line} names one column, {names[0][:60]!r}: the first line must name the columns, with commas between them")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vat.data.files.names import UNKNOWN, composed, is_number, names_of
+from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
 from vat.data.files.rows import opened_csv
 
 SUFFIXES = (".npz", ".csv", ".parquet")
@@ -185,7 +185,7 @@ def _inputs(table: Table) -> np.ndarray:
 
 def _numbers_the_rows(values: np.ndarray) -> bool:
     first = float(values[0])
-    return len(values) > 2 and first.is_integer() and np.array_equal(values, first + np.arange(len(values)))
+    return len(values) > 2 and first.is_integer() and abs(first) < 2**53 and np.array_equal(values, first + np.arange(len(values)))
 
 
 @contextmanager
@@ -201,13 +201,6 @@ def _refuse_beyond_memory(size: int, name: str) -> None:
         return
     if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise ValueError(f"{name} takes {size} bytes; this machine has {memory} in all")
-
-
-def _refuse_measured(labels: Sequence[str], name: str) -> None:
-    """Refuse labels that are numbers and not all whole: those are measurements, each of which would be a class."""
-    broken = [label for label in set(labels) if re.search(r"\D", label)]
-    if broken and all(map(is_number, broken)):
-        raise ValueError(f"{name} holds {min(broken)}: a class is a whole number or a name, not something measured")
 
 
 # ---------------------------------------------------------------------------------------------------------------- .npz
@@ -331,7 +324,7 @@ def _table(
     classes = [UNKNOWN] * len(x)
     if columns.label is not None:
         classes, unlabeled = names_of(labels, columns.label)
-        _refuse_measured(classes, columns.label)
+        refuse_measured(classes, columns.label)
     found = None if columns.group is None else names_of(groups, columns.group)[0]
     return Table(x, classes, found, features, None, unlabeled, lines)
 
@@ -348,6 +341,8 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     metadata = [pq.read_metadata(file) for file in files]
     _refuse_beyond_memory(sum(8 * part.num_rows * part.num_columns for part in metadata), "it")
     schemas = [part.schema.to_arrow_schema() for part in metadata]
+    if twice := [name for name in schemas[0].names if schemas[0].names.count(name) > 1]:
+        raise ValueError(f"it has two columns called {twice[0]!r}: rename or remove one")
     if other := [file for file, schema in zip(files, schemas, strict=True) if {*schema.names} != {*schemas[0].names}]:
         raise ValueError(f"{other[0]} has other columns than {files[0]}")
     base = str(path) if path.is_dir() else None  # folders called column=value within it are a column

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vat.data.files.names import UNKNOWN, composed, names_of
+from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
 from vat.data.files.rows import opened_csv
 from vat.data.files.tables import parquet_files, refuse_unreadable
 
@@ -86,6 +86,7 @@ def _table(places: list[str], columns: dict[str, list[Any]], text: str, label: s
     labels, unlabeled = [UNKNOWN] * len(places), {}
     if label is not None:
         labels, unlabeled = names_of(columns[label], label)
+        refuse_measured(labels, label)
     groups = None if group is None else names_of(columns[group], group)[0]
     if groups is not None and UNKNOWN in groups:
         raise ValueError(f"{places[groups.index(UNKNOWN)]} is of no group: {group} must be known in every row")

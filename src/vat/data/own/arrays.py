@@ -1,5 +1,6 @@
 """A user's own arrays or table: features or images, and labels of some of them."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,21 @@ import torch
 from torch import Tensor
 
 from vat.data.files.names import UNKNOWN, is_number
-from vat.data.files.tables import Table, parquet_files, read_table
+from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.splits import Split
 
-MISSING = {"na", "n/a", "<na>", "nan", "none", "null", "?", "unknown", "#n/a"}  # as R, pandas, SQL, ARFF and Excel write it
+MISSING = NOT_KNOWN | {
+    "?",
+    ".",
+    "nat",
+    "unknown",
+    "inf",
+    "-inf",
+    "+inf",
+    "infinity",
+    "-infinity",
+}  # as R, pandas, SQL, ARFF, Excel write it
 
 
 class Arrays(OwnData):
@@ -68,7 +79,7 @@ class Arrays(OwnData):
         x, y = self._examples(self.train, table)
         groups, num_test = table.groups, 0
         if self.test is not None:
-            if self.test.resolve() == self.train.resolve():
+            if os.path.realpath(self.test) == os.path.realpath(self.train):
                 raise ValueError(f"data.test={self.test} is data.train too: leave it out to have a test part cut, or name another file")
             held_out = read_table(self.test, label=self.label, group=self.group, ignore=self.ignore, lenient=True)
             held_out = self._fitting(self.test, held_out, table)
@@ -80,6 +91,12 @@ class Arrays(OwnData):
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
+        if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
+            warnings.warn(
+                f"{self.train}: images are floats from {x.min():g} to {x.max():g}, and are taken as they are: ε is in these units. Save "
+                "them as bytes (uint8), or divide by 255",
+                stacklevel=2,
+            )
         if self.standardize and x.ndim == 4:
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:

@@ -37,6 +37,9 @@ class OwnData(ResidentDataModule):
         validation_share: Share of the labelled examples for validation; 0 trains without, and then nothing tells how training goes, which
             checkpoint is the best, or which of several settings.
         test_share: Share of the labelled examples for the test; without effect if the test examples are given.
+        folds: Cut the labelled examples that are not for the test into so many parts, instead of `validation_share`; None for no folds.
+        fold: Which of them, from 0, is the validation part; None: none is, and all are trained on. A class of which a fold has every
+            example is trained on all the same.
         split_seed: Determines the validation and test parts; None: `seed` does, so that a spread over seeds is one over splits too.
         options: As in `ResidentDataModule`. Examples without a label are of no class, so `unlabeled_classes` leaves them out.
 
@@ -50,11 +53,19 @@ class OwnData(ResidentDataModule):
         test: str | Dataset[Any] | None = None,
         validation_share: float = 0.1,
         test_share: float = 0.2,
+        folds: int | None = None,
+        fold: int | None = None,
         split_seed: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
+        if folds is not None and folds < 2:
+            raise ValueError(f"folds={folds}: must be >= 2, or null for none")
+        if fold is not None and not 0 <= fold < (folds or 0):
+            raise ValueError(f"fold={fold}: must be >= 0 and less than folds={folds}, or null to train on all of them")
+        self.folds, self.fold = folds, fold
+        validation_share = validation_share if folds is None else 0.0
         shares = {"validation_share": validation_share} | ({} if self.test else {"test_share": test_share})
         if not (validation_share >= 0 and min(shares.get("test_share", 1), 1) > 0 and sum(shares.values()) < 1):
             raise ValueError(
@@ -101,7 +112,7 @@ class OwnData(ResidentDataModule):
         labeled, unlabeled = train[known], train[~known]
         said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
         if len(found := y[labeled].unique()) < 2:
-            hint = ""
+            hint = f": {said} are taken for no label" if said else ""
             if (unlabeled_as or {}).get("-1"):
                 hint = f". -1 means that there is no label, in {said}: if it is a class, number the classes from 0, or give them names"
             raise ValueError(
@@ -113,19 +124,21 @@ class OwnData(ResidentDataModule):
         if sum(sizes) >= len(labeled):
             raise ValueError(f"{len(labeled)} labelled examples are too few to train on and to hold out {' + '.join(map(str, sizes))}")
         sizes.append(len(labeled) - sum(sizes))
-        if groups is None:
-            parts = stratified_parts(y[labeled], sizes, seed=self.split_seed)
-        else:
-            parts = grouped_parts(y[labeled], groups[labeled], sizes, seed=self.split_seed)
-        parts = with_every_class(parts, y[labeled], None if groups is None else groups[labeled])
+        of_labeled = None if groups is None else groups[labeled]
+        parts = with_every_class(_dealt(y[labeled], of_labeled, sizes, self.split_seed), y[labeled], of_labeled)
         *held_out, pool = (labeled[part] for part in parts)
         if not num_test:
             test, *held_out = held_out
         if held_out:
             (validation,) = held_out
+        if self.folds is not None:
+            if num_validation:
+                raise ValueError(f"folds={self.folds}: validation examples are given; leave these or the folds out")
+            validation, pool = self._fold(pool, y, groups)
         if groups is not None:
             unlabeled = unlabeled[~torch.isin(groups[unlabeled], groups[torch.cat([validation, test])])]
-        self._warn_of_absent_classes({"left to train on": y[pool], "in the validation part": y[validation], "in the test part": y[test]})
+        parts_of = {"left to train on": pool, "in the validation part": validation, "in the test part": test}
+        self._warn_of_absent_classes({name: y[part] for name, part in parts_of.items() if len(part)})
         if self.unlabeled_classes is not None and len(unlabeled):
             warnings.warn(
                 f"unlabeled_classes leaves out the {len(unlabeled)} examples without a label, which are of no class", stacklevel=2
@@ -141,13 +154,32 @@ class OwnData(ResidentDataModule):
         )
         given = {"validation": num_validation, "the test": num_test}
         self.summary += "".join(f"; {number} given for {part}" for part, number in given.items() if number)
-        if not len(validation):
+        if not len(validation) and self.folds is None:
             warnings.warn(
                 "validation_share=0: no example is held out for validation, so that nothing tells how training goes, which checkpoint is "
                 "the best, or which of several settings; a killed run resumes from its last epoch",
                 stacklevel=2,
             )
         return self.divide(y, pool=pool, validation=validation, test=test, extra=unlabeled)
+
+    def _fold(self, rows: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The validation part and the rows to train on.
+
+        Raises:
+            ValueError: If there are fewer rows or groups than folds.
+        """
+        assert self.folds is not None
+        if len(rows) < self.folds:
+            raise ValueError(f"folds={self.folds}: must be at most the {len(rows)} labelled examples that are not for the test")
+        if self.fold is None:
+            return rows[:0], rows
+        sizes = [len(rows) // self.folds + (number < len(rows) % self.folds) for number in range(self.folds)]
+        fold = rows[_dealt(y[rows], None if groups is None else groups[rows], sizes, self.split_seed)[self.fold]]
+        others = y[rows[~torch.isin(rows, fold)]]
+        of = torch.arange(len(y)) if groups is None else groups
+        only = of[fold[~torch.isin(y[fold], others)]]  # examples of a class that no other fold has, with their groups
+        validation = fold[~torch.isin(of[fold], only)]
+        return validation, rows[~torch.isin(rows, validation)]
 
     def _counts(self, y: Tensor) -> dict[str, int]:
         """Examples of each class; of many classes the first ten."""
@@ -181,6 +213,11 @@ class OwnData(ResidentDataModule):
         absent = {part: [name for c, name in enumerate(self.class_names) if not (y == c).any()] for part, y in parts.items()}
         if lacks := "; ".join(f"{part} of {', '.join(names)}" for part, names in absent.items() if names):
             warnings.warn(f"no labelled example is {lacks}: label more, or choose another split_seed", stacklevel=2)
+
+
+def _dealt(y: Tensor, groups: Tensor | None, sizes: Sequence[int], seed: int) -> list[Tensor]:
+    """Positions of each part, which splits no group."""
+    return stratified_parts(y, sizes, seed=seed) if groups is None else grouped_parts(y, groups, sizes, seed=seed)
 
 
 def says_unlabeled(name: str) -> bool:

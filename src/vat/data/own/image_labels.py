@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vat.data.files.names import UNKNOWN, composed, name_of
+from vat.data.files.names import UNKNOWN, composed, name_of, refuse_measured
 from vat.data.files.rows import opened_csv
 
 LABELS = "labels.csv"
@@ -40,6 +40,7 @@ def read_labels(path: Path, files: Sequence[str]) -> dict[str, str]:
                 if labels.get(image, name) != name:
                     raise ValueError(f"line {at[image]} gives {image} the class {labels[image]!r}, line {line} {name!r}")
                 labels[image], at[image] = name, line
+            refuse_measured(labels.values(), names[label])
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     return {image: name for image, name in labels.items() if name != UNKNOWN}

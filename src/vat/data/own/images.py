@@ -18,6 +18,7 @@ from vat.data.files.image_files import MAX_PIXELS, MODES, SUFFIXES, UNREADABLE, 
 from vat.data.files.names import composed
 from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
+from vat.data.own.arrays import classes_of
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.own.image_labels import LABELS, read_labels
 from vat.data.splits import Split
@@ -39,7 +40,7 @@ SYSTEM = {
         "lost&found",
     ),
     *("__macosx", "$recycle.bin", "recycler", "system volume information", "network trash folder", "temporary items", "_vti_cnf"),
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
+    *("thumbnails", "_thumbnails", "_thumbs", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
 }
 SYSTEM_PREFIXES = (".", "synophoto_", "synofile_")
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -156,7 +157,7 @@ class Images(OwnData):
 
     def _held_out(self, folder: Path) -> list["FoundImage"]:
         """The files for the test, with the numbers of the classes for training."""
-        one, other = self.dir.resolve(), folder.resolve()
+        one, other = Path(os.path.realpath(self.dir)), Path(os.path.realpath(folder))
         if one == other or one in other.parents or other in one.parents:
             raise ValueError(f"data.test={folder} and data.dir={self.dir}: neither may be the other or lie in it")
         names, files = find_images(folder, least=1)
@@ -252,6 +253,10 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
         if names[first] == names[second]:
             both = " and ".join(ascii(classes[k].name) for k in (first, second))
             raise ValueError(f"{folder} holds {both}, which differ in the form of their characters alone: put them into one folder")
+    of_folder: dict[str, Path] = {}
+    for path in folders:
+        if (other := of_folder.setdefault(os.path.realpath(path), path)) is not path:
+            raise ValueError(f"{other} and {path} are one folder: remove the link")
     files = []
     *labeled, unlabeled = images_within(*classes, folder / UNLABELED)
     for label, (path, found) in enumerate(zip(classes, labeled, strict=True)):
@@ -265,7 +270,7 @@ def _labelled_by_table(folder: Path, *, least: int) -> tuple[list[str], list[Fou
     """As `find_images`, of a folder with `LABELS`."""
     (found,) = images_within(folder)
     labels = read_labels(folder / LABELS, found)
-    names = sorted({*labels.values()})
+    names = classes_of([*labels.values()], folder / LABELS)
     if len(names) < least:
         raise ValueError(f"{folder / LABELS} must hold {least} or more classes; it holds {len(names)}")
     number = {name: c for c, name in enumerate(names)} | {None: len(names)}
@@ -280,9 +285,10 @@ def images_within(*folders: Path) -> list[list[str]]:
         ValueError: If something else than a file bears the name of an image.
     """
     images, left_out = [], Counter[str]()
+    roots = {os.path.realpath(folder) for folder in folders}  # a link may lead to where it is, or into another of these
     for folder in folders:
         images.append(found := [])
-        for path in _files_within(folder):
+        for path in _files_within(folder, {*roots}):
             if (suffix := path.suffix.lower()) in SUFFIXES:
                 if not path.is_file() and path.exists():  # a link to nowhere counts as a damaged file; from a pipe one would read for ever
                     raise ValueError(f"{path} is no file but bears the name of an image: remove it")
@@ -298,15 +304,14 @@ def images_within(*folders: Path) -> list[list[str]]:
     return images
 
 
-def _files_within(folder: Path) -> Iterator[Path]:
+def _files_within(folder: Path, entered: set[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it out of the data") from error
 
-    entered = {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse if os.path.lexists(folder) else None):
         inner, folders[:] = sorted(name for name in folders if not _of_the_system(name)), []
         for name in inner:
-            if (real := os.path.realpath(os.path.join(root, name))) not in entered:  # a link may lead back to where it lies
+            if (real := os.path.realpath(os.path.join(root, name))) not in entered:
                 entered.add(real)
                 folders.append(name)
         yield from (Path(root, name) for name in names if not _of_the_system(name))

@@ -1,5 +1,6 @@
 """A user's own texts, and labels of some of them."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +84,7 @@ class Texts(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts; the texts of `unlabeled` come after those of `train`, and those of `test` last."""
-        same = [path for path in (self.unlabeled, self.test) if path is not None and path.resolve() == self.train.resolve()]
+        same = [path for path in (self.unlabeled, self.test) if path is not None and os.path.realpath(path) == os.path.realpath(self.train)]
         if same:
             raise ValueError(f"{same[0]} is data.train too: leave out data.test to have a test part cut, and data.unlabeled")
         tables = [read_texts(self.train, text=self.text, label=self.label, group=self.group)]
