@@ -209,8 +209,7 @@ def interpretation(values: Mapping[str, float], *, direction: str | None = None)
         )
     elif lds < 1.5 * chance:
         found.append(
-            f"r reaches {lds:.2g} nats and a random r {chance:.2g}: the direction is hardly better than noise. "
-            f"{_noise(direction, chance)}"
+            f"r reaches {lds:.2g} nats and a random r {chance:.2g}: the direction is hardly better than noise. {_noise(direction, chance)}"
         )
     elif lds < 0.1 * most:
         found.append(
