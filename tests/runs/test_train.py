@@ -60,7 +60,7 @@ def assert_refused(main, folder, overrides, *words):
         ("vat.direction=foo", ["direction", "'foo'", "finite_difference", "exact", "margin"]),
         ("vat.divergence=foo", ["divergence", "'foo'", "categorical"]),
         ("data.num_labeled=5000", ["num_labeled", "5000", "1000"]),
-        ("data.num_labeled=5", ["num_labeled", "got 5", "10 classes", "balanced=False"]),
+        ("data.num_labeled=5", ["num_labeled", "got 5", "at least 10", "balanced=False"]),
         ("data.num_labeled=0", ["num_labeled", "got 0", "from 1 to"]),
         ("data.batch_size_labeled=0", ["batch_size_labeled", "got 0"]),
         ("data.steps_per_epoch=0", ["steps_per_epoch", ">= 1", "got 0"]),

@@ -223,9 +223,11 @@ def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:
 
 
 def other_radii(lds_eps: float, regularizers: Mapping[str, Any]) -> str:
-    """A text that lists the training radii that differ from the LDS radius. Empty if none differs."""
-    others = [f"{name}.eps={r.eps:g}" for name, r in regularizers.items() if hasattr(r, "eps") and r.eps != lds_eps]
-    return f"; lds_eps sets this radius, training used {', '.join(others)}" if others else ""
+    """A text that lists the training radii. Empty if one of them is the LDS radius."""
+    radii = {name: r.eps for name, r in regularizers.items() if hasattr(r, "eps")}
+    if not radii or lds_eps in radii.values():
+        return ""
+    return f"; lds_eps sets this radius, training used {', '.join(f'{name}.eps={eps:g}' for name, eps in radii.items())}"
 
 
 def _examples(record: dict[str, Any]) -> str:
