@@ -21,7 +21,7 @@ N, D = 6, 5
 
 
 def smooth_network(dtype=torch.float64):
-    """A network whose batch norm couples the rows and whose dropout draws masks; smooth, so finite differences are exact to second order."""
+    """A network whose batch norm couples the rows and whose dropout draws masks; smooth, so finite differences are exact to order 2."""
     torch.manual_seed(0)
     layers = [
         nn.Linear(D, 12),

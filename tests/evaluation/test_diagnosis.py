@@ -198,8 +198,8 @@ def test_a_direction_that_misses_most_is_named():
 @pytest.mark.parametrize(
     ("direction", "says"),
     [
-        ("finite_difference", "half precision or with a tiny xi"),
-        (None, "half precision or with a tiny xi"),
+        ("finite_difference", "Half precision or a tiny xi"),
+        (None, "Half precision or a tiny xi"),
         ("random_margin", "eps is so large"),
         ("exact", "eps is so large"),
         ("random", "VAT's control"),
@@ -247,5 +247,5 @@ def test_a_radius_that_is_too_large_is_named_as_the_cause_with_every_direction(d
     for values in ({"lds": 1.3, "kl_random": 1.4, "kl_ascent": 2.4}, {"lds": 0.77, "kl_random": 1.5, "kl_ascent": 2.2}):
         said = " ".join(interpretation(values, direction=direction))
         assert "eps is so large" in said
-        assert "half precision" not in said
+        assert "Half precision" not in said
     assert not interpretation({"lds": 0.2, "kl_random": 0.005, "kl_ascent": 0.37, "flip_rate": 0.17}, direction=direction)  # default eps
