@@ -210,7 +210,7 @@ class Network:
 
     @contextmanager
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
-        """Context in which layers hold other tensors instead of their own, as `__call__` describes.
+        """Context in which layers hold other tensors, as `__call__` describes.
 
         `torch.func.functional_call` would look up each tensor by name in every pass: 0.05 ms more for an MLP, whose pass takes 3 ms.
         """
