@@ -1,6 +1,4 @@
-"""VAT on the nodes of a graph: 12 of 300 nodes have labels.
-
-The model is a graph convolutional network (Kipf and Welling, arXiv 1609.02907) in plain torch.
+"""VAT on the nodes of a graph: 12 of 300 have labels. The network is a GCN (Kipf and Welling, arXiv 1609.02907) in plain torch.
 
 python examples/graph_nodes.py
 """
@@ -42,8 +40,7 @@ class GCN(nn.Module):
 
 model = GCN()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=5e-4)
-# A margin direction sharpens predictions before it smooths them. With 12 labels that often joins two classes. Over seeds 0 to 4 the test
-# error is 12.0 % (standard deviation 2.6) with this direction and 25.9 % (18.8) with the default.
+# The default direction sharpens predictions first. With 12 labels that often joins two classes: 25.9 % error instead of 12.0 (n = 5).
 vat = VAT(eps=0.6, direction="finite_difference")  # a radius for each node; with group=graph (N,), for each graph of a batch
 
 for step in range(201):

@@ -41,8 +41,7 @@ class Tagger(nn.Module):
 
 model = Tagger()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-# per="token": a radius for each word. A margin direction sharpens predictions first, which can remove rare tags. Over seeds 0 to 4 the test
-# error is 0.7 % on average (at most 1.8) with this direction and 4.6 % (at most 21.6) with the default.
+# per="token": a radius for each word. The default direction sharpens first, which can remove rare tags: 4.6 % error, not 0.7 (n = 5).
 vat = VAT(eps=0.5, per="token", direction="finite_difference")
 x, known, tags = sentences(20)
 

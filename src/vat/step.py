@@ -69,8 +69,8 @@ class Step:
     """One training step, as a regularizer sees it. The clean pass is valid only for exactly these rows, in this batch.
 
     Args:
-        forward: Function x -> logits: a module, a method of one, a `functools.partial` of these, or any function with its `module`. Of an
-            output that has `logits`, as Hugging Face's models give, these are taken.
+        forward: Function x -> logits: a module, a method of one, a `functools.partial` of these, or any function with its `module`. If the
+            output has `logits`, as that of Hugging Face's models, they are used.
         x: Inputs (N, …), of a floating dtype. A tuple, a mapping or a `vat.calls.Call` holds the arguments of the call.
         y: Labels (N,), or None.
         module: Module that another function uses, a list of several, or `()` if there is none.
