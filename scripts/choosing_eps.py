@@ -1,6 +1,6 @@
 """Choose VAT's radius without validation labels: what simple rules lose on nine data sets. Makes the table of docs/choosing_eps.md.
 
-python scripts/choosing_eps.py                        # everything: about 40 minutes of one CPU core
+python scripts/choosing_eps.py                        # everything: about 12 minutes of one CPU core
 python scripts/choosing_eps.py digits,wine --splits 2
 
 A set and split is trained with every radius and two initialisations. All networks of a split are one module that holds them side by side:
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vat import VAT, RandomPerturbation
 from vat.batch_norm import reestimate_batch_norm
-from vat.data.neighbours import GROUP, SHARE, distances
+from vat.data.neighbours import GROUP, SHARE, distances, neighbours
 from vat.data.sets.cifar import CIFAR10
 from vat.data.sets.mnist import MNIST
 from vat.data.sets.shipped import read_digits
@@ -235,6 +235,7 @@ def train(name: str, split: int, steps: int, folder: Path) -> dict[str, Any]:
     rows = [{"method": m, "factor": e / unit, **{k: v[i] for k, v in found.items()}} for i, (m, e) in enumerate(settings)]
     return {
         **{"set": name, "split": split, "steps": steps, "unit": unit, "nearest_of_group": nearest_of_group, "rows": rows},
+        "classes_touch": neighbours(x, y, labeled=labeled, pool=pool).classes_touch,
         **{"validation": len(parts["validation"]), "labels": len(labeled), "cpu_seconds": time.process_time() - began},
     }
 
@@ -372,9 +373,15 @@ def unless_merged(rule: Rule, least_share: float = 0.5) -> Rule:
     return lambda rows: i if rows[i := rule(rows)]["smallest_share"] >= least_share * rows[0]["smallest_share"] else 0
 
 
+def unless_touching(rule: Rule) -> Rule:
+    """None, if classes touch, as the commands do."""
+    return lambda rows: 0 if rows[0]["classes_touch"] else rule(rows)
+
+
 THRESHOLDS = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03)
 RULES: dict[str, Rule] = {
-    "0.3 × distance to the nearest of 16 (default)": nearest_to(0.3),
+    "0.3 × distance to the nearest of 16 (default)": nearest_to(SHARE),
+    "the same, none if classes touch (the default for own data)": unless_touching(nearest_to(SHARE)),
     "least validation error": least("val_error"),
     "least disagreement": least("disagreement"),
     "least disagreement, KL at a random r ≤ 0.03": least("disagreement", most_kl=0.03),
@@ -382,14 +389,15 @@ RULES: dict[str, Rule] = {
     "largest ε with ≤ 10 % flips": largest("flip_rate", 0.1),
     **{f"largest ε with KL at a random r ≤ {most:g}": largest("kl_random", most) for most in THRESHOLDS},
     "the same ≤ 0.003, none if a class is left out": unless_merged(largest("kl_random", 0.003)),
+    "the same, and none if classes touch (choose_eps=true)": unless_touching(unless_merged(largest("kl_random", 0.003))),
     "the same ≤ 0.003, none if networks disagree more": unless_more(largest("kl_random", 0.003)),
 }
 
 
 def rows_of(record: dict[str, Any], method: str) -> Rows:
     """The rows of a method, none first, by radius."""
-    radii = {"unit": record["unit"], "nearest_of_group": record["nearest_of_group"]}
-    return [row | radii | {"eps": row["factor"] * record["unit"]} for row in record["rows"] if row["method"] in ("none", method)]
+    shared = {key: record[key] for key in ("unit", "nearest_of_group", "classes_touch")}
+    return [row | shared | {"eps": row["factor"] * record["unit"]} for row in record["rows"] if row["method"] in ("none", method)]
 
 
 def regrets(records: Sequence[dict[str, Any]], method: str, pilot: str) -> dict[str, dict[str, list[float]]]:
@@ -432,12 +440,14 @@ def errors(records: Sequence[dict[str, Any]]) -> str:
     full = [record for record in records if record["length"] == "full"]
     names = [name for name in SETS if any(record["set"] == name for record in full)]
     heads = [*(f"VAT {f:g}" for f in VAT_FACTORS), *(f"recipe {f:g}" for f in RECIPE_FACTORS), "VAT, default", "recipe, default"]
-    lines = [f"| set | splits | unit | default ÷ unit | none | {' | '.join(heads)} |", f"| --- |{' --- |' * (len(heads) + 4)}"]
+    columns = ["set", "splits", "classes touch", "unit", "default ÷ unit", "none", *heads]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name in names:
         of = [record for record in full if record["set"] == name]
         cells = [f"{100 * mean(record['rows'][i]['test_error'] for record in of):.1f}" for i in range(len(of[0]["rows"]))]
         default = mean(SHARE * record["nearest_of_group"] / record["unit"] for record in of)
-        lines.append(f"| {name} | {len(of)} | {mean(r['unit'] for r in of):.2f} | {default:.2f} | {' | '.join(cells)} |")
+        first = f"{name} | {len(of)} | {sum(r['classes_touch'] for r in of)} | {mean(r['unit'] for r in of):.2f} | {default:.2f}"
+        lines.append(f"| {first} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def rows(*settings):
     ]
 
 
-RECORD = {"set": "digits", "split": 0, "unit": 0.5, "nearest_of_group": 5.0, "labels": 50, "validation": 10}
+RECORD = {"set": "digits", "split": 0, "unit": 0.5, "nearest_of_group": 5.0, "classes_touch": False, "labels": 50, "validation": 10}
 FULL = RECORD | {
     "length": "full",
     "rows": rows((0.0, 0.10, 0.9, 0.2, 0.15), (0.001, 0.09, 0.9, 0.2, 0.10), (0.002, 0.08, 0.8, 0.3, 0.08), (0.02, 0.02, 0.3, 0.1, 0.12)),
