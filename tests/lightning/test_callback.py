@@ -230,6 +230,7 @@ class Draws(Plain):
         return super().training_step(next(dataloader_iter)[0], 0)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
 def test_a_training_step_that_draws_its_batches_is_refused():
     with pytest.raises(ValueError, match=r"Draws\.training_step takes dataloader_iter"):
         fit(Draws(), RegularizerCallback(VAT(1.0)))
@@ -359,6 +360,7 @@ BFLOAT16 = "at ξ = 1e-3 of the inputs' length a difference is below bfloat16's 
         pytest.param("finite_difference", marks=pytest.mark.xfail(strict=True, reason=BFLOAT16)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:finite differences are noise")
 def test_it_works_under_bfloat16_autocast(direction):
     plain, regularized = Plain().float(), Plain().float()
     options = {"loader": batches(dtype=torch.float32), "precision": "bf16-mixed"}
@@ -583,6 +585,7 @@ def test_a_term_that_is_not_finite_stops_the_run_by_its_name():
         fit(Plain(), RegularizerCallback(Broken()))
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint")
 def test_a_run_after_a_restored_one_starts_again(tmp_path):
     fit(Plain(), RegularizerCallback(MeanTeacher()), max_steps=2).save_checkpoint(tmp_path / "two.ckpt")
     teacher = MeanTeacher()

@@ -261,6 +261,7 @@ AUTOCAST = {
 @pytest.mark.parametrize("first", ["supervised", "penalty"])
 @pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
 @pytest.mark.parametrize("name", AUTOCAST)
+@pytest.mark.filterwarnings("ignore:finite differences are noise")
 def test_under_autocast_the_penalty_and_the_supervised_loss_keep_all_their_gradients(name, bare, first):
     # Autocast caches the casts of weights. The next pass would use a cast made without a graph and lose its gradient.
     torch.manual_seed(0)
