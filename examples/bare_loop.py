@@ -10,7 +10,7 @@ from torch import nn
 from vat import VAT
 from vat.data.sets.shipped import read_digits
 
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
 images, targets = read_digits()
 x, y = images.flatten(1).float(), targets.long()

@@ -18,12 +18,12 @@ from vat import VAT
 from vat.huggingface import add_regularizers
 
 GOOD, BAD, OTHER = range(1, 40), range(40, 79), range(79, 200)
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 set_seed(0)
 
 
 def texts(n: int) -> list[dict[str, torch.Tensor]]:
-    """`n` sentences of 6 to 12 word ids with three words of a mood in each, padded by 0."""
+    """Make `n` sentences of 6 to 12 word ids, padded with 0. Each has three words of one mood."""
     rows = []
     for mood in torch.randint(2, (n,)):
         length = int(torch.randint(6, 13, ()))
@@ -36,7 +36,7 @@ def texts(n: int) -> list[dict[str, torch.Tensor]]:
 
 
 def error(output) -> dict[str, float]:
-    """The share of wrong predictions."""
+    """Share of wrong predictions."""
     return {"error": float((output.predictions.argmax(1) != output.label_ids).mean())}
 
 

@@ -1,7 +1,7 @@
-"""VAT in regression: 30 noisy labels and 1000 inputs without labels. Two outputs are compared as two normal distributions.
+"""VAT in regression: 30 noisy labels and 1000 inputs without labels. VAT compares two outputs as two normal distributions.
 
-An output of regression decides nothing, so there is no boundary to go to. The default direction is then "finite_difference", the papers'
-power iteration: it finds the r that moves the output most. Take "exact" in half precision, where finite differences are noise.
+A regression output decides nothing, so there is no decision boundary. The default direction is then "finite_difference", the papers' power
+iteration: it finds the r that changes the output most. In half precision use "exact", because finite differences are noise there.
 
 python examples/regression.py
 """
@@ -14,13 +14,13 @@ from vat import VAT
 from vat.functional import Gaussian
 
 NOISE, REGIMES, INPUTS = 0.5, 4, 10  # NOISE: standard deviation of a label, the unit in which VAT measures a change
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
 centers, levels = torch.randn(REGIMES, INPUTS), torch.randn(REGIMES)
 
 
 def measurements(n: int) -> tuple[Tensor, Tensor]:
-    """Sensors (n, 10) of a machine in one of four regimes, and what it produces (n,): the regime's level and a little of a sensor."""
+    """Sensors (n, 10) of a machine in one of four regimes, and its product (n,): the regime's level plus a tenth of a sensor."""
     regime = torch.randint(REGIMES, (n,))
     x = centers[regime] + 0.5 * torch.randn(n, INPUTS)
     return x, levels[regime] + 0.1 * x[:, 0]
@@ -36,7 +36,7 @@ vat = VAT(eps=1.0, divergence=Gaussian(sigma=NOISE))
 
 for step in range(301):
     pool = unlabeled[torch.randint(len(unlabeled), (128,))]
-    supervised = F.mse_loss(model(x), y) / (2 * NOISE**2)  # the same units: nats
+    supervised = F.mse_loss(model(x), y) / (2 * NOISE**2)  # in nats, like VAT
     smoothness = vat(model, pool)
     optimizer.zero_grad()
     (supervised + smoothness).backward()

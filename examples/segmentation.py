@@ -1,4 +1,4 @@
-"""VAT in segmentation, with void pixels that count neither in the loss nor in r. Discs and squares on noise.
+"""VAT in segmentation of discs and squares in noise. Void pixels count neither in the loss nor in r.
 
 python examples/segmentation.py
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vat import VAT
 
 VOID = 255
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
 
 
@@ -36,7 +36,7 @@ vat = VAT(eps=5.0)
 x, y = scenes(8)
 
 for step in range(101):
-    pool, labels = scenes(16)  # of the labels, which pixels are void is known
+    pool, labels = scenes(16)  # of these labels, VAT uses only the void pixels
     supervised = F.cross_entropy(model(x), y, ignore_index=VOID)
     smoothness = vat(model, pool, mask=(labels != VOID)[:, None])  # (N, 1, H, W)
     optimizer.zero_grad()

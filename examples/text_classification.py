@@ -1,4 +1,6 @@
-"""VAT on the embeddings of a Hugging Face encoder, sentence by sentence, without the padding. Texts made up of words for two moods.
+"""VAT on the embeddings of a Hugging Face encoder: a radius for each sentence, and padding does not count.
+
+The texts are random words, three of which show one of two moods.
 
 python examples/text_classification.py
 """
@@ -10,12 +12,12 @@ from transformers import BertConfig, BertForSequenceClassification  # pyright: i
 from vat import VAT
 
 GOOD, BAD, OTHER = range(1, 40), range(40, 79), range(79, 200)
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
 
 
 def texts(n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """`n` sentences of 6 to 12 word ids with three words of a mood in each, padded by 0; and the moods."""
+    """Make `n` sentences of 6 to 12 word ids, padded with 0, and their moods. Each has three words of its mood."""
     moods = torch.randint(2, (n,))
     ids = torch.zeros(n, 12, dtype=torch.long)
     for row, mood in zip(ids, moods, strict=True):
@@ -29,7 +31,7 @@ def texts(n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 config = BertConfig(vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 model = BertForSequenceClassification(config)  # or from_pretrained(...)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-vat = VAT(eps=0.5)  # of each sentence; per="token" for each word
+vat = VAT(eps=0.5)  # a radius for each sentence; with per="token" for each word
 labeled, moods = texts(200)
 
 for step in range(101):

@@ -1,4 +1,4 @@
-"""VAT on time series with an LSTM: 30 series with labels, 1000 without. Three shapes of a wave, of any phase, in noise.
+"""VAT on time series with an LSTM: 30 series with labels, 1000 without. The series are noisy waves of three shapes and any phase.
 
 python examples/time_series.py
 """
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vat import VAT
 
-torch.set_num_threads(1)  # the fastest for so small a network
+torch.set_num_threads(1)  # the fastest for a small network
 torch.manual_seed(0)
 
 
@@ -23,7 +23,7 @@ def waves(n: int) -> tuple[Tensor, Tensor]:
 
 
 class Classifier(nn.Module):
-    """An LSTM in both directions, and the mean of its outputs over time."""
+    """An LSTM in both directions and a linear layer on the mean of its outputs over time."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ x, y = waves(30)
 unlabeled, _ = waves(1000)
 model = Classifier()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-vat = VAT(eps=1.0)  # of a whole series; per="token" gives each moment its own ball
+vat = VAT(eps=1.0)  # a radius for each series; with per="token" for each time step
 
 for step in range(201):
     pool = unlabeled[torch.randint(len(unlabeled), (64,))]

@@ -1,4 +1,4 @@
-"""VAT on a LightningModule that knows nothing of it: one callback.
+"""VAT for any LightningModule: one callback. The module's code does not change.
 
 python examples/your_lightning_module.py
 """
@@ -38,7 +38,7 @@ class YourModule(pl.LightningModule):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the fastest for so small a network
+    torch.set_num_threads(1)  # the fastest for a small network
     pl.seed_everything(0)
     images, targets = read_digits()
     x, y = images.flatten(1).float(), targets.long()

@@ -458,7 +458,7 @@ SENTENCES: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
     "eps reaches into other classes": lambda row, none: row["kl_random"] > FAR,
     "before: r flips more than 50 % of the decisions": lambda row, none: row["flip_rate"] > 0.5,
     "the direction is hardly better than noise": lambda row, none: row["lds"] < 1.5 * row["kl_random"],
-    "the direction misses most of what there is": lambda row, none: row["lds"] < 0.1 * row["kl_ascent"],
+    "the direction is far from the worst one": lambda row, none: row["lds"] < 0.1 * row["kl_ascent"],
     "a class is almost never predicted": lambda row, none: row["smallest_share"] < 0.1,
     "a class has less than half of its share without VAT": lambda row, none: row["smallest_share"] < 0.5 * none["smallest_share"],
 }

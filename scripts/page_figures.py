@@ -1,9 +1,9 @@
-"""Draw pictures of the pages: what r looks like, calibration without and with VAT, error and score against ε.
+"""Draw pictures for the pages: examples of r, calibration with and without VAT, error and score against ε.
 
 python scripts/page_figures.py docs
 
-Trains the main job (digits, 50 labels, ε = 2, seed 0) with and without VAT, and the networks of `choosing_eps.py` on three splits of the
-digits. Less than a minute of a CPU core.
+The script trains the main job (digits, 50 labels, ε = 2, seed 0) with and without VAT, and the networks of `choosing_eps.py` on three
+splits of the digits. This takes less than a minute on a CPU core.
 """
 
 import argparse
@@ -33,7 +33,7 @@ EPS, UPDATES, SPLITS = 2.0, 1000, 3
 
 
 def of_the_main_job(regularizer: str, updates: int) -> dict[str, Figure]:
-    """Train `python src/train.py model=cnn vat.eps=2.0`, or its control, and draw its figures of the test examples."""
+    """Train `python src/train.py model=cnn vat.eps=2.0`, or the same without VAT, and draw its figures of the test examples."""
     chosen = [f"regularizer={regularizer}", *([f"vat.eps={EPS}"] if regularizer == "vat" else [])]
     shared = ["model=cnn", "logger=none", "figures=null", "trainer.enable_progress_bar=false", "test=none", f"trainer.max_steps={updates}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
@@ -61,10 +61,10 @@ def side_by_side(figures: dict[str, Figure], path: Path) -> None:
 
 
 def error_and_score(splits: list[list[dict[str, Any]]]) -> Figure:
-    """Test error, and the KL at a random r by which the radius is chosen, against ε: mean and standard deviation over the splits.
+    """Plot test error, and the KL at a random r that decides the radius, against ε: mean and standard deviation over the splits.
 
     Args:
-        splits: The rows of each split, none first, by radius.
+        splits: Rows of each split, in order of the radius; the first is without VAT.
     """
     figure = new_figure(6, 5.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -92,10 +92,10 @@ def error_and_score(splits: list[list[dict[str, Any]]]) -> Figure:
 
 
 def main() -> None:
-    """Train, and draw three pictures."""
+    """Train the networks and draw three pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--updates", type=int, default=UPDATES, help="of the main job; the small networks take a third")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="updates of the main job; the small networks take a third")
     arguments = parser.parse_args()
     folder, small = arguments.folder, max(1, 320 * arguments.updates // UPDATES)
     folder.mkdir(parents=True, exist_ok=True)

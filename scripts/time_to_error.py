@@ -1,10 +1,10 @@
-"""CPU seconds until VAT reaches the error of the port that is copied most, on one split after another.
+"""Measure the CPU seconds until VAT reaches the error of the most copied port, for each of several splits.
 
 python scripts/time_to_error.py digits --seeds 10
 python scripts/time_to_error.py mnist --seeds 3 --steps 4000
 
-Each method trains its own copy of one network on the same batches, 50 steps in turn. Only the seconds of these steps count. The error is
-that of the validation part, as a mean over the last five readings. The target is the error of the port, as shipped, at the end.
+Each method trains its own copy of one network on the same batches. The methods take turns of 50 steps, and only the seconds of these steps
+count. The error is the validation error, as a mean over the last five readings. The target is the final error of the port as shipped.
 """
 
 import argparse
@@ -29,11 +29,11 @@ SETS = {
     "digits": (lambda seed: Digits(seed=seed), lambda shape: CNN(shape, 10), 2.0),
     "mnist": (lambda seed: MNIST(seed=seed, num_validation=10_000), lambda shape: MLP(shape, 10, hidden=(600, 300, 150)), 1.5),
 }
-"""Data, network, and the ε that the project's experiments have."""
+"""Data, network, and the ε of the project's experiments."""
 
 
 def run(name: str, seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of training and validation errors after each reading, by method."""
+    """Train each method; return its seconds of training and its validation error at each reading."""
     make, network, eps = SETS[name]
     data = make(seed)
     data.batch_size_labeled, data.batch_size_unlabeled, data.steps_per_epoch = 50, 128, steps
@@ -74,7 +74,7 @@ def run(name: str, seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
 
 
 def seconds_to(target: float, course: dict[str, list[float]]) -> float:
-    """Seconds until the mean of the last readings is at most `target`; infinite if it never is."""
+    """Seconds until the mean of the last five readings is at most `target`; infinite if it never is."""
     errors = course["errors"]
     for end in range(READINGS, len(errors) + 1):
         if statistics.mean(errors[end - READINGS : end]) <= target:
@@ -83,11 +83,11 @@ def seconds_to(target: float, course: dict[str, list[float]]) -> float:
 
 
 def main() -> None:
-    """Print a line for each split and the median of the ratios."""
+    """Print a line for each split, then the median ratio of each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=SETS)
-    parser.add_argument("--seeds", type=int, default=5, help="splits")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of each method")
+    parser.add_argument("--seeds", type=int, default=5, help="number of splits")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of each method")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ratios: dict[str, list[float]] = {}
@@ -101,7 +101,7 @@ def main() -> None:
         for method, needed in times.items():
             ratios.setdefault(method, []).append(times["port, as shipped"] / needed)
     for method, values in ratios.items():
-        print(f"{method:36} {statistics.median(values):5.1f} times as soon ({min(values):.1f} to {max(values):.1f}), n = {len(values)}")
+        print(f"{method:36} {statistics.median(values):5.1f} times as fast ({min(values):.1f} to {max(values):.1f}), n = {len(values)}")
 
 
 if __name__ == "__main__":

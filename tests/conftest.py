@@ -1,4 +1,4 @@
-"""Settings of the test process, and short jobs to run in it."""
+"""Settings of the test process, and fixtures that run short jobs in it."""
 
 import os
 
@@ -19,9 +19,9 @@ from fuzzing import fuzz  # noqa: F401  # a fixture
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
-for name in ("FORCE_COLOR", "COLUMNS", "LINES"):  # tables are measured; a console asks when it is made
+for name in ("FORCE_COLOR", "COLUMNS", "LINES"):  # tests measure the tables; a console reads these when it is created
     os.environ.pop(name, None)
-# The same examples everywhere, and no limit that a busy machine's clock could break.
+# The same examples on every machine, and no time limit that a busy machine could exceed.
 settings.register_profile("steady", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("steady")
 
@@ -54,7 +54,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What the long tests counted (`record_property`), as the table of docs/tests.md; the seconds are those of the tests, without setup."""
+    """Print what the long tests counted (`record_property`) as the table of docs/tests.md. The seconds are without setup."""
     if config.option.markexpr != "long":
         return
     table = {}
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def compose():
-    """Overrides -> the configuration that the command line would hand to `train`."""
+    """Function from overrides to the configuration that the command line would pass to `train`."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -86,7 +86,7 @@ def compose():
 
 @pytest.fixture
 def job(compose, tmp_path, monkeypatch):
-    """Overrides -> a run of five steps in this process: its metrics, its folder, its last checkpoint."""
+    """Function from overrides to a run of five steps in this process: its metrics, its folder, its last checkpoint."""
     from vat.runs import folders, report, training
 
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def job(compose, tmp_path, monkeypatch):
 
 @pytest.fixture
 def main(tmp_path, monkeypatch):
-    """Overrides -> what the command line does with them, in this process and a folder of its own."""
+    """Function from overrides to what the command line does with them, in this process and a new folder."""
     import train
     from vat.runs import report
 
@@ -123,7 +123,7 @@ def main(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shell(tmp_path):
-    """A Python script and its arguments -> the finished process, run elsewhere, without a terminal, a key or a home."""
+    """Function from a Python script and its arguments to the finished process. It ran in another folder, without terminal, key or home."""
 
     def run(script, *arguments, **environment):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "PL_", "HYDRA_"))}
@@ -143,7 +143,7 @@ def shell(tmp_path):
         try:
             stdout, stderr = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the other ranks too
+            os.killpg(process.pid, signal.SIGKILL)  # kills the other ranks, too
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -158,5 +158,5 @@ def equal_states(one, other):
 
 @pytest.fixture
 def differences():
-    """Two state dicts -> names of the tensors that differ in any bit."""
+    """Function from two state dicts to the names of the tensors that differ in any bit."""
     return equal_states

@@ -1,4 +1,4 @@
-"""Jobs in forks of the test's process, which may be killed; what checkpoints hold, value by value."""
+"""Run jobs in forks of the test's process, which may be killed, and list all values of a checkpoint."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import traceback
 
 
 def forked(job):
-    """Run a job in a fork: its number, for `ended`."""
+    """Run a job in a fork and return its process number, for `ended`."""
     child = os.fork()
     if child:
         return child
@@ -25,7 +25,7 @@ def forked(job):
 
 
 def ended(child):
-    """The exit status of a fork, or minus the signal that killed it."""
+    """Exit status of a fork, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -1,4 +1,4 @@
-"""Spoilt files for every reader; `tests/conftest.py` hands out the fixture."""
+"""Damaged files for every reader; `tests/conftest.py` has the fixture."""
 
 import resource
 import signal
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 @st.composite
 def spoilt(draw, good):
-    """The good bytes after one to three accidents, most of them near the front, where the headers are."""
+    """Damage good bytes in one to three places, most of them near the start, which has the headers."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 3))):
         position = draw(st.integers(0, 255) | st.integers(0, len(good))) % (len(data) + 1)
@@ -31,10 +31,10 @@ def spoilt(draw, good):
 
 @pytest.fixture(params=[150, pytest.param(10_000, marks=pytest.mark.long)])
 def fuzz(request, record_property):
-    """A reader, a good file, its path and kind -> hundreds of spoilt ones: each is read, or refused by an error that names the file.
+    """Give a reader hundreds of damaged copies of a good file. It must read each, or refuse it with an error that names the file.
 
-    None may take more than two seconds of the processor (a busy machine's clock says nothing of the reader), nor all of them together
-    more than 512 MiB beyond what the process had.
+    Each may take at most two seconds of processor time (the clock also measures how busy the machine is). All together may take at most
+    512 MiB more memory than the process had.
     """
 
     def hung(*_):

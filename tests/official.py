@@ -31,12 +31,12 @@ def digits(number, seed):
 
 
 def idx(values):
-    """The big-endian header and the bytes."""
+    """An IDX file: the big-endian header and the bytes."""
     return struct.pack(f">{1 + values.ndim}I", 0x0800 | values.ndim, *values.shape) + values.byte().numpy().tobytes()
 
 
 def write_cifar10(folder):
-    """100 + 20 images, as archive."""
+    """100 + 20 images, as an archive."""
     members = [("cifar-10-batches-bin/", b""), *zip(CIFAR10_MEMBERS, [data for data, _ in batches()], strict=True)]
     (folder / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(tar([*members, ("cifar-10-batches-bin/readme.html", b"text")])))
 
@@ -46,7 +46,7 @@ def batches(each=20):
 
 
 def records(labels, seed=0):
-    """Records with the given label bytes (N, kinds), and their images."""
+    """Make records with the given label bytes (N, kinds), and their images."""
     images = torch.randint(256, (len(labels), 3, 32, 32), generator=torch.Generator().manual_seed(seed))
     return torch.cat([labels, images.flatten(1)], dim=1).byte().numpy().tobytes(), images.byte()
 
@@ -98,7 +98,7 @@ def stereo_pairs(number, seed=0):
 
 
 def matrix(values):
-    """The published format: type, number of dimensions, at least three dimensions, values."""
+    """A matrix in the published format: type, number of dimensions, at least three dimensions, values."""
     shape = [*values.shape, *[1] * (3 - values.ndim)]
     kind = norb.INTEGERS if values.dtype == torch.int32 else norb.BYTES
     return struct.pack(f"<{2 + len(shape)}I", kind, values.ndim, *shape) + values.numpy().tobytes()

@@ -1,4 +1,4 @@
-"""The scripts as modules."""
+"""Load the scripts as modules."""
 
 import importlib.util
 import sys
@@ -9,9 +9,9 @@ FOLDER = Path(__file__).parents[1] / "scripts"
 
 
 def load(name: str) -> ModuleType:
-    """`scripts/NAME.py`, run afresh; known by its name, for dataclasses look their module up."""
+    """Run `scripts/NAME.py` again and return it as a module. It is in `sys.modules`, because dataclasses look up their module there."""
     if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # a script may import its neighbour
+        sys.path.append(str(FOLDER))  # a script may import another one
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""A dozen kinds of networks: the term, its gradient and what stays as it was, against the same in a few lines by hand."""
+"""A dozen kinds of networks: the term, its gradient and the unchanged state, compared with a few lines of code by hand."""
 
 import copy
 import warnings
@@ -44,7 +44,7 @@ class Encoder(Words):
 
 
 class Decoder(Words):
-    """Predicts the next word; the head is the embedding."""
+    """Predicts the next word; head and embedding share their weights."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ class Experts(nn.Module):
 
 
 class Stateful(nn.Module):
-    """Goes on from the last batch's state."""
+    """Starts from the last batch's state."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ class Stateful(nn.Module):
 
 
 class Spectrum(nn.Module):
-    """Complex numbers inside."""
+    """Computes with complex numbers."""
 
     def __init__(self):
         super().__init__()
@@ -187,7 +187,7 @@ def two(first, second=lambda layer: layer):
 
 
 def embedded(make, ids, *rest, **options):
-    """r on the words' embeddings."""
+    """Options that put r on the words' embeddings."""
     return make, (ids, *rest), lambda m, x: m.rest(x, *rest), {"at": "embedding", "mask": None, **options}
 
 
@@ -195,7 +195,7 @@ X = rows(5, 6)
 PAIR = (rows(4, 6), rows(4, 6).flip(0))
 NUMBERS = rows(4, 3)
 
-# what is made, the batch, the output by hand of what is perturbed, and options
+# the network, the batch, its output by hand as a function of what is perturbed, and options
 KINDS = {
     "encoder, padded": embedded(Encoder, IDS, MASK, mask=MASK),
     "decoder, causal": embedded(Decoder, IDS, mask=MASK, class_dim=-1),
@@ -231,12 +231,12 @@ KINDS = {
 
 def made(make):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lazy layers are new, and norms by hooks are old
+        warnings.simplefilter("ignore")  # torch warns that lazy layers are new and that norms by hooks are old
         torch.manual_seed(0)
         model = make().double()
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         torch.manual_seed(0)
-        model(X)  # builds
+        model(X)  # creates lazy layers
         for part in model.modules():
             if isinstance(part, nn.BatchNorm1d):
                 part.reset_running_stats()
@@ -244,7 +244,7 @@ def made(make):
 
 
 def by_hand(make, batch, output, at=None, mask=None, class_dim=None):
-    """The penalty along the margin's gradient; every pass is of a network made anew."""
+    """The penalty along the margin's gradient. Every pass uses a new network."""
     output = output or (lambda m, x: m(x))
 
     def logits(model, x):
@@ -306,13 +306,13 @@ def test_term_gradient_and_state_are_those_of_code_written_by_hand(kind):
 @pytest.mark.parametrize(
     ("make", "batch", "options", "message"),
     [
-        (lambda: Returns(lambda z: (z, z)), X, {}, "returned a tuple in place of logits: hand in a function that picks them"),
-        (lambda: Returns(lambda z: {"out": z}), X, {}, "returned a dict in place of logits"),
-        (Spectrum, X.to(torch.complex128), {}, r"got torch.complex128: .*of complex numbers torch.view_as_real\(x\)"),
-        (Siamese, (PAIR[0], PAIR[1].to(torch.complex128)), {}, "the argument 1 is torch.complex128, and cannot be perturbed"),
-        (Siamese, (PAIR[0], PAIR[1].long()), {}, "the argument 1 is torch.int64, and cannot be perturbed"),
+        (lambda: Returns(lambda z: (z, z)), X, {}, "must return logits, got a tuple: pass a function that selects them"),
+        (lambda: Returns(lambda z: {"out": z}), X, {}, "must return logits, got a dict"),
+        (Spectrum, X.to(torch.complex128), {}, r"got torch.complex128\. .*for complex numbers torch.view_as_real\(x\)"),
+        (Siamese, (PAIR[0], PAIR[1].to(torch.complex128)), {}, "the argument 1 must be a tensor of a floating dtype, got torch.complex128"),
+        (Siamese, (PAIR[0], PAIR[1].long()), {}, "the argument 1 must be a tensor of a floating dtype, got torch.int64"),
     ],
 )
-def test_what_is_no_logits_or_cannot_be_perturbed_is_refused_in_a_sentence(make, batch, options, message):
+def test_outputs_that_are_not_logits_and_integer_inputs_are_refused_in_a_sentence(make, batch, options, message):
     with pytest.raises(TypeError, match=message):
         VAT(EPS)(made(make), batch, **options)

@@ -6,7 +6,7 @@ from vat.batch_norm import reestimate_batch_norm
 
 
 def network():
-    """Batch norm, dropout, batch norm of other momentum, and one that keeps no statistics."""
+    """Batch norm, dropout, batch norm with another momentum, and one without statistics."""
     torch.manual_seed(0)
     layers = [
         nn.Linear(3, 4),
@@ -25,7 +25,7 @@ def batches():
 
 
 def by_hand(net):
-    """Mean over the batches of each batch's mean and unbiased variance, at the input of both layers."""
+    """Mean and unbiased variance of each batch at the input of both layers, averaged over the batches."""
     first, second = [], []
     for x in batches():
         h = x @ net[0].weight.T + net[0].bias
@@ -41,14 +41,14 @@ def test_statistics_become_the_mean_over_the_batches():
     net = network()
     with torch.no_grad():
         expected = by_hand(net)
-    net[1].running_mean.fill_(1e6)  # what was there before does not count
+    net[1].running_mean.fill_(1e6)  # must not influence the new statistics
     reestimate_batch_norm(net, batches())
     for layer, (mean, variance) in zip((net[1], net[4]), expected, strict=True):
         torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.running_var, variance, rtol=1e-12, atol=1e-12)
 
 
-def test_a_second_estimate_forgets_the_first():
+def test_a_second_estimate_replaces_the_first():
     net = network()
     reestimate_batch_norm(net, [torch.randn(9, 3, dtype=torch.float64)])
     reestimate_batch_norm(net, batches())
@@ -58,13 +58,13 @@ def test_a_second_estimate_forgets_the_first():
 
 
 def marked(net):
-    """Every module in a mode of its own."""
+    """Set a different mode on every module."""
     for i, module in enumerate(net.modules()):
         module.training = i % 2 == 0
     return [module.training for module in net.modules()]
 
 
-def test_modes_momenta_and_parameters_are_as_before():
+def test_modes_momenta_and_parameters_do_not_change():
     net = network()
     modes, parameters = marked(net), [p.clone() for p in net.parameters()]
     reestimate_batch_norm(net, batches())
@@ -74,7 +74,7 @@ def test_modes_momenta_and_parameters_are_as_before():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_modes_and_momenta_are_as_before_also_after_an_exception():
+def test_modes_and_momenta_do_not_change_after_an_exception():
     net = network()
     modes = marked(net)
 
@@ -95,7 +95,7 @@ def test_evaluation_uses_the_new_statistics():
     reestimate_batch_norm(net, [x])
     after = net[:5](x)
     assert not torch.allclose(before, after, atol=0.1)
-    # With one batch the statistics are that batch's: mean 0 and variance 1, but for the first layer's own n / (n - 1).
+    # With one batch the statistics are that batch's: mean 0 and variance 1, except for the first layer's factor n / (n - 1).
     torch.testing.assert_close(after.mean(0), torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(after.var(0), torch.full((5,), 6 / 7, dtype=torch.float64), rtol=1e-3, atol=0)
 
@@ -109,7 +109,7 @@ def test_a_network_without_batch_norm_is_not_called():
     reestimate_batch_norm(net, unused())
 
 
-def test_no_batches_are_refused_and_the_statistics_stay():
+def test_an_empty_loader_is_refused_and_the_statistics_stay():
     network = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     used_up = iter([torch.randn(8, 5)])
     reestimate_batch_norm(network, used_up)

@@ -1,4 +1,4 @@
-"""The seed inputs of the readers, good files and odd ones, reach every branch of every parser; no spoilt file counts."""
+"""The seed inputs of the readers, both good and odd files, reach every branch of every parser. Damaged files do not count."""
 
 import json
 import os
@@ -37,10 +37,10 @@ PARSERS = {
     ),
     "vat/runs/checkpoints.py": ("read_checkpoint", "newest_whole"),
 }
-"""Files in `src/`, and what of them parses."""
+"""Files in `src/`, and their functions that parse."""
 
 
-@pytest.mark.long  # the readers' tests once more, in a process of their own
+@pytest.mark.long  # runs the readers' tests again, in a separate process
 def test_every_branch_of_every_parser_is_reached(tmp_path, record_property):
     source = ",".join(str(ROOT / "src" / name) for name in PARSERS)
     coverage = [sys.executable, "-m", "coverage"]

@@ -1,4 +1,4 @@
-"""A first call finds what would be a silent wrong number."""
+"""A first call finds the causes of silent wrong numbers."""
 
 import warnings
 from functools import partial
@@ -24,7 +24,7 @@ def network():
 
 
 class Noisy(nn.Module):
-    """Draws from a generator of its own, which no step can see."""
+    """Draws from its own generator, which no step can see."""
 
     def __init__(self):
         super().__init__()
@@ -34,9 +34,9 @@ class Noisy(nn.Module):
         return self.layer(x) + torch.from_numpy(self.draw(3)).to(x)
 
 
-def test_passes_that_differ_without_any_r_are_told_once_for_a_network():
+def test_passes_that_differ_without_r_give_one_warning_for_a_network():
     model, vat = Noisy(), VAT(1.0)
-    with pytest.warns(UserWarning, match=r"differ by up to .* without any r.*generator of the network's own.*module=\[model, other\]"):
+    with pytest.warns(UserWarning, match=r"differ by up to .* without any r.*the network's own generator.*module=\[model, other\]"):
         vat(model, rows())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -46,7 +46,7 @@ def test_passes_that_differ_without_any_r_are_told_once_for_a_network():
         Entropy()(Noisy(), rows())  # compares nothing
 
 
-def test_a_module_that_is_not_named_is_told_of():
+def test_a_module_that_was_not_passed_gives_a_warning():
     hidden, calls = nn.BatchNorm1d(5, momentum=0.5).eval(), []
 
     def head(x):
@@ -61,7 +61,7 @@ def test_a_module_that_is_not_named_is_told_of():
 
 
 class Hidden(Function):
-    """A tanh with a backward pass of its own, which torch does not see into."""
+    """A tanh with its own backward pass, which torch cannot differentiate."""
 
     @staticmethod
     def forward(ctx, x):
@@ -119,12 +119,12 @@ def test_a_backward_pass_that_cannot_be_differentiated_is_refused(function, opti
 
 
 @pytest.mark.parametrize("options", WITH_TWO_DERIVATIVES.values(), ids=WITH_TWO_DERIVATIVES)
-def test_one_that_can_be_is_taken(options):
+def test_a_differentiable_backward_pass_is_accepted(options):
     torch.manual_seed(1)
     wanted = VAT(0.5, **options)(nn.Sequential(Custom(Visible).first, nn.Tanh(), Custom(Visible).second), rows())
     torch.manual_seed(1)
     torch.testing.assert_close(VAT(0.5, **options)(Custom(Visible), rows()), wanted)
-    VAT(0.5, direction="margin")(Custom(Hidden), rows()).backward()  # one derivative is all that it needs
+    VAT(0.5, direction="margin")(Custom(Hidden), rows()).backward()  # it needs only one derivative
 
 
 # -------------------------------------------------------------------------------------------------------------------- precision
@@ -140,10 +140,10 @@ class HalfInside(nn.Module):
             return self.inner(x).float()
 
 
-def test_half_precision_behind_an_output_in_float32_is_told():
-    with pytest.warns(UserWarning, match="half precision behind an output in float32"):
+def test_half_precision_behind_a_float32_output_gives_a_warning():
+    with pytest.warns(UserWarning, match="half precision although its output is float32"):
         VAT(1.0, divergence="gaussian")(HalfInside(), rows())
-    with pytest.warns(UserWarning, match="half precision behind an output in float32"):
+    with pytest.warns(UserWarning, match="half precision although its output is float32"):
         local_distributional_smoothness(HalfInside(), rows(), eps=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -152,20 +152,20 @@ def test_half_precision_behind_an_output_in_float32_is_told():
 
 
 @pytest.mark.parametrize(("eps", "told"), [(0.5, True), (100.0, False)])
-def test_an_r_that_x_in_half_precision_rounds_away_is_told(eps, told):
+def test_an_r_that_half_precision_rounds_away_gives_a_warning(eps, told):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64).to(torch.bfloat16)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4)).to(torch.bfloat16)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         VAT(eps)(model, x)
-    assert any("rounds" in str(w.message) for w in seen) == told
+    assert any("rounding" in str(w.message) for w in seen) == told
 
 
 # -------------------------------------------------------------------------------------------------------------- the third argument
 
 
 @pytest.mark.parametrize("third", [torch.ones(6, 5).long(), torch.ones(6, dtype=torch.bool), torch.ones(6), torch.ones(6, 5, 2).int()])
-def test_a_third_argument_that_is_no_labels_is_refused(third):
-    with pytest.raises(TypeError, match=r"vat takes labels \(N,\) as its third argument.*A mask goes as mask="):
+def test_a_third_argument_that_cannot_be_labels_is_refused(third):
+    with pytest.raises(TypeError, match=r"the third argument of vat must be integer labels \(N,\).*Pass a mask as mask="):
         VAT(1.0)(network(), rows(), third)

@@ -1,4 +1,4 @@
-"""Where the classes of an output are: said for three dimensions, or refused, so that no positions are read as classes."""
+"""The dimension of the classes: outputs of three dimensions need it, so that positions are never read as classes."""
 
 import warnings
 from collections import OrderedDict
@@ -22,7 +22,7 @@ LENGTHS = [3, CLASSES, 6]
 
 
 class ModelOutput(OrderedDict[str, Tensor]):
-    """As that of transformers, which is known by its name."""
+    """Like the class of transformers, which is recognised by its name."""
 
 
 class Returns(nn.Module):
@@ -54,7 +54,7 @@ def convolution():
 
 
 def known(mask):
-    """The penalty's mean: of each example's positions that count, and then of the examples."""
+    """The penalty's mean: over each example's positions that count, then over the examples."""
     return lambda kl: ((kl * mask).sum(1) / mask.sum(1)).mean()
 
 
@@ -70,7 +70,7 @@ def by_hand(model, x, r, dim, kind, mean):
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("make", "dim"), [(tagger, -1), (tagger, 2), (convolution, 1)])
-def test_a_penalty_and_its_gradient_are_those_of_the_classes_that_are_named(make, dim, length, kind, masked):
+def test_a_penalty_and_its_gradient_use_the_classes_of_class_dim(make, dim, length, kind, masked):
     model = make()
     x = rows(2, length, WIDTH) if make is tagger else rows(2, WIDTH, length)
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -104,23 +104,23 @@ READERS = {
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", READERS)
-def test_three_dimensions_are_refused_if_nobody_says_where_the_classes_are(name, length):
+def test_three_dimensions_without_class_dim_are_refused(name, length):
     model = tagger()
     regularizer = READERS[name]()
     regularizer.on_fit_start(model)
     for y in (torch.zeros(2, length, dtype=torch.long), torch.zeros(2, CLASSES, dtype=torch.long)):
         arguments = (y,) if regularizer.needs_labels else ()
-        with pytest.raises(ValueError, match="classes in dimension 1 or in the last one: say class_dim=-1 if they are last"):
+        with pytest.raises(ValueError, match="are in dimension 1 or the last: pass class_dim=-1 if they are last"):
             regularizer(model, rows(2, length, WIDTH), *arguments)
     y = torch.zeros(2, length, dtype=torch.long)
     assert regularizer(model, rows(2, length, WIDTH), *([y] if regularizer.needs_labels else []), class_dim=-1).isfinite()
 
 
 @pytest.mark.parametrize("wrap", [lambda z: {"logits": z}, lambda z: Output(z), lambda z: SimpleNamespace(logits=z)])
-def test_a_container_of_ones_own_says_nothing_of_its_dimensions(wrap):
+def test_a_users_own_container_needs_class_dim(wrap):
     x, mask = rows(2, 6, WIDTH), torch.ones(2, 6)
     for options in ({}, {"mask": mask}, {"output_mask": mask}):
-        with pytest.raises(ValueError, match="say class_dim=-1 if they are last"):
+        with pytest.raises(ValueError, match="pass class_dim=-1 if they are last"):
             VAT(0.7)(Returns(tagger(), wrap), x, **options)
     plain, contained = (VAT(0.7).penalty(Step(m, x, class_dim=-1, key=KEY)) for m in (tagger(), Returns(tagger(), wrap)))
     assert torch.equal(plain, contained)
@@ -140,7 +140,7 @@ def test_measures_refuse_what_the_term_refuses():
         lambda **o: local_distributional_smoothness(tagger(), x, eps=0.7, **o),
         lambda **o: diagnose(tagger(), x, VAT(0.7), **o)["lds"],
     ):
-        with pytest.raises(ValueError, match="say class_dim=-1 if they are last"):
+        with pytest.raises(ValueError, match="pass class_dim=-1 if they are last"):
             measure()
         assert measure(class_dim=-1).shape == (2,)
 
@@ -153,7 +153,7 @@ def test_a_regression_needs_no_classes_unless_there_is_a_mask(length):
     step = Step(model, x, key=KEY)
     r = vat.virtual_adversarial_perturbation(step)
     torch.testing.assert_close(vat.penalty(step), (model(x) - model(x + r)).square().sum((1, 2)).mean() / 2)
-    with pytest.raises(ValueError, match="say class_dim=-1 if they are last"):
+    with pytest.raises(ValueError, match="pass class_dim=-1 if they are last"):
         vat.penalty(Step(model, x, mask=mask, key=KEY))
     step = Step(model, x, mask=mask, class_dim=-1, key=KEY)
     r = vat.virtual_adversarial_perturbation(step)
@@ -169,14 +169,14 @@ def pixels(classes_last):
 
 @pytest.mark.parametrize(("size", "shrunk"), [((6, 6), 1), ((7, 6), 1), ((CLASSES, CLASSES), 1), ((12, 12), 2), ((2, 3), 1)])
 @pytest.mark.parametrize("classes_last", [False, True])
-def test_dense_maps_have_their_classes_in_dimension_1_and_seeming_others_are_pointed_out(classes_last, size, shrunk):
+def test_dense_maps_have_their_classes_in_dimension_1_and_doubtful_ones_give_a_warning(classes_last, size, shrunk):
     model = nn.Sequential(nn.AvgPool2d(shrunk), pixels(classes_last))
     x = rows(2, 3, *size)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         VAT(0.7)(model, x)
-    told = any("say class_dim=-1 if the classes are last" in str(w.message) for w in seen)
-    assert told == (classes_last and size != (CLASSES, CLASSES))  # that many pixels as classes look alike
+    told = any("pass class_dim=-1 if the classes are last" in str(w.message) for w in seen)
+    assert told == (classes_last and size != (CLASSES, CLASSES))  # as many pixels as classes: the two readings cannot be told apart
     dim = -1 if classes_last else 1
     options = {"class_dim": -1 if classes_last else None, "key": KEY}
     r = VAT(0.7).virtual_adversarial_perturbation(Step(model, x, **options))
@@ -188,7 +188,7 @@ def test_dense_maps_have_their_classes_in_dimension_1_and_seeming_others_are_poi
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_mask_of_output_entries_is_shaped_as_the_network_gives_them(length):
+def test_a_mask_of_output_entries_has_the_shape_of_the_networks_output(length):
     model, x = tagger(), rows(2, length, WIDTH)
     entries = torch.rand(2, length, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.6
     vat = VAT(0.7, divergence="bernoulli")
@@ -205,20 +205,20 @@ def test_a_mask_of_other_numbers_is_refused(name):
     model, x = tagger(), rows(2, 6, WIDTH)
     added = torch.zeros(2, 6).masked_fill(torch.arange(6) > 3, -torch.inf)
     for mask in (added, torch.full((2, 6), 0.5)):
-        with pytest.raises(ValueError, match="a mask is 1 where something counts and 0 elsewhere, got other numbers: pass mask == 0"):
+        with pytest.raises(ValueError, match=r"a mask must be 1 where something counts and 0 elsewhere, got other numbers.*pass mask == 0"):
             VAT(0.7)(model, x, class_dim=-1, **{name: mask})
     values = [VAT(0.7).penalty(Step(model, x, class_dim=-1, key=KEY, **{name: mask})) for mask in (added == 0, (added == 0).double())]
     assert torch.equal(*values)
 
 
 @pytest.mark.parametrize("divergence", ["bernoulli", "gaussian"])
-def test_one_output_for_each_position_is_pointed_out_if_the_mask_does_not_reach_it(divergence):
+def test_outputs_to_which_a_mask_of_positions_does_not_apply_give_a_warning(divergence):
     torch.manual_seed(0)
     layer = nn.Linear(WIDTH, 1).double()
     model = Returns(layer, lambda z: z.squeeze(-1))
     x, mask = rows(2, 6, WIDTH), torch.arange(6).expand(2, -1) < 4
     vat = VAT(0.7, divergence=divergence, direction="finite_difference")
-    with pytest.warns(UserWarning, match=r"outputs of shape \(2, 6\) are read as 6 outputs of each example.*say output_mask, too"):
+    with pytest.warns(UserWarning, match=r"outputs of shape \(2, 6\) are read as 6 outputs of each example.*pass output_mask, too"):
         vat(model, x, mask=mask)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Masks, tokens, groups, several inputs, layers: each against code written by hand."""
+"""Masks, tokens, groups, several inputs, layers: each compared with code written by hand."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ LENGTHS = (5, 3, 4)
 
 
 class Sentences(nn.Module):
-    """Classifies sentences of ids by the mean of the tokens that a mask leaves; as Hugging Face's models, with an object for output."""
+    """Classifies sentences of ids by the mean of the unmasked tokens. Its output is an object, as that of Hugging Face's models."""
 
     def __init__(self, embed=True):
         super().__init__()
@@ -101,13 +101,13 @@ def test_a_layer_that_is_not_called_once_is_refused():
 
     model = Twice()
     ids, mask = sentences(7)
-    with pytest.raises(ValueError, match="at=Embedding is called 2 times in a pass, not once"):
+    with pytest.raises(ValueError, match="at=Embedding must be called once in a pass, got 2 calls"):
         VAT(1.0)(model, (ids, mask), at=model.embedding)
     with pytest.raises(ValueError, match="at=Linear is not called in a pass"):
         VAT(1.0)(model, (ids, mask), at=model.body)
-    with pytest.raises(KeyError, match="at='x' is no argument of the call, which has"):
+    with pytest.raises(KeyError, match="at='x' is not an argument of the call: choose one of"):
         VAT(1.0)(model, (ids, mask), at="x")
-    with pytest.raises(TypeError, match=r"the argument 0 is torch.int64, and cannot be perturbed"):
+    with pytest.raises(TypeError, match=r"the argument 0 must be a tensor of a floating dtype, got torch.int64"):
         VAT(1.0)(model, (ids, mask))
     assert not model.embedding._forward_hooks
 
@@ -150,7 +150,7 @@ def test_the_same_sentences_padded_further_have_the_same_penalty(name, tags):
     torch.testing.assert_close(values[1:], [values[0]] * 2, rtol=1e-6, atol=1e-12)
 
 
-def test_positions_that_do_not_count_are_out_of_the_mean_of_the_pi_model():
+def test_the_pi_models_mean_leaves_out_positions_that_do_not_count():
     torch.manual_seed(0)
     model, x, mask = nn.Conv1d(2, 3, 1), torch.randn(2, 2, 4), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
     step = Step(model, x, mask=mask[:, None], class_dim=1, view=x + 1, live=True)
@@ -158,7 +158,7 @@ def test_positions_that_do_not_count_are_out_of_the_mean_of_the_pi_model():
     torch.testing.assert_close(PiModel().penalty(step), ((squares[0, 0] + squares[0, 1]) / 2 + squares[1, 0]) / 2)
 
 
-def test_a_random_r_spends_its_whole_length_on_what_counts():
+def test_a_random_r_has_its_full_length_on_what_counts():
     ids, mask = sentences(40)
     x = torch.randn(*ids.shape, WIDTH)
     r = RandomPerturbation(2.0).virtual_adversarial_perturbation(Step(lambda x: x[:, 0], x, module=(), mask=mask, key=KEY))
@@ -166,12 +166,12 @@ def test_a_random_r_spends_its_whole_length_on_what_counts():
 
 
 @pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
-def test_void_pixels_are_out_of_the_norm_the_divergence_and_the_mean(name):
+def test_void_pixels_do_not_count_in_norm_divergence_and_mean(name):
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 3, padding=1).double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     valid = torch.rand(4, 5, 5) < 0.6
-    valid[3] = False  # an example of which nothing counts
+    valid[3] = False  # an example in which nothing counts
     step = Step(model, x, mask=valid[:, None], key=KEY)
     vat = VAT(0.5, divergence=name, direction="finite_difference")
     r = vat.virtual_adversarial_perturbation(step)
@@ -179,14 +179,14 @@ def test_void_pixels_are_out_of_the_norm_the_divergence_and_the_mean(name):
     assert (r.movedim(1, -1)[~valid] == 0).all()
     clean, perturbed = model(x), model(x + r)
     by_example = []
-    for row in range(3):  # one example with its valid pixels alone
+    for row in range(3):  # each example with only its valid pixels
         a, b = (logits[row].movedim(0, -1)[valid[row]] for logits in (clean, perturbed))  # (pixels, C)
         of_pixels = {"categorical": Categorical(), "bernoulli": Bernoulli(), "gaussian": Gaussian()}[name](a, b)
         by_example.append(of_pixels.sum() if name == "gaussian" else of_pixels.mean())
     torch.testing.assert_close(vat.penalty(step), torch.stack(by_example).mean(), rtol=1e-8, atol=0)
 
 
-def test_logits_that_are_no_numbers_where_nothing_counts_do_no_harm():
+def test_nan_logits_where_nothing_counts_do_not_matter():
     class Padded(nn.Module):
         def __init__(self):
             super().__init__()
@@ -206,17 +206,17 @@ def test_logits_that_are_no_numbers_where_nothing_counts_do_no_harm():
 
 def test_a_mask_that_fits_nothing_is_refused():
     x, model = torch.randn(2, 4, 6), nn.Linear(6, 3)
-    with pytest.raises(ValueError, match=r"mask of shape \(2, 6\) does not fit x of shape \(2, 4, 6\): give its first dimensions"):
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 6\) does not fit x of shape \(2, 4, 6\). It must have x's first dimensions"):
         Step(model, x, mask=torch.ones(2, 6))
-    with pytest.raises(ValueError, match=r"does not fit the positions of an output of shape \(2, 4, 3\).*say class_dim=-1"):
+    with pytest.raises(ValueError, match=r"does not fit the positions of an output of shape \(2, 4, 3\).*Pass class_dim=-1"):
         VAT(1.0)(model, x, mask=torch.ones(2, 4), class_dim=1)
-    with pytest.raises(ValueError, match="class_dim=3 is no dimension of an output"):
+    with pytest.raises(ValueError, match="class_dim=3 is not a dimension of the output"):
         VAT(1.0)(model, x, class_dim=3)
     with pytest.raises(ValueError, match="PublishedVAT does not support a mask"):
         PublishedVAT(1.0)(model, x, mask=torch.ones(2, 4), class_dim=-1)
 
 
-def test_the_outputs_may_have_a_mask_of_their_own():
+def test_the_outputs_may_have_their_own_mask():
     torch.manual_seed(0)
     model = nn.Conv1d(2, 3, 3, stride=2).double()  # fewer positions than x
     x, counts = torch.randn(2, 2, 9, dtype=torch.float64), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
@@ -241,7 +241,7 @@ def test_each_token_can_have_the_radius(direction):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_each_example_can_have_a_radius_of_its_own(direction, norm):
+def test_each_example_can_have_its_own_radius(direction, norm):
     torch.manual_seed(0)
     model, x, scale = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.randn(4, 6).double(), torch.arange(4.0)
     vat = VAT(0.5, direction=direction, norm=norm)
@@ -344,7 +344,7 @@ def test_several_inputs_can_have_a_radius_each(direction):
         ({"per": "token"}, r"per='token' needs inputs \(N, T, D\)"),
     ],
 )
-def test_a_norm_that_makes_no_sense_is_refused(options, message):
+def test_a_norm_that_does_not_fit_the_inputs_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         VAT(1.0, **options)(nn.Linear(5, 3), torch.randn(2, 5))
 

@@ -21,7 +21,7 @@ N, D = 6, 5
 
 
 def smooth_network(dtype=torch.float64):
-    """Batch norm couples the rows, dropout draws masks; smooth, so that finite differences are exact to second order."""
+    """A network whose batch norm couples the rows and whose dropout draws masks; smooth, so finite differences are exact to order 2."""
     torch.manual_seed(0)
     layers = [
         nn.Linear(D, 12),
@@ -34,7 +34,7 @@ def smooth_network(dtype=torch.float64):
     ]
     module = nn.Sequential(*layers, nn.Linear(10, 4)).to(dtype)
     with torch.no_grad():
-        module[-1].weight.mul_(3)  # an untrained network is almost linear, its Hessian almost the same for all rows
+        module[-1].weight.mul_(3)  # an untrained network is almost linear, and its Hessian almost the same for all rows
     return module
 
 
@@ -60,7 +60,7 @@ def unit(x):
 
 
 def reference_function(module, key):
-    """x -> logits by an ordinary call of a copy of the module, from the seed that the step's passes start from."""
+    """Function x -> logits: an ordinary call of a copy of the module, with the seed of the step's passes."""
     module = copy.deepcopy(module)
     buffers = {name: b.clone() for name, b in module.named_buffers()}
 
@@ -75,7 +75,7 @@ def reference_function(module, key):
 
 
 def dense_hessian(module, x, divergence, key=KEY):
-    """Of the whole batch's divergence in all entries of r at once: (N D, N D)."""
+    """Hessian (N D, N D) of the batch's total divergence in all entries of r."""
     forward = reference_function(module, key)
     clean = forward(x).detach()
     return hessian(lambda r: divergence(clean, forward(x + r)).sum(), torch.zeros_like(x)).reshape(x.numel(), x.numel())
@@ -96,7 +96,7 @@ def test_one_iteration_is_the_product_with_the_whole_batchs_dense_hessian(find, 
     d = find(step, DIVERGENCES[name], LENGTH, **options)
     wanted = (H @ start.flatten()).reshape(N, D)
     assert cosines(d, wanted).min() > 1 - 1e-8
-    assert cosines(start, wanted).max() < 0.99  # the start alone would not do
+    assert cosines(start, wanted).max() < 0.99  # the start is not enough
 
     blocks = torch.einsum("iaib->iab", H.reshape(N, D, N, D))
     coupled = (wanted - torch.einsum("iab,ib->ia", blocks, start)).norm() / wanted.norm()
@@ -113,8 +113,8 @@ def test_the_exact_product_is_the_same_where_a_layer_has_no_forward_mode(monkeyp
 
 @pytest.mark.parametrize("find", [exact, finite_difference])
 def test_iteration_in_training_mode_climbs_to_a_stationary_point_of_the_whole_batchs_quadratic_form(find):
-    # Each row is normalised by itself, so this is no plain power iteration: it climbs dᵀ H d over a product of N spheres (H >= 0, so
-    # the linearisation's maximiser never descends), and stops where every block of H d points along that row's d.
+    # Each row is normalised separately, so this is not plain power iteration. It climbs dᵀ H d over a product of N spheres (H >= 0, so
+    # the linearisation's maximiser never descends). It stops where every block of H d points along that row's d.
     module, x = smooth_network(), rows()
     H = dense_hessian(module, x, KL)
     options = {"xi": 1e-6} if find is finite_difference else {}
@@ -147,7 +147,7 @@ def test_iteration_in_evaluation_mode_converges_to_each_rows_own_top_eigenvector
 
 
 def test_the_hessian_tells_tied_masks_from_untied_ones():
-    # Otherwise the comparisons above would prove nothing about masks.
+    # Otherwise the comparisons above would not test the masks.
     module, x = smooth_network(), rows()
     start = unit(Step(module, x, key=KEY).normal("direction")).flatten()
     ours, others = (dense_hessian(module, x, KL, key) @ start for key in (KEY, Key(6)))
@@ -183,7 +183,7 @@ def test_margin_points_from_the_top_class_to_the_runner_up(name):
 
 
 def test_random_margin_points_from_the_top_class_to_any_other_one():
-    """Against the gradients of all differences of logits, one row and one class at a time."""
+    """Compare with the gradients of all differences of logits, one row and one class at a time."""
     module, x = smooth_network().eval(), rows(60)
     d = random_margin(Step(module, x, key=KEY), KL, LENGTH)
     ranks = []
@@ -205,7 +205,7 @@ def test_margin_lowers_the_gap_between_top_class_and_runner_up():
     module, x = smooth_network(), rows()
     forward = reference_function(module, KEY)
     d = margin(Step(module, x, key=KEY), KL, LENGTH)
-    # of the whole batch: under batch norm a single row's gap may rise with what happens to the others
+    # the sum over the batch: under batch norm a single row's gap may rise because of the other rows
     assert KL.margin(forward(x + 1e-3 * d)).sum() < KL.margin(forward(x)).sum()
 
 
@@ -219,12 +219,12 @@ def test_ascent_reaches_a_greater_divergence_than_its_random_start(norm, steps):
         ascent(step, KL, NORMS[norm], eps=eps, num_power_iterations=steps),
     )
     before, after = (KL(module(x), module(x + eps * r)) for r in (start, d))
-    assert (after >= before).float().mean() > 0.9  # a random corner of five dimensions is at times the best one
+    assert (after >= before).float().mean() > 0.9  # a random corner in five dimensions is sometimes the best one
     assert after.mean() > 1.5 * before.mean()
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_ascent_that_is_driven_into_the_ball_still_ends_on_its_surface(norm):
+def test_ascent_that_moves_into_the_ball_still_ends_on_its_surface(norm):
     class LeastAtTheSurface(Divergence):
         def __call__(self, clean, perturbed):
             return -(clean - perturbed).square().sum(1)
@@ -254,7 +254,7 @@ def network(kind):
 
 
 def in_precision(name, module, x, dtype, autocast=False):
-    """The direction with module and inputs in `dtype`, from the same random draw whatever the dtype."""
+    """The direction with module and inputs in `dtype`, from the same random draw for every dtype."""
     step = Step(copy.deepcopy(module).to(dtype), x.to(dtype), key=KEY)
     draws = {one_row: rows(1 if one_row else len(x), *x.shape[1:], seed=2).to(dtype) for one_row in (False, True)}
     step.normal = lambda purpose, *, one_row=False: draws[one_row]
@@ -270,19 +270,19 @@ def test_direction_in_float32_is_the_one_in_float64_whatever_the_inputs_scale(na
     module, x = network(kind).train(training), rows(32, 1, 8, 8, length=length, dtype=torch.float32)
     agreement = cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64))
     # Finite differences of the smallest inputs are the hardest: biases outweigh them, so a probe of 1e-3 of their length hardly
-    # moves the logits. 0.98 is what the reference asks of a good xi.
+    # changes the logits. The reference requires 0.98 of a good xi.
     assert agreement.mean() > (0.98 if name == "finite_difference" and length < 1 else 0.99)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.parametrize("name", ["exact", "margin", "random_margin"])
-def test_exact_and_margins_survive_bfloat16_autocast(name, kind, training):
+def test_exact_and_margins_are_accurate_under_bfloat16_autocast(name, kind, training):
     module, x = network(kind).train(training), rows(32, 1, 8, 8, dtype=torch.float32)
     low = in_precision(name, module, x, torch.float32, autocast=True)
     assert low.dtype == torch.float32
     agreement = cosines(low, in_precision(name, module, x, torch.float64))
-    # margin's runner-up may be another class after rounding: a few rows then point elsewhere
+    # after rounding, margin's runner-up may be another class, so a few rows have another direction
     assert agreement.median() > 0.95
     assert agreement.mean() > 0.9
 
@@ -297,7 +297,7 @@ def test_direction_of_a_confident_network_is_not_lost_in_rounding(name, outputs,
         module[2].bias[-1] += sign * 22  # p = 3e-10, far above what float32 can hold, but 1 - p is 1
     x = rows(16, dtype=torch.float32)
     agreement = cosines(in_precision(name, module, x, torch.float32), in_precision(name, module, x, torch.float64))
-    # logits of 22 have six digits behind the point, and finite differences subtract two of them
+    # logits of 22 have six digits after the point, and finite differences subtract two such logits
     assert agreement.min() > (0.99 if name == "finite_difference" else 0.999)
 
 
@@ -340,7 +340,7 @@ def test_a_network_without_gradient_gets_a_random_unit_direction(name, norm):
     torch.testing.assert_close(NORMS[norm].length(d), torch.ones(N, 1))
     assert torch.equal(d, again)
     assert not torch.equal(d, other)
-    assert (d != d[:, :1]).any(1).all()  # not constant ones
+    assert (d != d[:, :1]).any(1).all()  # not a constant vector
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -378,7 +378,7 @@ def test_the_same_key_gives_the_same_direction_and_another_key_another(name, liv
 @pytest.mark.parametrize("name", EVERY)
 def test_direction_of_a_slice_is_the_slice_of_the_direction_in_evaluation_mode(name):
     module, x = smooth_network().eval(), rows(12)
-    x = unit(x)  # finite differences probe by the batch's mean length
+    x = unit(x)  # the probe of finite differences follows the batch's mean length
     whole = direction(name, Step(module, x, key=KEY))
     for start, stop in ((0, 5), (5, 12)):
         part = Step(module, x[start:stop], key=Key(KEY.seed, rank=start), start=start, total=12)
@@ -388,7 +388,7 @@ def test_direction_of_a_slice_is_the_slice_of_the_direction_in_evaluation_mode(n
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("name", EVERY)
-def test_search_leaves_no_gradient_on_parameters_and_carries_a_graph_only_where_asked(name, live, create_graph):
+def test_a_search_leaves_no_gradient_on_parameters_and_has_a_graph_only_with_create_graph(name, live, create_graph):
     module = smooth_network()
     if name == "exact" and create_graph:  # a third derivative, refused in training mode
         module.eval()
@@ -398,7 +398,7 @@ def test_search_leaves_no_gradient_on_parameters_and_carries_a_graph_only_where_
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_search_works_without_gradients_around(name):
+def test_a_search_works_under_no_grad(name):
     step, same = (Step(smooth_network(), rows(), key=KEY) for _ in range(2))
     with torch.no_grad():
         d = direction(name, step)
@@ -411,14 +411,14 @@ def test_all_directions_can_share_one_live_step(name):
     for other in EVERY:
         direction(other, step)
     torch.testing.assert_close(direction(name, step), direction(name, Step(smooth_network(), rows(), key=KEY)))
-    step.clean.logits.sum().backward()  # the clean pass's graph is still there
+    step.clean.logits.sum().backward()  # the clean pass's graph still exists
 
 
-# passes of the network, the clean one (or the target's) included
+# passes of the network, with the clean one (or the target's)
 @pytest.mark.parametrize(
     ("name", "passes"), [("random", 0), ("margin", 1), ("random_margin", 1), ("exact", 2), ("finite_difference", 2), ("ascent", 2)]
 )
-def test_search_costs_no_more_forward_passes_than_it_says(name, passes):
+def test_a_search_costs_no_more_forward_passes_than_documented(name, passes):
     module, calls = smooth_network(), []
     module.register_forward_pre_hook(lambda *_: calls.append(1))
     direction(name, Step(module, rows(), key=KEY))
@@ -427,7 +427,7 @@ def test_search_costs_no_more_forward_passes_than_it_says(name, passes):
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_probe_of_finite_differences_is_relative_to_the_inputs_scale(scale):
-    # a network that undoes the scale has the same direction; an absolute probe would not find it
+    # a network that divides by the scale has the same direction; an absolute probe would not find it
     module = smooth_network()
 
     class Rescaled(nn.Module):
@@ -466,7 +466,7 @@ def test_what_computed_the_inputs_gets_its_gradient_through_r_too(name):
     module = nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 4)).double()
     vat = VAT(0.5, direction=name, gradient_through_r=True, gradient_through_target=True)
 
-    def loss(scale):  # as of an embedding
+    def loss(scale):  # like an embedding's
         return vat.term(Step(module, scale * rows(), key=KEY, live=True))
 
     scale, h = torch.tensor(1.3, dtype=torch.float64, requires_grad=True), 1e-5
@@ -506,7 +506,7 @@ def test_a_confident_network_in_float16_loses_no_direction(name, whole, lead):
 
 @pytest.mark.parametrize("name", ["exact", "ascent"])
 @pytest.mark.parametrize("training", [False, True])
-def test_a_doubtful_example_takes_no_direction_from_confident_ones_in_float16(name, training):
+def test_confident_examples_do_not_change_an_uncertain_ones_direction_in_float16(name, training):
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3, bias=False)).train(training)
     with torch.no_grad():
@@ -519,7 +519,7 @@ def test_a_doubtful_example_takes_no_direction_from_confident_ones_in_float16(na
         step.normal = lambda purpose, one_row=False, dtype=dtype: draw.to(dtype)
         found.append(direction(name, step))
     found = cosines(*found)
-    if training:  # batch norm couples the rows, which then have one scale
+    if training:  # batch norm couples the rows, so they share one scale
         assert found.median() > 0.99
     else:
         assert found.min() > 0.99
@@ -530,7 +530,7 @@ class BatchNormByHand(nn.Module):
         return (x - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
 
 
-def test_rows_that_a_layer_from_elsewhere_couples_have_one_scale_in_float16():
+def test_rows_that_a_users_own_layer_couples_have_one_scale_in_float16():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 5), BatchNormByHand(), nn.Linear(5, 3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The examples in docstrings run and print what they say."""
+"""The examples in docstrings run and print what they show."""
 
 import doctest
 import importlib
@@ -25,7 +25,7 @@ CENTRAL += [choose_eps, RegularizerCallback, functional.Categorical, functional.
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_print_what_they_say(name, monkeypatch, tmp_path):
+def test_the_examples_of_a_module_print_what_they_show(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The examples are short, run, and VAT makes their error smaller."""
+"""The examples are short, they run, and VAT makes their error smaller."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ MOST = {  # the error (or RMSE) with VAT, and its share of the error without
     "sequence_tagging": (0.04, 0.7),
     "text_classification": (0.08, 0.6),
     "time_series": (0.03, 0.4),
-    "your_lightning_module": (0.2, 1.1),  # on 100 labelled rows alone VAT helps less, and not from this seed
+    "your_lightning_module": (0.2, 1.1),  # with only 100 labelled rows VAT helps less, and with this seed not at all
 }
 
 
@@ -33,7 +33,7 @@ def run(path, capsys):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_its_error_is_smaller_than_without_vat(path, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # whatever it writes
+    monkeypatch.chdir(tmp_path)  # for the files that it writes
     found, _ = run(path, capsys)
     with monkeypatch.context() as patch:
         patch.setattr(Regularizer, "current_weight", 0.0)  # the same loop without its term
@@ -48,7 +48,7 @@ def test_an_example_fits_a_page(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
-def test_the_callback_serves_lightning_by_its_other_name(capsys, monkeypatch, tmp_path):
+def test_the_callback_works_with_lightnings_other_name(capsys, monkeypatch, tmp_path):
     (path,) = (example for example in EXAMPLES if example.stem == "your_lightning_module")
     other = tmp_path / path.name
     other.write_text(path.read_text().replace("import pytorch_lightning as pl", "import lightning.pytorch as pl"))

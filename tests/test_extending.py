@@ -1,4 +1,4 @@
-"""Every block of docs/extending.md works: files are written into an empty folder, commands are run there."""
+"""Every block of docs/extending.md works: the test writes the files into an empty folder and runs the commands there."""
 
 import re
 import shlex
@@ -42,5 +42,5 @@ def test_every_block_of_the_page_is_run_in_order(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:src|conf|tests)/[\w./]*)`", PAGE))
-def test_a_path_that_the_page_names_is_there(path):
+def test_a_path_on_the_page_exists(path):
     assert (ROOT / path).exists()

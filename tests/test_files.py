@@ -1,4 +1,4 @@
-"""Files are whole or as before; links are followed, and nothing but a regular file is replaced."""
+"""A written file is complete or unchanged. Links are followed, and only regular files are replaced."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("content", ["", "é\n", "x" * 100_000, b"\x00\xff"])
-def test_what_is_written_is_there_whole_and_alone(tmp_path, content):
+def test_a_written_file_is_complete_and_the_only_one(tmp_path, content):
     path = tmp_path / "a.txt"
     for before in (None, "before"):
         if before is not None:
@@ -55,11 +55,11 @@ def test_a_kill_or_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, 
     assert files.read_json(path) == ({"a": 1} if there else None)
     files.write_json(path, {"a": 3})
     assert files.read_json(path) == {"a": 3}
-    assert names(tmp_path) == ["a.json"]  # also what the killed process had left half written is gone
+    assert names(tmp_path) == ["a.json"]  # the partial file of the killed process is gone, too
 
 
 @pytest.mark.parametrize("torn", ["", " ", '{"a": 1', "{'a'", "\x00\x00"])
-def test_an_empty_or_torn_file_counts_as_absent(tmp_path, torn):
+def test_an_empty_or_incomplete_file_counts_as_absent(tmp_path, torn):
     (tmp_path / "a.json").write_text(torn)
     assert files.read_json(tmp_path / "a.json") is None
 
@@ -68,7 +68,7 @@ def test_a_link_is_followed_and_stays(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     link.symlink_to(target)
-    for content in ("first", "second"):  # of a link that leads nowhere, and of one to a file
+    for content in ("first", "second"):  # a link without a target, then a link to a file
         files.write(link, content)
         assert link.is_symlink()
         assert target.read_text() == content
@@ -77,7 +77,7 @@ def test_a_link_is_followed_and_stays(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["null", "folder", "pipe", "link to a device", "loop"])
-def test_what_is_no_regular_file_is_refused_and_stays(tmp_path, kind):
+def test_what_is_not_a_regular_file_is_refused_and_stays(tmp_path, kind):
     path = tmp_path / "a"
     if kind == "folder":
         path.mkdir()
@@ -104,7 +104,7 @@ def test_the_mode_of_a_file_stays(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_lock_is_held_once_and_leaves_the_file_alone(tmp_path):
+def test_a_lock_is_held_once_and_does_not_change_the_file(tmp_path):
     (tmp_path / "mine").write_text("precious")
     (tmp_path / ".lock").symlink_to(tmp_path / "mine")
     with files.open_lock(tmp_path / ".lock") as lock, files.open_lock(tmp_path / ".lock") as other:
@@ -117,7 +117,7 @@ def test_a_lock_is_held_once_and_leaves_the_file_alone(tmp_path):
 
 WINDOWS = """
 import os, signal, sys
-import hydra, matplotlib.pyplot, PIL.Image, pytorch_lightning, rich, torch, torchmetrics, wandb  # which do without by themselves
+import hydra, matplotlib.pyplot, PIL.Image, pytorch_lightning, rich, torch, torchmetrics, wandb  # these work without fcntl
 import hydra._internal.hydra, pytorch_lightning.loggers, torch.optim.swa_utils
 sys.modules["fcntl"] = None  # its import fails, as on Windows
 del os.sysconf, os.killpg, signal.SIGUSR1
@@ -143,13 +143,13 @@ print(*SaveOnSignal.signals())
 """
 
 
-def test_every_command_can_be_imported_where_there_is_no_fcntl(tmp_path):
+def test_every_command_can_be_imported_without_fcntl(tmp_path):
     command = [sys.executable, "-c", WINDOWS]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)})
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == "15"
 
 
-def test_json_is_text_that_others_read(tmp_path):
+def test_json_files_can_be_read_with_json(tmp_path):
     files.write_json(tmp_path / "a.json", {"é": [1, 2.5, None]})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"é": [1, 2.5, None]}

@@ -1,4 +1,4 @@
-"""J d by dual numbers against the dense Jacobian in float64."""
+"""J d by dual numbers, compared with the dense Jacobian in float64."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ class Residual(nn.Module):
 
 
 class OwnFilters(nn.Module):
-    """Convolves with filters that it computes from the input: a derivative in both arguments."""
+    """Convolves with filters that it computes from the input, so both arguments need a derivative."""
 
     def forward(self, x):
         return nn.functional.conv2d(x, weight=x.mean(0, keepdim=True).repeat(2, 1, 1, 1)[..., :3, :3], padding=1)
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Double(Function):
-    """Without a forward derivative."""
+    """A function without a forward derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -54,7 +54,7 @@ class Foreign(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """All that an LSTM gives: its outputs, and its last h and c."""
+    """All results of an LSTM: its outputs, and its last h and c."""
 
     def __init__(self, **options):
         super().__init__()
@@ -126,7 +126,7 @@ def test_statistics_move_as_in_a_plain_pass():
         torch.testing.assert_close(found, expected)
 
 
-def test_linear_layers_and_convolutions_are_two_and_batch_norm_one_of_each():
+def test_linear_layers_and_convolutions_take_two_operators_and_batch_norm_one_of_each():
     """torch's own rules: three, and a chain of some thirty elementwise operators."""
     counts = {}
 
@@ -147,12 +147,12 @@ def test_linear_layers_and_convolutions_are_two_and_batch_norm_one_of_each():
 
 
 @pytest.mark.parametrize("network", [Foreign(), lambda x: torch.ones(6, 2)], ids=["no rule", "no derivative"])
-def test_where_it_cannot_be_had_there_is_none(network):
+def test_without_a_forward_derivative_the_result_is_none(network):
     assert jacobian_vector_product(network, *torch.randn(2, 6, 4)) is None
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
-def test_of_a_compiled_network_it_is_that_of_the_network(backend):
+def test_a_compiled_network_gives_the_result_of_the_network(backend):
     torch._dynamo.reset()
     network = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
     x, d = torch.randn(2, 8, 1, 6)

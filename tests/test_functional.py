@@ -78,7 +78,7 @@ def test_divergence_agrees_with_torch_distributions(name, shape):
 
 @pytest.mark.parametrize("name", ["categorical", "bernoulli"])
 def test_the_clean_prediction_comes_first_in_the_kl(name):
-    # The reference has to tell the two directions apart, or the agreement above would prove nothing.
+    # The reference must distinguish the two directions. Otherwise the agreement above would prove nothing.
     clean, perturbed = pair(5, 4)
     forwards, backwards = naive(name, clean, perturbed), naive(name, perturbed, clean)
     assert (forwards - backwards).abs().min() > 1e-2
@@ -95,7 +95,7 @@ def test_divergence_of_equal_logits_is_exactly_zero(name, shape, dtype):
 @pytest.mark.parametrize(("name", "shape"), CASES)
 @pytest.mark.parametrize("scale", [1e-1, 1e-3, 1e-4])
 def test_gradient_of_the_divergence_survives_where_rounding_makes_its_value_negative(name, shape, scale):
-    # A KL of 1e-9 is below float32's rounding of its sum, but its gradient q - p is not: it is all that power iteration lives on.
+    # A KL of 1e-9 is below float32's rounding of its sum, but its gradient q - p is not. Power iteration needs only this gradient.
     clean, step = pair(*shape, scale=1.0, dtype=torch.float32)
     step = scale * step
     gradients = []
@@ -103,7 +103,7 @@ def test_gradient_of_the_divergence_survives_where_rounding_makes_its_value_nega
         perturbed = (clean.to(dtype) + step.to(dtype)).requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(name)(clean.to(dtype), perturbed).sum(), perturbed)
         gradients.append(gradient.double())
-    # gradients are of order `scale`; float32 rounds the probabilities they are a difference of
+    # gradients are of order `scale`; float32 rounds the probabilities whose difference they are
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=3e-6)
     assert (gradients[0].reshape(shape[0], -1).abs().amax(1) > 0).all()
 
@@ -134,7 +134,7 @@ def test_gradient_in_the_perturbed_logits_is_that_of_autograd_and_differentiable
 @pytest.mark.parametrize("logits", [[[25.0, 0.0, 1.0, -1.0]], [[0.0, 25.0, 1.0, -1.0]], [[25.0]], [[-25.0]], [25.0], [-25.0]], ids=str)
 @pytest.mark.parametrize("name", ["categorical", "bernoulli"])
 def test_gradient_of_a_confident_prediction_is_accurate_in_float32(name, logits):
-    # Finite differences of it are the papers' direction; as a difference of probabilities it would be rounded away.
+    # The papers' direction is its finite difference. A difference of probabilities would lose it in rounding.
     clean = torch.tensor(logits)
     d = DIVERGENCES[name]
     for scale in (1e-2, 0.5, 3.0):
@@ -144,7 +144,7 @@ def test_gradient_of_a_confident_prediction_is_accurate_in_float32(name, logits)
     if name == "categorical" and clean.dim() == 2 and clean.shape[1] > 1:
         p, q = clean.softmax(1), (clean + 1e-2 * normals(*clean.shape, dtype=torch.float32)).softmax(1)
         exact = d.gradient(clean.double(), clean.double() + 1e-2 * normals(*clean.shape, dtype=torch.float32).double())
-        assert ((q - p).double() - exact).norm() / exact.norm() > 1e-2  # the plain difference would not do
+        assert ((q - p).double() - exact).norm() / exact.norm() > 1e-2  # the plain difference is not accurate enough
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
@@ -166,7 +166,7 @@ def test_hessian_vector_product_is_differentiable_in_logits_and_vector(name, sha
     ],
 )
 def test_curvature_of_a_confident_softmax_is_accurate_in_float32(logits):
-    # Every entry is tiny there, but the direction is normalised afterwards: what counts is the relative error.
+    # Every entry is tiny, but the direction is normalised afterwards, so the relative error counts.
     logits = torch.tensor(logits)
     v = normals(*logits.shape, dtype=torch.float32)
     wanted = Categorical().hvp(logits.double(), v.double())
@@ -174,7 +174,7 @@ def test_curvature_of_a_confident_softmax_is_accurate_in_float32(logits):
     assert error < 1e-4
 
 
-def test_a_users_own_divergence_needs_its_value_alone():
+def test_a_users_own_divergence_needs_only_its_value():
     class Brier(Divergence):
         def __call__(self, clean, perturbed):
             return (clean.softmax(1) - perturbed.softmax(1)).square().sum(1)
@@ -248,7 +248,7 @@ def test_margin_of_labels_is_the_one_closest_to_its_threshold():
 def test_margin_to_a_chosen_decision_reaches_each_other_one_alike(divergence):
     logits = torch.tensor([[1.0, 4.0, 2.5, -3.0, 0.25]]).expand(10_000, 5)
     choice = torch.linspace(0, 1, 10_001)[:-1]
-    choice[-1] = 1 - 2**-24  # the largest number below 1 that a draw can be
+    choice[-1] = 1 - 2**-24  # the largest possible draw below 1
     found, counts = divergence.margin(logits, choice).unique(return_counts=True)
     others = [4.0 - other for other in (1.0, 2.5, -3.0, 0.25)] if isinstance(divergence, Categorical) else [1.0, 4.0, 2.5, 3.0, 0.25]
     torch.testing.assert_close(found, torch.tensor(sorted(others)))
@@ -342,7 +342,7 @@ def test_a_bernoulli_margin_is_the_mean_over_positions_of_the_nearest_or_the_cho
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_standard_deviation_that_cannot_be_is_refused(sigma):
+def test_an_impossible_standard_deviation_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must be a finite number > 0"):
         Gaussian(sigma)
 

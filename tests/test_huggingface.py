@@ -43,7 +43,7 @@ def trained(model, folder, *regularizers, at=None, data=None, **options):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_loss_gets_exactly_the_term_on_the_embeddings_of_what_is_no_padding(tmp_path, accumulate):
+def test_the_loss_gets_exactly_the_term_on_the_embeddings_without_padding(tmp_path, accumulate):
     options = {"gradient_accumulation_steps": accumulate}
     plain, regularized = bert(), bert()
     trained(plain, tmp_path, **options)
@@ -59,7 +59,7 @@ def test_the_loss_gets_exactly_the_term_on_the_embeddings_of_what_is_no_padding(
     assert any("vat" in entry and entry["vat"] > 0 for entry in trainer.state.log_history)
 
 
-def test_evaluation_is_left_alone_and_schedules_follow_the_run(tmp_path):
+def test_evaluation_does_not_change_and_schedules_follow_the_run(tmp_path):
     model, vat = bert(), VAT(eps=0.7, ramp_up=10)
     trainer, _ = trained(model, tmp_path, vat, max_steps=3, learning_rate=0.01, eval_strategy="no")
     assert vat.num_updates == 3
@@ -67,7 +67,7 @@ def test_evaluation_is_left_alone_and_schedules_follow_the_run(tmp_path):
     assert trainer.evaluate(texts())["eval_loss"] == reference
 
 
-def test_images_are_perturbed_themselves(tmp_path):
+def test_images_are_perturbed_directly(tmp_path):
     torch.manual_seed(0)
     small = {name: value for name, value in TINY.items() if name != "vocab_size"}
     config = transformers.ViTConfig(**small, image_size=8, patch_size=4, num_labels=3, **QUIET)
@@ -77,10 +77,10 @@ def test_images_are_perturbed_themselves(tmp_path):
     assert any("vat" in entry for entry in trainer.state.log_history)
 
 
-def test_what_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="adds nothing: name a regularizer"):
+def test_missing_layers_and_inputs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="got no regularizer: pass one"):
         add_regularizers(transformers.Trainer(bert(), transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[])))
-    with pytest.raises(ValueError, match="at='body' is neither a layer of BertForSequenceClassification nor one of its inputs"):
+    with pytest.raises(ValueError, match="at='body' is not a layer of BertForSequenceClassification: choose a layer, or one of its inputs"):
         trained(bert(), tmp_path, VAT(1.0), at="body")
 
 
@@ -119,7 +119,7 @@ def test_padding_changes_no_models_penalty(name):
         ids[:, :8] = torch.stack([row["input_ids"] for row in texts(4)])
         if name == "bart":
             ids = torch.where((ids == 1) | (ids == 2), 3, ids)
-            ids[torch.arange(4), (ids > 0).sum(1) - 1] = 2  # the end of a sentence, once in each
+            ids[torch.arange(4), (ids > 0).sum(1) - 1] = 2  # one end of sentence in each
         batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
         at = model.model.encoder.embed_tokens if name == "bart" else model.get_input_embeddings()
         step = Step(model, batch, at=at, mask=batch["attention_mask"], key=Key(3))
@@ -130,7 +130,7 @@ def test_padding_changes_no_models_penalty(name):
     assert values[1] == pytest.approx(values[0], rel=1e-3)
 
 
-def test_embeddings_in_the_place_of_ids_are_told_how_they_are_perturbed():
+def test_embeddings_instead_of_ids_give_an_error_that_says_how_to_perturb_them():
     with pytest.raises((TypeError, ValueError)) as raised:
         VAT(1.0)(bert(), torch.randn(2, 4, 16))
     assert "at=model.get_input_embeddings()" in "".join(raised.value.__notes__)

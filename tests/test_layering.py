@@ -1,4 +1,4 @@
-"""Imports point one way. Reads the sources; files that do not exist yet fall under the rules as they arrive."""
+"""Imports point one way. The tests read the sources, so the rules also apply to new files."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 
-# A module may import those of a lower floor, and its own package.
+# A module may import modules of a lower floor and of its own package.
 FLOORS = {
     "vat.seeds": 0,
     "vat.files": 0,
@@ -31,7 +31,7 @@ FLOORS = {
     "vat.checks": 5,
     "vat.directions": 6,
     "vat.regularizers": 7,
-    "vat": 8,  # its __init__ gathers the core
+    "vat": 8,  # its __init__ imports the core
     "vat.huggingface": 9,
     "vat.attacks": 9,
     "vat.evaluation": 10,
@@ -61,7 +61,7 @@ OUTSIDE = {"torch", "vat", *sys.stdlib_module_names}
 
 
 def area(module):
-    """The name in FLOORS that `module` falls under, or its own first two parts."""
+    """The name in FLOORS to which `module` belongs, or its first two parts."""
     return ".".join(module.split(".")[:2])
 
 
@@ -74,13 +74,13 @@ def sources():
 
 
 def imports(module, source):
-    """Absolute names of all that a source imports, wherever in it."""
+    """Absolute names of everything that a source imports, anywhere in it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import, which this test does not read"
-            folder = SRC.joinpath(*node.module.split("."))  # of a package: a submodule, or a name of the package itself
+            folder = SRC.joinpath(*node.module.split("."))  # if it is a package: a submodule, or a name in the package
             submodules = {a.name for a in node.names if (folder / f"{a.name}.py").exists() or (folder / a.name).is_dir()}
             yield from (f"{node.module}.{name}" for name in submodules)
             if len(submodules) < len(node.names):
@@ -111,7 +111,7 @@ def violations(found):
 
 
 def cycle(found):
-    """The modules of one circle of imports, the first of them once more at the end; none where there is no circle."""
+    """Modules of one circle of imports, with the first again at the end; empty if there is no circle."""
     edges = {module: sorted({name for name in imports(module, source) if name in found}) for module, source in found.items()}
     done = set()
 
@@ -179,15 +179,15 @@ def test_an_import_the_wrong_way_is_seen(module, source):
         ("vat.runs.sweeps", "import hydra\nfrom vat.lightning.classifier import Classifier\nfrom vat.runs import page"),
     ],
 )
-def test_an_import_the_right_way_is_not(module, source):
+def test_an_import_the_right_way_is_no_violation(module, source):
     assert violations({"train": "", module: source}) == []
 
 
-def test_the_core_is_there_to_be_read():
+def test_the_core_has_sources():
     assert set(CORE) - {"vat.seeds"} <= sources().keys()
 
 
-def test_importing_the_core_brings_torch_alone():
+def test_importing_the_core_imports_only_torch():
     code = (
         "import sys, torch; before = {m.split('.')[0] for m in sys.modules}; import vat;"
         "print(*sorted({m.split('.')[0] for m in sys.modules} - before))"
@@ -196,7 +196,7 @@ def test_importing_the_core_brings_torch_alone():
     result = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SRC)})
     brought = set(result.stdout.split())
     assert "vat" in brought
-    # what torch imports late is torch's own affair, but none of the project's other dependencies is among it
+    # torch may import more of its modules later, but none of the project's other dependencies
     assert not brought & {
         "pytorch_lightning",
         "lightning",

@@ -1,4 +1,4 @@
-"""What real layers keep in plain attributes, and what it costs to protect it."""
+"""State that real layers keep in plain attributes, and the cost to protect it."""
 
 import random
 import time
@@ -18,7 +18,7 @@ def rows(n=6, d=5):
 
 
 class Experts(nn.Module):
-    """A mixture that collects losses on itself, as an attribute and in a list."""
+    """A mixture of experts that stores losses in an attribute and in a list."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Experts(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Keeps the table for the longest batch, as rotary embeddings do: a length in an attribute, the table in a buffer."""
+    """Keeps a table for the longest batch, as rotary embeddings do: its length in an attribute, the table in a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Rotary(nn.Module):
 
 
 class Memory(nn.Module):
-    """A stateful recurrent network: the state in a plain attribute, or in a dict as spiking layers keep it."""
+    """A stateful recurrent network. The state is in a plain attribute, or in a dict as in spiking layers."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Memory(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Counts in place, in a tensor that is no buffer."""
+    """Counts in place in a tensor that is not a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ class InPlace(nn.Module):
 
 
 class Metered(nn.Module):
-    """Has a metric of torchmetrics in `forward`."""
+    """Updates a metric of torchmetrics in `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ class Metered(nn.Module):
 
 
 def plain(module):
-    """All that a reader of the module sees, by value."""
+    """Values of everything that the module's attributes hold."""
     seen = {}
     for name, layer in module.named_modules():
         for key, value in {**{k: v for k, v in vars(layer).items() if not k.startswith("_")}, **layer._buffers}.items():
@@ -95,7 +95,7 @@ def plain(module):
 
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used before"])
 @pytest.mark.parametrize("kind", [Experts, Rotary, Memory, InPlace, Metered])
-def test_what_layers_keep_is_as_before_after_a_penalty_whose_passes_agree(kind, used):
+def test_passes_agree_and_what_layers_keep_does_not_change(kind, used):
     torch.manual_seed(0)
     module = kind()
     if used:
@@ -135,7 +135,7 @@ def test_noise_from_python_and_numpy_is_the_same_in_all_passes_and_their_generat
     torch.manual_seed(0)
     module, x = DrawsElsewhere(), rows()
     np.random.seed(1)
-    np.random.randn()  # leaves half of a pair
+    np.random.randn()  # numpy draws pairs and keeps the second number
     random.seed(1)
     before = random.getstate(), repr(np.random.get_state())
     for _ in range(10):
@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.first, self.second, self.norm = nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2)
 
 
-def test_the_state_of_559_modules_costs_no_millisecond_to_prepare():
+def test_preparing_the_state_of_559_modules_takes_less_than_a_millisecond():
     module = nn.Sequential(*[nn.Sequential(Block(), nn.Dropout()) for _ in range(93)])
     assert len([*module.modules()]) == 559
 

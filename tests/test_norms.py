@@ -65,7 +65,7 @@ def test_dual_of_half_precision_gradients_has_unit_length(scale, dtype):
 @pytest.mark.parametrize("whole_row", [True, False])
 @pytest.mark.parametrize("one_row", [True, False])
 @pytest.mark.parametrize("name", ["l2", "linf"])
-def test_rows_without_a_usable_gradient_fall_back_and_leave_the_others_alone(name, bad, whole_row, one_row):
+def test_rows_without_a_usable_gradient_use_the_fallback_and_the_others_do_not_change(name, bad, whole_row, one_row):
     norm = NORMS[name]
     g = normals(4, 3, 2, dtype=torch.float32)
     otherwise = norm.sample(normals(1 if one_row else 4, 3, 2, dtype=torch.float32, seed=1))
@@ -124,12 +124,12 @@ def test_length_is_each_examples_own(name, shape, scale):
 def test_projection_gives_the_closest_point_of_the_ball_and_is_idempotent(name, shape):
     norm, eps = NORMS[name], 1.0
     r = normals(*shape)
-    r[0] *= 0.1 / lengths(name, r)[0]  # one inside
+    r[0] *= 0.1 / lengths(name, r)[0]  # one row inside the ball
     projected = norm.project(r, eps)
     assert (lengths(name, projected) <= eps * (1 + 1e-15)).all()
     torch.testing.assert_close(projected[0], r[0], rtol=0, atol=0)
     torch.testing.assert_close(norm.project(projected, eps), projected, rtol=1e-15, atol=0)
-    # closest point of a convex set: the way back to r makes no acute angle with the way to any other point
+    # closest point of a convex set: the direction back to r makes no acute angle with the direction to any other point
     inside = norm.dual(normals(200, *shape[1:], seed=1), otherwise=torch.zeros(1))
     back = (r - projected)[:, None]
     assert ((back * (inside[None] - projected[:, None])).flatten(2).sum(2) <= 1e-12).all()
@@ -142,7 +142,7 @@ def test_random_directions_have_unit_length_and_no_preferred_sign(name):
     assert d.mean(0).abs().max() < 0.1  # 5 standard errors of entries of size 1
 
 
-def test_names_are_looked_up_and_objects_pass_through():
+def test_names_are_looked_up_and_objects_are_returned():
     own = LInf()
     assert by_name("norm", NORMS, own) is own
     assert by_name("norm", NORMS, "l2") is NORMS["l2"]

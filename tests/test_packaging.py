@@ -1,4 +1,4 @@
-"""What `pip install` gives: the package `vat`, by the extras that its parts need."""
+"""`pip install` gives the package `vat`. Each extra has what its parts need."""
 
 import re
 import shutil
@@ -75,7 +75,7 @@ import builtins
 whole = builtins.__import__
 def without(name, globals=None, *others):
     if (globals or {{}}).get('__name__', '').startswith('vat') and name.split('.')[0] in {ABSENT}:
-        raise ModuleNotFoundError(name)  # for this package alone: torchmetrics asks the metadata, and imports what is there
+        raise ModuleNotFoundError(name)  # only for this package: torchmetrics reads the metadata and imports what is installed
     return whole(name, globals, *others)
 builtins.__import__ = without
 import vat.lightning

@@ -1,4 +1,4 @@
-"""Every recipe of docs/plugging_in.md runs, and its penalty is what an independent computation gives for the same r."""
+"""Every recipe of docs/plugging_in.md runs, and its penalty equals an independent computation with the same r."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ FIRST, *PARTS = re.split(r"^### ", RECIPES, flags=re.MULTILINE)
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a recipe: its names, and the r of its VAT as `r`."""
+    """Run a recipe and return its names, with the r of its VAT as `r`."""
     found = []
     perturbation = VAT.virtual_adversarial_perturbation
     monkeypatch.setattr(VAT, "virtual_adversarial_perturbation", lambda self, step: found.append(perturbation(self, step)) or found[-1])
@@ -47,12 +47,12 @@ def lengths(r):
 
 
 def kl_of_classes(clean, perturbed):
-    """For each position, of logits whose classes are last."""
+    """KL for each position of logits whose classes are last."""
     return kl_divergence(Categorical(logits=clean), Categorical(logits=perturbed))
 
 
 def is_term(names, expected):
-    """The penalty is what is expected, for an r of length eps, and is not 0."""
+    """Assert that the penalty has the expected value, is not 0, and that r has length eps."""
     torch.testing.assert_close(lengths(names["r"]), torch.full((len(names["r"]),), names["vat"].eps))
     torch.testing.assert_close(names["smoothness"], expected, rtol=1e-3, atol=1e-6)
     assert names["smoothness"] > 1e-4
@@ -63,7 +63,7 @@ def test_ctc(run):
     known, r = names["known"], names["r"]
     assert (r[~known] == 0).all()
     x = names["frames"].transpose(0, 1)
-    kl = kl_of_classes(names["acoustic"](x), names["acoustic"](x + r))  # a frame at a time: the order does not matter
+    kl = kl_of_classes(names["acoustic"](x), names["acoustic"](x + r))  # one frame at a time
     is_term(names, torch.stack([row[mask].mean() for row, mask in zip(kl, known, strict=True)]).mean())
 
 
@@ -165,7 +165,7 @@ class Two(nn.Module):
 
 TOKENS = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
 IDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
-SHORT = {  # by a part of its text: what a short block of the page is run with
+SHORT = {  # part of a short block's text -> the names that the block needs
     "vat = VAT(": {},
     "x_unlabelled": {"model": nn.Linear(6, 3), "x": torch.randn(2, 6), "y": torch.tensor([0, 2]), "x_unlabelled": torch.randn(4, 6)},
     "mask=known)": {"model": TOKENS, "x": torch.randn(2, 4, 6), "known": IDS > 0},
@@ -177,7 +177,7 @@ SHORT = {  # by a part of its text: what a short block of the page is run with
     "callbacks=[RegularizerCallback(VAT(eps=2.0))]": {},
     "callbacks=[RegularizerCallback(VAT(eps=1.0)": {},
 }
-SHORT_BLOCKS = [block for block in blocks(PAGE.split("## Recipes")[0]) if "add_regularizers" not in block]  # which needs a data set
+SHORT_BLOCKS = [block for block in blocks(PAGE.split("## Recipes")[0]) if "add_regularizers" not in block]  # that block needs a data set
 LINES = [line for block in SHORT_BLOCKS for line in block.splitlines() if line and not line.startswith(("from ", "import "))]
 
 

@@ -14,7 +14,7 @@ DENSE, CONVOLVES = nn.Linear(3, 2), nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten
 
 @pytest.fixture
 def conv():
-    """The setting of convolutions on a GPU, put back afterwards."""
+    """Set the precision of convolutions on a GPU, and restore it afterwards."""
     before = torch.backends.cudnn.conv.fp32_precision
     yield torch.backends.cudnn.conv
     torch.backends.cudnn.conv.fp32_precision = before
@@ -32,41 +32,41 @@ def conv():
         (torch.bfloat16, DENSE, "ieee", False, "half precision"),
     ],
 )
-def test_the_bits_of_a_gpu_are_those_of_its_settings(conv, monkeypatch, dtype, module, setting, supported, expected):
+def test_a_gpus_precision_follows_from_its_settings(conv, monkeypatch, dtype, module, setting, supported, expected):
     conv.fp32_precision = setting
     monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: supported)
     x = SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
     assert coarse(x, torch.zeros(1), module) == expected
 
 
-def test_the_bits_of_a_cpu_are_those_of_its_inputs(conv):
+def test_a_cpus_precision_follows_from_the_inputs(conv):
     conv.fp32_precision = "tf32"
     assert coarse(torch.zeros(2, 3), torch.zeros(2), CONVOLVES) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert coarse(torch.zeros(2, 3), torch.zeros(2), DENSE) == "half precision"
 
 
-def test_half_precision_inside_the_network_is_seen():
+def test_half_precision_inside_the_network_is_detected():
     x, y = torch.zeros(2, 3), torch.zeros(2)
     assert coarse(x, y, DENSE) is None
     assert coarse(x, y.bfloat16(), None) == "half precision"  # autocast in its forward
-    assert coarse(x, y, nn.Linear(3, 2).half()) == "half precision"  # weights that take a copy of the input
+    assert coarse(x, y, nn.Linear(3, 2).half()) == "half precision"  # converts a copy of the input to its dtype
 
 
-def test_full_precision_ends_with_what_was_before(conv):
+def test_full_precision_restores_the_settings(conv):
     conv.fp32_precision = "tf32"
     with torch.autocast("cpu", torch.bfloat16):
         with suppress(KeyError), full_precision(torch.device("cpu")):
             assert not torch.is_autocast_enabled("cpu")
             assert conv.fp32_precision != "tf32"
-            assert not torch.backends.cudnn.allow_tf32  # may be read, as by a network that calls torch.backends.cudnn.flags
+            assert not torch.backends.cudnn.allow_tf32  # reading must not raise: torch.backends.cudnn.flags reads it
             raise KeyError
         assert torch.is_autocast_enabled("cpu")
     assert conv.fp32_precision == "tf32"
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_full_precision_leaves_what_is_full_as_it_is(conv):
+def test_full_precision_changes_nothing_that_is_full(conv):
     conv.fp32_precision = "ieee"
     with full_precision(torch.device("cpu")):
         assert conv.fp32_precision == "ieee"

@@ -1,4 +1,4 @@
-"""What holds for every direction whatever it is given: inputs of any shape, dtype and scale, predictions of any confidence."""
+"""Properties of every direction for inputs of any shape, dtype and scale and predictions of any confidence."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PRECISION = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 class Scaled(nn.Module):
-    """A network for inputs of one scale, as a user would normalise them, with logits as confident as one likes."""
+    """A network for inputs of one scale, as a user would normalise them, with logits of a chosen confidence."""
 
     def __init__(self, features, classes, scale, confidence):
         super().__init__()
@@ -29,7 +29,7 @@ class Scaled(nn.Module):
 
 @st.composite
 def cases(draw):
-    """A network, a batch, a radius in keeping with the batch's scale, and the seed."""
+    """A network, a batch, a radius that fits the batch's scale, and the seed."""
     seed = draw(st.integers(0, 2**32 - 1))
     number = draw(st.sampled_from([0, 1, 2, 5]))
     shape = draw(st.sampled_from([(1,), (7,), (2, 3), (1, 4, 4), (3, 2, 2, 2)]))

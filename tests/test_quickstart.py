@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and what it says of VAT is what it shows."""
+"""The notebook runs from top to bottom, and its results show what its text says about VAT."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every command of the README, and of the tables that it sums up, is one that works."""
+"""Every command in the README, and in the pages whose tables it summarises, works."""
 
 import argparse
 import re
@@ -77,7 +77,7 @@ def test_a_script_takes_the_arguments_the_readme_gives_it(command, monkeypatch):
         monkeypatch.setattr(argparse.ArgumentParser, name, then_stop(getattr(argparse.ArgumentParser, name)))
     _, script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(ParsedError):  # else the parser ends the process
+    with pytest.raises(ParsedError):  # otherwise the parser would end the process
         running_scripts.load(Path(script).stem).main()
 
 
@@ -86,14 +86,14 @@ def test_the_readme_is_short():
 
 
 def sections(page: Path) -> set[str]:
-    """Anchors of a page's headings, if the usual forge and the site's builder agree on them."""
+    """Anchors of a page's headings on which GitHub and the site's builder agree."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), flags=re.M)
     forge = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     return forge & {slugify(heading) for heading in headings}
 
 
 def slugify(heading: str) -> str:
-    """As Python-Markdown makes an anchor."""
+    """Make an anchor as Python-Markdown does."""
     ascii_only = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
 
@@ -115,7 +115,7 @@ def test_the_links_of_a_page_resolve(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_path_named_on_a_page_exists(page):
     named = set(re.findall(r"`((?:src|examples|conf|scripts|docs|tests)/[\w./]*)`", page.read_text()))
-    gone = {"scripts/mixtures.py"}  # of an earlier commit, as the pages say
+    gone = {"scripts/mixtures.py"}  # from an earlier commit, as the pages explain
     assert not [path for path in named - gone if "my_" not in path and not (ROOT / path).exists()]
 
 

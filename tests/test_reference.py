@@ -1,4 +1,4 @@
-"""The page that explains the method computes what the package does."""
+"""The reference code on the page about the method computes the same as the package."""
 
 import pytest
 import torch

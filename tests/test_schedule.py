@@ -1,4 +1,4 @@
-"""TPAMI's decay and the one that rises first, against their descriptions; a second process's state, against an uninterrupted one."""
+"""TPAMI's decay and the one with warmup follow their descriptions, and a resumed schedule follows an uninterrupted one."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def adam(lr=0.001, beta1=0.9):
 
 
 def run(optimizer, schedule, steps):
-    """(lr, β₁) at each step, as the step sees them."""
+    """(lr, β₁) that each step uses."""
     seen = []
     for _ in range(steps):
         group = optimizer.param_groups[0]
@@ -24,7 +24,7 @@ def run(optimizer, schedule, steps):
 
 
 def test_the_rate_and_beta1_are_constant_and_then_fall_linearly():
-    """SVHN: 48,000 updates, the fall over the last 16,000; here a thousandth of them."""
+    """SVHN: 48,000 updates, with the decay in the last 16,000; here a thousandth of these."""
     optimizer = adam()
     seen = run(optimizer, LinearDecay(optimizer, 48, hold=2 / 3, final_beta1=0.5), 48)
     rates, beta1s = map(np.array, zip(*seen, strict=True))
@@ -50,7 +50,7 @@ def test_every_group_of_parameters_falls_from_its_own_values():
     assert [group["betas"] for group in optimizer.param_groups] == [pytest.approx((0.7, 0.999)), pytest.approx((0.6, 0.99))]
 
 
-def test_without_a_final_beta1_any_optimizer_will_do():
+def test_without_a_final_beta1_any_optimizer_works():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0)
     schedule = LinearDecay(optimizer, 4)
     optimizer.step()
@@ -59,7 +59,7 @@ def test_without_a_final_beta1_any_optimizer_will_do():
 
 
 @pytest.mark.parametrize("cut", [1, 5, 8])
-def test_a_schedule_goes_on_where_it_was_saved(cut):
+def test_a_schedule_resumes_where_it_was_saved(cut):
     whole = adam()
     expected = run(whole, LinearDecay(whole, 10, hold=0.5, final_beta1=0.5), 10)
     first = adam()
@@ -86,7 +86,7 @@ def test_values_out_of_range_are_refused(options, message):
         LinearDecay(adam(), **options)
 
 
-def test_betas_that_are_not_there_are_not_moved():
+def test_an_optimizer_without_betas_is_refused():
     with pytest.raises(ValueError, match=r"final_beta1=0\.5 needs an optimizer with betas such as Adam, got SGD"):
         LinearDecay(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))]), 10, final_beta1=0.5)
 
@@ -98,13 +98,13 @@ def test_the_warmed_rate_rises_and_falls_in_straight_lines():
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
-def test_without_warmup_it_is_the_decay_alone():
+def test_without_warmup_it_is_only_the_decay():
     one, other = adam(), adam()
     assert run(one, WarmedLinearDecay(one, 10, warmup=0), 10) == run(other, LinearDecay(other, 10), 10)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 8])
-def test_the_warmed_rate_goes_on_where_it_was_saved(cut):
+def test_the_warmed_rate_resumes_where_it_was_saved(cut):
     whole, first, second = adam(), adam(), adam()
     expected = run(whole, WarmedLinearDecay(whole, 10, warmup=0.5), 10)
     schedule = WarmedLinearDecay(first, 10, warmup=0.5)

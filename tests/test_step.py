@@ -19,7 +19,7 @@ KEY = Key(seed=5)
 
 
 def moving_network():
-    """Every forward pass of it moves buffers and draws random numbers."""
+    """A network whose every forward pass updates buffers and draws random numbers."""
     torch.manual_seed(0)
     return nn.Sequential(
         spectral_norm(nn.Linear(5, 8)),
@@ -62,7 +62,7 @@ def test_streams_differ_by_seed_step_purpose_and_rank_and_only_own_ones_by_rank(
     assert len(shared) == 4 * 4 * 2
     assert not own & shared
     for seed in own | shared:
-        torch.Generator().manual_seed(seed)  # takes it
+        torch.Generator().manual_seed(seed)  # the generator accepts it
 
 
 def test_fresh_keys_follow_from_torchs_seed():
@@ -73,7 +73,7 @@ def test_fresh_keys_follow_from_torchs_seed():
     assert first[0] != first[1]
 
 
-def test_random_state_is_as_before_after_it_even_where_the_body_raises():
+def test_random_state_restores_the_generators_even_if_the_body_raises():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with random_state(7, torch.device("cpu")):
@@ -90,7 +90,7 @@ def test_random_state_is_as_before_after_it_even_where_the_body_raises():
 
 @pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
 @pytest.mark.parametrize("constant", [False, True])
-def test_a_call_gives_what_the_module_gives_from_that_seed_and_leaves_it_untouched(bare, constant):
+def test_a_call_gives_what_the_module_gives_from_that_seed_and_does_not_change_it(bare, constant):
     module = moving_network()
     before, modes = state(module), [m.training for m in module.modules()]
     reference = copy.deepcopy(module)
@@ -99,12 +99,12 @@ def test_a_call_gives_what_the_module_gives_from_that_seed_and_leaves_it_untouch
     network = Network((lambda x: module(x)) if bare else module, module if bare else None)
     torch.manual_seed(0)
     rng = torch.get_rng_state()
-    for _ in range(2):  # the second from the same buffers as the first
+    for _ in range(2):  # the second call starts from the same buffers as the first
         torch.testing.assert_close(network(rows(), seed=11, constant=constant), wanted, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), rng)
     assert_same_state(module, before)
     assert [m.training for m in module.modules()] == modes
-    assert not torch.equal(state(reference)["1.running_mean"], before["1.running_mean"])  # an ordinary call does move
+    assert not torch.equal(state(reference)["1.running_mean"], before["1.running_mean"])  # an ordinary call updates them
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
@@ -119,14 +119,14 @@ def test_a_tracked_call_moves_buffers_as_an_ordinary_call_does(bare):
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
-def test_a_network_that_raises_is_left_untouched(bare):
+def test_a_network_that_raises_does_not_change(bare):
     module = moving_network()
     parameters, before = dict(module.named_parameters()), state(module)
 
     def fail(*_):
         raise FloatingPointError("on purpose")
 
-    module[5].register_forward_pre_hook(fail)  # after every layer that moves
+    module[5].register_forward_pre_hook(fail)  # after every layer that updates buffers
     network = Network((lambda x: module(x)) if bare else module, module)
     torch.manual_seed(0)
     rng = torch.get_rng_state()
@@ -179,7 +179,7 @@ class Tied(nn.Module):
         pytest.param(Tied, rows(), id="tied weights"),
     ],
 )
-def test_parameters_handed_in_take_the_place_of_the_modules_own(make, x):
+def test_given_parameters_replace_the_modules(make, x):
     module, other = make(), make()
     with torch.no_grad():
         for p in other.parameters():
@@ -219,7 +219,7 @@ def test_another_key_draws_other_masks_and_the_same_key_the_same():
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_the_clean_pass_reaches_the_parameters_only_where_it_is_live(live):
+def test_the_clean_pass_reaches_the_parameters_only_if_it_is_live(live):
     module = moving_network()
     clean = Step(module, rows(), key=KEY, live=live).clean
     gradients = torch.autograd.grad(clean.logits.square().sum(), [clean.x, *module.parameters()], allow_unused=True)
@@ -240,12 +240,12 @@ def test_only_a_tracked_clean_pass_moves_the_running_statistics_and_only_once(li
         logits = reference(rows())
     step = Step(module, rows(), key=KEY, live=live, track=True)
     assert torch.equal(step.clean.logits, logits)
-    assert torch.equal(step.network(step.x), logits)  # from the buffers as they were before
+    assert torch.equal(step.network(step.x), logits)  # from the earlier buffers
     assert torch.equal(step.target, logits)
     assert_same_state(module, state(reference))
 
 
-def test_the_clean_pass_can_be_had_without_gradients_around():
+def test_the_clean_pass_works_under_no_grad():
     with torch.no_grad():
         step = Step(moving_network(), rows(), key=KEY)
         assert step.clean.logits.requires_grad
@@ -276,7 +276,7 @@ def test_numbers_for_rows_follow_from_their_place_in_the_global_batch():
     assert not torch.equal(whole, Step(moving_network(), x, key=Key(5, micro_step=1)).uniform("class"))
 
 
-def test_random_rows_differ_by_purpose_step_and_row_but_one_row_serves_any_batch():
+def test_random_rows_differ_by_purpose_step_and_row_but_one_row_is_the_same_for_any_batch():
     x = rows()
     step = Step(moving_network(), x, key=KEY)
     assert not torch.equal(step.normal("a"), step.normal("b"))
@@ -288,7 +288,7 @@ def test_random_rows_differ_by_purpose_step_and_row_but_one_row_serves_any_batch
     assert torch.equal(part.normal("a", one_row=True), step.normal("a", one_row=True))
 
 
-def test_drawing_leaves_torchs_own_random_numbers_alone_where_a_key_is_given():
+def test_drawing_with_a_key_does_not_use_torchs_default_generator():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     step = Step(moving_network().eval(), rows(), key=KEY)
@@ -308,7 +308,7 @@ def test_only_a_live_clean_pass_sends_gradients_to_the_callers_tensor(live):
 
 
 class Aliased(nn.Module):
-    """One of its layers has two names, another is used twice, and two weights are tied."""
+    """A network in which one layer has two names, another is used twice, and two weights are tied."""
 
     def __init__(self):
         super().__init__()
@@ -333,7 +333,7 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize("module", [False, True])
-def test_layers_with_several_names_stay_what_they_were(module):
+def test_layers_with_several_names_do_not_change(module):
     network = Aliased()
     before = state(network)
     held = dict((*network.named_parameters(), *network.named_buffers()))
@@ -346,7 +346,7 @@ def test_layers_with_several_names_stay_what_they_were(module):
     assert_same_state(network, before)
 
 
-def test_tied_weights_are_replaced_in_each_of_their_places():
+def test_tied_weights_are_replaced_in_each_place():
     network, other = Aliased().eval(), Aliased().eval()
     with torch.no_grad():
         for p in other.parameters():
@@ -357,19 +357,19 @@ def test_tied_weights_are_replaced_in_each_of_their_places():
 
 def test_weights_for_a_bare_function_are_refused():
     step = Step(torch.sin, rows(), key=KEY, module=())
-    with pytest.raises(ValueError, match="name the one behind the function"):
+    with pytest.raises(ValueError, match="pass module=model, the module that it uses"):
         step.network(step.x, parameters=dict(moving_network().named_parameters()))
 
 
 @pytest.mark.parametrize("output", [tuple, list])
 def test_an_output_that_is_no_tensor_is_refused_in_a_sentence(output):
-    with pytest.raises(TypeError, match="hand in a function that picks them"):
+    with pytest.raises(TypeError, match="pass a function that selects them"):
         _ = Step(lambda x: output([x]), rows(), module=(), key=KEY).target
 
 
 def test_a_network_that_cannot_run_on_copies_is_refused_in_a_sentence():
     for network in (nn.DataParallel(nn.Linear(5, 3)), torch.jit.script(nn.Linear(5, 3))):
-        with pytest.raises(TypeError, match="hand in the module that it was made of"):
+        with pytest.raises(TypeError, match="pass the module that it was made from"):
             Step(network, rows(), key=KEY)
 
 
@@ -387,7 +387,7 @@ def test_a_masked_transformer_in_evaluation_mode_is_one_function():
 
 
 class NormalisesInPlace(nn.Module):
-    """As torchvision's `Normalize(inplace=True)` in front of a network."""
+    """Like torchvision's `Normalize(inplace=True)` in front of a network."""
 
     def __init__(self):
         super().__init__()
@@ -415,7 +415,7 @@ def test_inputs_that_cannot_be_perturbed_are_refused(dtype):
 
 
 class Keeping(nn.Module):
-    """Keeps tensors in plain attributes: a loss of its own, a hidden state that starts as None, one that only a call makes."""
+    """Keeps tensors in plain attributes: a loss, a hidden state that starts as None, and one that only a call creates."""
 
     def __init__(self):
         super().__init__()
@@ -428,7 +428,7 @@ class Keeping(nn.Module):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
+def test_what_layers_keep_in_plain_attributes_does_not_change(constant):
     module = Keeping()
     first = Network(module)(rows(), seed=1, constant=constant)
     assert module.state is None
@@ -436,7 +436,7 @@ def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
     module(rows())
     state, loss = module.state, module.loss
     passes = [Network(module)(rows(), seed=1, constant=constant) for _ in range(2)]
-    assert torch.equal(*passes)  # each from the state that there was
+    assert torch.equal(*passes)  # each from the earlier state
     assert not torch.equal(passes[0], first)
     assert module.state is state
     assert module.loss is loss
@@ -445,7 +445,7 @@ def test_what_layers_keep_in_plain_attributes_is_left_as_it_was(constant):
 
 
 class KeepingMore(nn.Module):
-    """Keeps what else a layer may: a length seen, which says how long a buffer is, buffers that a first call makes, and containers."""
+    """Keeps other state: the largest length seen, which is the length of a buffer, buffers that a first call creates, and containers."""
 
     def __init__(self):
         super().__init__()
@@ -470,7 +470,7 @@ class KeepingMore(nn.Module):
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_whatever_else_layers_keep_is_left_as_it_was(constant):
+def test_whatever_else_layers_keep_does_not_change(constant):
     untouched, module = KeepingMore(), KeepingMore()
     module.load_state_dict(untouched.state_dict())
     losses = module.losses
@@ -529,7 +529,7 @@ class Frozen(list):
         raise TypeError("does not support mutation")
 
 
-def test_scripted_layers_and_containers_of_other_kinds_are_left_alone():
+def test_scripted_layers_and_containers_of_other_kinds_do_not_change():
     scripted = nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
     assert Network(scripted)(rows().float(), seed=1).shape == (len(rows()), 3)
     module = KeepingMore()
@@ -538,14 +538,14 @@ def test_scripted_layers_and_containers_of_other_kinds_are_left_alone():
     assert module.fixed == [1, 2]
 
 
-def test_what_a_hook_keeps_in_a_layer_of_torch_is_left_as_it_was():
+def test_what_a_hook_keeps_in_a_layer_of_torch_does_not_change():
     layer = nn.Linear(5, 3)
     layer.register_forward_hook(lambda module, _, out: setattr(module, "features", out))
     Network(nn.Sequential(layer))(rows(), seed=1)
     assert not hasattr(layer, "features")
 
 
-def test_a_tracked_pass_leaves_its_attributes_behind():
+def test_a_tracked_pass_changes_the_attributes():
     module = Keeping()
     out = Network(module)(rows(), seed=1, track=True)
     assert torch.equal(module.state, out)
@@ -575,7 +575,7 @@ def test_the_module_behind_a_method_or_a_partial_is_found_without_being_named(fu
 
 
 class Loop:
-    """A trainer of one's own."""
+    """A user's own trainer."""
 
     def __init__(self, module):
         self.module = module
@@ -600,7 +600,7 @@ USING = {
 @pytest.mark.parametrize("function", USING.values(), ids=USING)
 def test_the_modules_that_another_function_uses_are_named(function):
     module = WithMethods()
-    with pytest.raises(TypeError, match=r"is not known: name it, as vat\(lambda x: model\(x\), x, module=model\)"):
+    with pytest.raises(TypeError, match=r"is not known: pass it, as vat\(lambda x: model\(x\), x, module=model\)"):
         VAT(1.0)(function(module), rows())
     for named in (module, [module], [nn.Tanh(), module]):
         network = Network(function(module), named)
@@ -612,7 +612,7 @@ def test_the_modules_that_another_function_uses_are_named(function):
         assert gradients == (None, None)
     network(rows(), seed=1, track=True)
     assert module.layer.num_batches_tracked == 1
-    assert Network(function(module), ()).module is None  # the user's word
+    assert Network(function(module), ()).module is None  # the user's choice
 
 
 def test_modules_among_the_arguments_of_a_partial_are_protected():
@@ -637,7 +637,7 @@ def test_weights_of_several_modules_have_the_names_of_a_list():
 
 
 @pytest.mark.parametrize("module", ["model", [nn.Tanh(), "head"], torch.sin])
-def test_a_module_that_is_none_is_refused(module):
+def test_a_module_argument_that_is_not_a_module_is_refused(module):
     with pytest.raises(TypeError, match=r"must be an nn\.Module, a list of several, or \(\) if there is none|not iterable"):
         Network(torch.sin, module)
 
@@ -650,7 +650,7 @@ def test_a_function_may_use_lazy_layers_and_checkpoints():
     assert all(p.grad is not None for module in (lazy, inner) for p in module.parameters())
 
 
-def test_a_buffer_that_is_gone_since_the_step_was_made_is_left_out():
+def test_a_buffer_that_was_deleted_after_the_step_was_made_is_left_out():
     module = WithMethods()
     module.register_buffer("only_at_first", torch.ones(1))
     step = Step(module, rows(), key=KEY)
@@ -660,14 +660,14 @@ def test_a_buffer_that_is_gone_since_the_step_was_made_is_left_out():
 
 
 @pytest.mark.parametrize("network", [torch.no_grad()(nn.Linear(5, 3)), lambda x: x.detach() + 1, lambda x: x.argmax(1)])
-def test_a_network_that_hands_no_gradient_back_is_refused_in_a_sentence(network):
-    with pytest.raises(RuntimeError, match=r"no gradient leads from the network's output to its input: is there a torch\.no_grad"):
+def test_a_network_without_a_gradient_is_refused_in_a_sentence(network):
+    with pytest.raises(RuntimeError, match=r"the network's output has no gradient with respect to its input: look for torch\.no_grad"):
         VAT(1.0)(network, rows(), module=())
 
 
 @pytest.mark.parametrize("x", [torch.tensor(1.0), torch.eye(5).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])])
 def test_inputs_that_cannot_be_perturbed_row_by_row_are_refused(x):
-    with pytest.raises(TypeError, match=r"x must be dense and of shape \(N, …\): make it so"):
+    with pytest.raises(TypeError, match=r"x must be dense and of shape \(N, …\): use x"):
         VAT(1.0)(nn.Linear(5, 3), x)
 
 
@@ -682,19 +682,17 @@ def test_cached_parametrizations_keep_their_gradients():
 
 @pytest.mark.parametrize("function", [lambda x: x.mT, lambda x: x.repeat(2, 1), lambda x: x.sum()])
 def test_outputs_whose_rows_are_not_the_inputs_are_refused(function):
-    with pytest.raises(
-        ValueError, match=r"output of shape .* for inputs of shape \(6, 5\): the first dimension of both counts the examples"
-    ):
+    with pytest.raises(ValueError, match=r"the first dimension of inputs and outputs must count the examples, got \(6, 5\) and"):
         Network(function, ())(rows(), seed=1)
 
 
 @pytest.mark.parametrize("x", [nn.Linear(5, 3), "x", None, (torch.zeros(2, 5), 3), {"input": torch.ones(2, 5).long()}, ()])
 def test_inputs_that_cannot_be_perturbed_are_refused_in_a_sentence(x):
-    with pytest.raises(TypeError, match=r"cannot be perturbed: name what is|at must be a layer"):
+    with pytest.raises(TypeError, match=r"must be a tensor of a floating dtype|at must be a layer"):
         Step(nn.Linear(5, 3), x)
 
 
-def test_inputs_made_under_inference_mode_serve():
+def test_inputs_made_under_inference_mode_work():
     with torch.inference_mode():
         x = rows() + 0
     VAT(1.0)(nn.Linear(5, 3), x).backward()

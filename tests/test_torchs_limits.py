@@ -1,4 +1,4 @@
-"""What torch cannot differentiate, or computes again: the right number, or one sentence of what to do."""
+"""What torch cannot differentiate or computes again: the result is right, or one sentence says what to do."""
 
 import warnings
 
@@ -36,7 +36,7 @@ class Recurrent(nn.Module):
 
 
 class Residual(nn.Module):
-    """A gradient goes past its quantized block, and tells of half the network alone."""
+    """A gradient that bypasses its quantized block, so it describes only half of the network."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 def quantized(network):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchao is to follow
+        warnings.simplefilter("ignore")  # torch warns that torchao will replace this
         return quantization.quantize_dynamic(network, {nn.Linear, nn.LSTM}, dtype=torch.qint8)
 
 
@@ -72,9 +72,9 @@ QUANTIZED = {
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_a_quantized_network_is_refused_in_a_sentence_and_serves_the_control(name):
+def test_a_quantized_network_is_refused_in_a_sentence_but_the_control_works(name):
     network, x = QUANTIZED[name](), torch.randn(4, 6)
-    message = "the network has quantized layers.*regularize the network in floats, and quantize it after the training"
+    message = "the network has quantized layers.*train the network in floats with the regularizer and quantize it afterwards"
     for direction in BY_GRADIENT:
         with pytest.raises(RuntimeError, match=message):
             VAT(0.5, direction=direction)(network, x)
@@ -90,7 +90,7 @@ def test_a_quantized_network_is_refused_in_a_sentence_and_serves_the_control(nam
     torch.testing.assert_close(control.penalty(step), Categorical()(network(x), network(x + r)).mean())
 
 
-def test_a_gradient_that_torch_says_is_unused_is_told_in_a_sentence():
+def test_a_network_without_a_gradient_that_torch_calls_unused_is_refused_in_a_sentence():
     class Detached(nn.Module):
         def __init__(self):
             super().__init__()
@@ -100,12 +100,12 @@ def test_a_gradient_that_torch_says_is_unused_is_told_in_a_sentence():
             return self.layer(x.detach())
 
     hidden = Detached()
-    for module in (hidden, ()):  # the weights of a function are no constants
-        with pytest.raises(RuntimeError, match=r"(?i)no gradient leads from the network's output to its input: is there a torch.no_grad"):
+    for module in (hidden, ()):  # the weights of a plain function are never constants
+        with pytest.raises(RuntimeError, match=r"(?i)the network's output has no gradient with respect to its input"):
             VAT(0.5)(lambda x: hidden(x), torch.randn(4, 6), module=module)
 
 
-def test_embeddings_in_the_place_of_ids_are_told_how_they_are_perturbed():
+def test_embeddings_instead_of_ids_give_an_error_that_says_how_to_perturb_them():
     class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -126,7 +126,7 @@ def test_embeddings_in_the_place_of_ids_are_told_how_they_are_perturbed():
 # ------------------------------------------------------------------------------------------------------------------ compiled
 
 
-def test_exact_in_a_compiled_step_is_what_it_is_outside_or_told():
+def test_exact_in_a_compiled_step_is_the_same_as_outside_or_refused():
     network, x, vat = mlp(), torch.randn(4, 6), VAT(0.5, direction="exact")
 
     def term(x):
@@ -135,7 +135,7 @@ def test_exact_in_a_compiled_step_is_what_it_is_outside_or_told():
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(term, backend="eager")(x), term(x))
     torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match=r"vat asks for gradients .*call the regularizer outside of torch.compile"):
+    with pytest.raises(RuntimeError, match=r"vat needs gradients .*call the regularizer outside of torch.compile"):
         torch.compile(term, backend="aot_eager")(x)
     torch._dynamo.reset()
 
@@ -144,7 +144,7 @@ def test_exact_in_a_compiled_step_is_what_it_is_outside_or_told():
 
 
 class Square(nn.Module):
-    """Weights, activations and batch are all of one shape, so that torch cannot tell them apart by it."""
+    """Weights, activations and batch have one shape, so torch cannot distinguish them by shape."""
 
     def __init__(self, reentrant=None):
         super().__init__()
@@ -171,7 +171,7 @@ def test_a_checkpointed_network_whose_tensors_look_alike_has_the_same_term_and_g
 
 
 @pytest.mark.parametrize("direction", ["margin", "finite_difference", "exact"])
-def test_measures_serve_a_checkpointed_network(direction):
+def test_measures_work_on_a_checkpointed_network(direction):
     x = rows(8, 8)
     smoothness, diagnosis = (
         [function(network) for network in (Square(), Square(reentrant=False))]
@@ -186,12 +186,12 @@ def test_measures_serve_a_checkpointed_network(direction):
         lambda: local_distributional_smoothness(Square(reentrant=True), x, eps=0.5, direction=direction),
         lambda: diagnose(Square(reentrant=True), x, VAT(0.5, direction=direction)),
     ):
-        with pytest.raises(RuntimeError, match=r"use_reentrant=True: say use_reentrant=False"):
+        with pytest.raises(RuntimeError, match=r"use_reentrant=True cannot compute them: pass use_reentrant=False"):
             measure()
 
 
 class Words(Square):
-    """The embedding is inside of a checkpoint, or outside."""
+    """A network whose embedding is inside or outside a checkpoint."""
 
     def __init__(self, inside):
         super().__init__(reentrant=False)
@@ -207,7 +207,7 @@ class Words(Square):
 def test_a_layer_whose_output_would_be_computed_again_is_refused():
     ids = torch.randint(20, (8, 5))
     inside, outside = Words(inside=True), Words(inside=False)
-    with pytest.raises(ValueError, match=r"at=Embedding is inside of torch.utils.checkpoint.*name a layer outside of it"):
+    with pytest.raises(ValueError, match=r"at=Embedding is inside torch.utils.checkpoint.*pass a layer outside of it"):
         VAT(0.5)(inside, ids, at=inside.embedding)
     assert not inside.embedding._forward_hooks
     assert VAT(0.5)(outside, ids, at=outside.embedding) > 0

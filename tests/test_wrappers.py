@@ -1,4 +1,4 @@
-"""Networks inside DDP and Fabric: a step is the same as without, however it is spelt."""
+"""Networks inside DDP and Fabric: a step is the same as without them, however the network is passed."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def network():
 
 
 def trained(forward, module, parameters, rows, rank, direction):
-    """A few steps on these rows of a batch."""
+    """Train a few steps on these rows of a batch."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(ROWS, 6, dtype=torch.float64, generator=generator), torch.arange(ROWS) % 3
     optimizer = torch.optim.SGD(parameters, lr=0.3)
@@ -77,7 +77,7 @@ def test_ranks_train_as_one_process_whether_the_graph_is_static_and_however_the_
         for key in (key for key in ranks[0] if key[0] == direction):
             for a, b, p in zip(ranks[0][key], ranks[1][key], one.parameters(), strict=True):
                 assert torch.equal(a, b), key
-                # The length of the finite difference is that of a rank's own rows.
+                # The length of the finite difference follows the rank's own rows.
                 tolerance = 1e-5 if direction == "finite_difference" else 1e-10
                 torch.testing.assert_close(a, p.detach(), rtol=tolerance, atol=tolerance)
 
@@ -97,9 +97,9 @@ def test_fabrics_wrapper_gives_what_the_network_gives(precision, direction):
         torch.testing.assert_close(term, wanted, rtol=0.1 if precision == "bf16-mixed" else 1e-6, atol=0)
     if precision == "bf16-mixed":
         with pytest.raises(RuntimeError, match=r"fabric\.backward"):
-            wrapped(x).sum().backward()  # Fabric's own check is as before
+            wrapped(x).sum().backward()  # Fabric's check works as before
     else:
         wrapped(x)
     fabric.backward(VAT(1.0, direction=direction)(wrapped, x))
     assert model[0].weight.grad.abs().max() > 0
-    assert model[1].num_batches_tracked == 1  # of the one ordinary pass
+    assert model[1].num_batches_tracked == 1  # from the one ordinary pass

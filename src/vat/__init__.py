@@ -1,10 +1,10 @@
-"""Virtual adversarial training: a term that makes any model smooth around every input, labelled or not.
+"""Virtual adversarial training: a loss term that makes any model smooth around every input, with or without a label.
 
     vat = VAT(eps=2.0)
     loss = F.cross_entropy(model(x), y) + vat(model, x)
 
-The core needs torch alone. `vat.lightning` and the data modules of `vat.data` need Lightning; `vat.runs`, all that imports Hydra, serves
-the commands.
+The core needs torch only. `vat.lightning` and the data modules of `vat.data` need Lightning. Only `vat.runs` imports Hydra. It serves the
+commands.
 """
 
 from vat.regularizers import (

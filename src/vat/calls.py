@@ -1,4 +1,4 @@
-"""The call of a network that a batch stands for, as a function of the tensors in it that are perturbed."""
+"""The call of a network on a batch, as a function of the perturbed tensors in it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class Call:
 
     @classmethod
     def of(cls, batch: Any) -> "Call":
-        """A mapping is the keyword arguments, a tuple or list the others, and anything else the one argument."""
+        """Make a call of a batch: a mapping has keyword arguments, a tuple or list positional ones, all else is the one argument."""
         if isinstance(batch, Call):
             return batch
         if isinstance(batch, Mapping):
@@ -26,7 +26,7 @@ class Call:
         return cls(*batch) if isinstance(batch, tuple | list) else cls(batch)
 
     def place(self, values: Mapping[str | int, Any]) -> "Call":
-        """The same call with other values at these names and numbers."""
+        """Copy the call with other values for these argument names and numbers."""
         args = [values.get(number, value) for number, value in enumerate(self.args)]
         return Call(*args, **{name: values.get(name, value) for name, value in self.kwargs.items()})
 
@@ -35,14 +35,14 @@ class Call:
 
 
 def declared(module: nn.Module | None, ids: Tensor) -> tuple[nn.Module | None, Tensor | None]:
-    """What a network of integer inputs says of itself: `perturbed`, the layer whose output can be perturbed, and `mask(ids)`.
+    """What a network of integer inputs declares: `perturbed`, the layer whose output can be perturbed, and `mask(ids)`.
 
     Args:
-        module: the network.
-        ids: inputs (N, …) of an integer dtype, which themselves cannot be perturbed.
+        module: Network.
+        ids: Inputs (N, …) of an integer dtype, which cannot be perturbed.
 
     Returns:
-        The layer and the mask, each None if the network does not say it.
+        The layer and the mask, each None if the network does not have it.
     """
     layer = getattr(module, "perturbed", None)
     if not isinstance(layer, nn.Module):
@@ -52,18 +52,18 @@ def declared(module: nn.Module | None, ids: Tensor) -> tuple[nn.Module | None, T
 
 
 class Perturbed:
-    """A network's call as a function of one tensor, which holds all that is perturbed.
+    """A network's call as a function of one tensor, which holds everything that is perturbed.
 
-    Several tensors are one of shape (N, D), so that one r covers them all.
+    Several tensors are joined into one of shape (N, D), so that one r covers them all.
 
     Args:
-        forward: what is called.
-        batch: a tensor, a tuple, a mapping, or a `Call`.
-        at: what is perturbed: a layer, whose output is replaced, or the name or number of an argument; several of either. If None, all
-            arguments, which then are tensors of a floating dtype.
+        forward: Function to call.
+        batch: Tensor, tuple, mapping, or `Call`.
+        at: What to perturb: a layer, whose output is replaced, or the name or number of an argument, or several of one kind. If None,
+            all arguments, which must be tensors of a floating dtype.
 
     Raises:
-        TypeError: If `at` names something else.
+        TypeError: If `at` is something else, or mixes both kinds.
         KeyError: If there is no such argument.
     """
 
@@ -79,44 +79,45 @@ class Perturbed:
             raise TypeError(f"at must be a layer, or the name or number of an argument, or several of one kind, got {at!r}")
         known = [*range(len(self.call.args)), *self.call.kwargs]
         if unknown := [name for name in self.names if name not in known]:
-            raise KeyError(f"at={unknown[0]!r} is no argument of the call, which has {known}")
+            raise KeyError(f"at={unknown[0]!r} is not an argument of the call: choose one of {known}")
         self.shapes: list[torch.Size] = []
 
     @property
     def device(self) -> torch.device:
-        """Where the first tensor of the call is."""
+        """Device of the call's first tensor."""
         tensors = (value for value in (*self.call.args, *self.call.kwargs.values()) if isinstance(value, Tensor))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def inputs(self) -> Tensor:
-        """The tensors that are perturbed, as one; a layer's output is had from a call that ends there."""
+        """Join the perturbed tensors into one. To get a layer's output, the network runs up to that layer."""
         tensors = self._outputs() if self.layers else [self.call[name] for name in self.names]
         for place, tensor in zip([*self.layers, *self.names], tensors, strict=True):
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
                 kind = f"the output of at={type(place).__name__}" if isinstance(place, nn.Module) else f"the argument {place!r}"
                 raise TypeError(
-                    f"{kind} is {what}, and cannot be perturbed: name what is, as vat(model, batch, at='inputs_embeds') or "
-                    "vat(model, batch, at=model.get_input_embeddings())"
+                    f"{kind} must be a tensor of a floating dtype, got {what}: name one that can be perturbed, as vat(model, batch, "
+                    "at='inputs_embeds') or vat(model, batch, at=model.get_input_embeddings())"
                 )
         self.shapes = [tensor.shape for tensor in tensors]
         if len({shape[0] for shape in self.shapes if shape}) != 1 or not all(self.shapes):
-            raise ValueError(f"the first dimension of all that is perturbed counts the examples, got shapes {[*map(tuple, self.shapes)]}")
+            shapes = [*map(tuple, self.shapes)]
+            raise ValueError(f"the first dimension of all perturbed tensors must count the same examples, got shapes {shapes}")
         return self.joined(tensors) if len(tensors) > 1 else tensors[0]
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors shaped like those that are perturbed, as one (N, D)."""
+        """Join tensors shaped like the perturbed ones into one (N, D)."""
         return torch.cat([tensor.expand(shape).flatten(1) for tensor, shape in zip(tensors, self.shapes, strict=True)], 1)
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The parts of `x`, in their own shapes."""
+        """Split `x` into its parts, in their shapes."""
         if len(self.shapes) == 1:
             return [x]
         parts = x.split([shape[1:].numel() for shape in self.shapes], 1)
         return [part.reshape(len(x), *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def __call__(self, x: Tensor) -> Any:
-        """The network's output with `x` at the place of what is perturbed."""
+        """Compute the network's output with `x` instead of the perturbed tensors."""
         tensors = self.split(x)
         if not self.layers:
             call = self.call.place(dict(zip(self.names, tensors, strict=True)))
@@ -127,8 +128,8 @@ class Perturbed:
             def hook(layer: nn.Module, *_: Any) -> Tensor:
                 if _in_checkpoint():
                     raise ValueError(
-                        f"at={type(layer).__name__} is inside of torch.utils.checkpoint, which would compute its output again without r: "
-                        "name a layer outside of it, or an argument of the call"
+                        f"at={type(layer).__name__} is inside torch.utils.checkpoint, which would compute its output again without r: "
+                        "pass a layer outside of it, or the name of an argument"
                     )
                 calls[number] += 1
                 return tensors[number]
@@ -144,7 +145,7 @@ class Perturbed:
         for layer, number in zip(self.layers, calls, strict=True):
             if number != 1:
                 raise ValueError(
-                    f"at={type(layer).__name__} is called {number} times in a pass, not once: name a layer that is called once"
+                    f"at={type(layer).__name__} must be called once in a pass, got {number} calls: pass a layer that is called once"
                 )
         return output
 
@@ -168,15 +169,15 @@ class Perturbed:
             for handle in handles:
                 handle.remove()
         missing = type(self.layers[next(n for n in range(len(self.layers)) if n not in found)]).__name__
-        raise ValueError(f"at={missing} is not called in a pass of the network: name a layer that is")
+        raise ValueError(f"at={missing} is not called in a pass of the network: pass a layer that is")
 
 
 def _in_checkpoint() -> bool:
-    """Whether a forward pass is inside of a block that is computed again in the backward pass; torch has no public word for it."""
+    """Whether a forward pass is inside a block that is computed again in the backward pass. Torch has no public function for it."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
     pack, _ = hooks or (None, None)
     return "_checkpoint_hook" in getattr(pack, "__qualname__", "")
 
 
-class _Found(Exception):  # noqa: N818  # no error: the call may end here
+class _Found(Exception):  # noqa: N818  # not an error: it ends the call early
     pass

@@ -1,4 +1,4 @@
-"""What counts in a step: norms and divergences that leave out padding and void positions, and norms per token, input or graph."""
+"""Norms and divergences over what counts in a step: without padding and void positions; norms also per token, input or graph."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from vat.functional import Divergence
 from vat.norms import L2, LInf, Norm
 
 Rows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-"""How a tensor shaped like x becomes rows of which each has a norm of its own, and back."""
+"""Two functions: from a tensor shaped like x to rows, each of which has its own norm, and back."""
 
 
 def per_token(shape: torch.Size) -> Rows:
-    """Each vector along the last dimension is a row."""
+    """Make each vector along the last dimension a row."""
 
     def back(rows: Tensor) -> Tensor:
         return rows.reshape(*shape[:-1], *rows.shape[1:])
@@ -23,10 +23,10 @@ def per_token(shape: torch.Size) -> Rows:
 
 
 def per_group(group: Tensor) -> Rows:
-    """All examples of one group are a row, with zeros behind those of a small one.
+    """Make all examples of a group one row, padded with zeros to the largest group.
 
     Args:
-        group: its number (N,) for each example, as a graph for each node.
+        group: Group number (N,) of each example; for example, the graph of each node.
     """
     counts = torch.bincount(group)
     order = group.argsort(stable=True)
@@ -44,13 +44,13 @@ def per_group(group: Tensor) -> Rows:
 
 
 class NormOfStep(Norm):
-    """A norm of what counts, which is 0 elsewhere.
+    """A norm of what counts. r is 0 elsewhere.
 
     Args:
-        norm: of a row.
-        shape: of x.
-        mask: 1 where x counts, bool, with as many dimensions as x, or ones among them; None if it does everywhere.
-        rows: how x is rows; each example is one if None.
+        norm: Norm of a row.
+        shape: Shape of x.
+        mask: Boolean mask of what counts, with as many dimensions as x, of x's sizes or 1; None if all of x counts.
+        rows: How to divide x into rows; each example is a row if None.
     """
 
     def __init__(self, norm: Norm, shape: torch.Size, mask: Tensor | None, rows: Rows | None):
@@ -77,8 +77,8 @@ class NormOfStep(Norm):
         g, otherwise = self._to(self._masked(g)), self._to(otherwise.expand(self.shape))
         if self.mask is None:
             return self._back(self.norm.dual(g, otherwise))
-        # A row of which nothing counts has a direction until the end, for numbers and gradients that are no NaN. Products take an eighth of
-        # the time of torch.where.
+        # A row in which nothing counts keeps a direction until the last line, so that no number or gradient is NaN. Products take an eighth
+        # of torch.where's time.
         otherwise = otherwise * self._mask_of_rows.to(otherwise.dtype) + (~self._counted).to(otherwise.dtype)
         return self._back(self.norm.dual(g, otherwise) * self._counted.to(g.dtype))
 
@@ -87,7 +87,7 @@ class NormOfStep(Norm):
 
     def sample(self, noise: Tensor) -> Tensor:
         if len(noise) == 1 < self.shape[0] and isinstance(self.norm, L2 | LInf):
-            return self.norm.sample(noise)  # for all examples without a gradient: their `dual` brings it to length
+            return self.norm.sample(noise)  # one row for all examples without a gradient; their `dual` scales it
         return super().sample(noise)
 
     def _masked(self, r: Tensor) -> Tensor:
@@ -96,11 +96,11 @@ class NormOfStep(Norm):
 
 
 class NormOfInputs(Norm):
-    """A norm of each of several inputs, which lie side by side in x (N, D).
+    """A norm for each of several inputs, which are concatenated in x (N, D).
 
     Args:
-        norm: of an input.
-        shapes: of the inputs.
+        norm: Norm of an input.
+        shapes: Shapes of the inputs.
     """
 
     def __init__(self, norm: Norm, shapes: list[torch.Size]):
@@ -118,11 +118,11 @@ class NormOfInputs(Norm):
 
 
 class DivergenceOfStep(Divergence):
-    """A divergence of the outputs that count.
+    """A divergence over the outputs that count.
 
     Args:
-        divergence: of all outputs.
-        mask: logits (N, C, …) -> 1 where they count, bool, (N, C, …) or (N, 1, …); None if they all do.
+        divergence: Divergence over all outputs.
+        mask: Function from logits (N, C, …) to their boolean mask, (N, C, …) or (N, 1, …), or to None if all count.
     """
 
     def __init__(self, divergence: Divergence, mask: Callable[[Tensor], Tensor | None]):
@@ -147,7 +147,7 @@ class DivergenceOfStep(Divergence):
 
     def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
         mask = self.mask(logits)
-        return self._scaled(self.divergence.margin(kept(logits, mask), choice), mask)  # 0 where all logits are
+        return self._scaled(self.divergence.margin(kept(logits, mask), choice), mask)  # 0 if all logits are 0
 
     def decision(self, logits: Tensor) -> Tensor | None:
         return self.divergence.decision(kept(logits, self.mask(logits)))
@@ -159,12 +159,12 @@ class DivergenceOfStep(Divergence):
 
 
 def kept(value: Tensor, mask: Tensor | None) -> Tensor:
-    """`value` where it counts, 0 elsewhere."""
+    """`value` where the mask is 1, 0 elsewhere."""
     return value if mask is None else torch.where(mask, value, 0)
 
 
 def share_of_positions(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Number of all positions over that of those that count (N,), from an output's mask (N, C, …); 0 if none does."""
+    """Number of all positions divided by the number that count (N,), from an output's mask (N, C, …); 0 if none counts."""
     if mask.dim() < 3:
         return torch.ones(len(mask), device=mask.device, dtype=dtype)
     counted = mask.any(1).flatten(1).sum(1, dtype=dtype)
@@ -172,11 +172,11 @@ def share_of_positions(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def share_of_flips(flips: Tensor, mask: Tensor | None) -> Tensor:
-    """The share (N,) of each example's decisions that flip, among those that count.
+    """Share (N,) of each example's decisions that flip, among those that count.
 
     Args:
-        flips: of decisions (N,), of classes (N, …), or of each output (N, C, …).
-        mask: of an output, as `mask_of_outputs` gives it.
+        flips: Whether a decision flips: of each example (N,), of each position (N, …), or of each output (N, C, …).
+        mask: Mask of the outputs, from `mask_of_outputs`.
     """
     if flips.dim() == 1 or mask is None:
         return flips.double().flatten(1).mean(1) if flips.dim() > 1 else flips.double()
@@ -185,24 +185,24 @@ def share_of_flips(flips: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def refuse_weights(*masks: Tensor | None) -> None:
-    """Refuse masks of floats other than 0 and 1: one that is added to attention scores is 0 where something counts.
+    """Refuse masks with floats other than 0 and 1. A mask that is added to attention scores is 0 where something counts.
 
     Raises:
-        ValueError: If there are others.
+        ValueError: If there are other numbers.
     """
     for mask in masks:
         if mask is not None and mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
             raise ValueError(
-                "a mask is 1 where something counts and 0 elsewhere, got other numbers: pass mask == 0 for one that is added to attention "
-                "scores, and mask > 0 for weights"
+                "a mask must be 1 where something counts and 0 elsewhere, got other numbers. If it is added to attention scores, pass "
+                "mask == 0. If it has weights, pass mask > 0"
             )
 
 
 def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
-    """A mask of as many dimensions as x (N, …), bool, from one that has x's first dimensions, or as many as x with ones among them.
+    """Boolean mask with as many dimensions as x (N, …), from one that has x's first dimensions or that broadcasts to x.
 
     Raises:
-        ValueError: If it fits neither.
+        ValueError: If the mask does not fit x.
     """
     mask = mask.bool()
     try:
@@ -213,13 +213,13 @@ def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
     except RuntimeError:
         pass
     raise ValueError(
-        f"mask of shape {tuple(mask.shape)} does not fit x of shape {tuple(x.shape)}: give its first dimensions, as (N, T) for "
-        "(N, T, D), or as many as x has, as mask[:, None] for images (N, C, H, W)"
+        f"mask of shape {tuple(mask.shape)} does not fit x of shape {tuple(x.shape)}. It must have x's first dimensions, as (N, T) for "
+        "(N, T, D), or as many dimensions as x, as mask[:, None] for images (N, C, H, W)"
     )
 
 
 def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
-    """The mask of positions (N, …) from one of inputs: without dimensions that stand for features."""
+    """Mask of positions (N, …) from a mask of inputs: without the dimensions of features. None if there are no positions."""
     if mask.dim() < x.dim() or mask.dim() == 1:
         return mask if mask.dim() > 1 else None
     dims = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
@@ -227,15 +227,15 @@ def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
 
 
 def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | None:
-    """A mask (N, C, …) or (N, 1, …) for logits (N, C, …) from one of positions (N, …); None if they have no positions.
+    """Mask (N, C, …) or (N, 1, …) for logits (N, C, …) from a mask of positions (N, …); None if the logits have no positions.
 
     Args:
         mask: 1 where a position counts.
-        logits: outputs.
-        named: the mask is said to be the outputs', and may be one of their entries.
+        logits: Outputs (N, C, …).
+        named: Whether the mask is an `output_mask`, which may have an entry for each output.
 
     Raises:
-        ValueError: If it does not fit.
+        ValueError: If the mask does not fit the logits.
     """
     mask = mask.bool()
     if logits.dim() > 2 and mask.shape == (len(logits), *logits.shape[2:]):
@@ -245,8 +245,8 @@ def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | No
     if logits.dim() < 3 and not named:
         return None
     raise ValueError(
-        f"a mask of shape {tuple(mask.shape)} does not fit the positions of an output of shape {tuple(logits.shape)}, read as (N, C, …): "
-        "say class_dim=-1 if the classes are last, or give the outputs' own mask as output_mask=…"
+        f"a mask of shape {tuple(mask.shape)} does not fit the positions of an output of shape {tuple(logits.shape)}, read as (N, C, …). "
+        "Pass class_dim=-1 if the classes are last, or the mask of the outputs as output_mask=…"
     )
 
 

@@ -1,4 +1,4 @@
-"""Any regularizer in a Trainer of Hugging Face's transformers, which is imported when it is used."""
+"""Regularizers in the Trainer of Hugging Face's transformers. The library is imported only when it is used."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,31 +17,31 @@ def add_regularizers(
     mask: str | None = "attention_mask",
     class_dim: int | None = None,
 ) -> None:
-    """Add regularizers to the loss of a `transformers.Trainer`, and log them; the model is not edited.
+    """Add regularizers to the loss of a `transformers.Trainer` and log them. The model does not change.
 
         trainer = Trainer(model, args, train_dataset=texts)
         add_regularizers(trainer, VAT(eps=1.0))
         trainer.train()
 
-    Works with any subclass, gradient accumulation, mixed precision and several processes. Evaluation stays as it is.
+    This works with any subclass, gradient accumulation, mixed precision and several processes. Evaluation does not change.
 
     Args:
-        trainer: before `train()`.
-        regularizers: one or several. What they carry from step to step is not in the trainer's checkpoints, but for the schedules.
-        at: what is perturbed: the name of a layer in the model, of which the output is, or of an input of floats, as "pixel_values". If
-            None, that input, or the output of the model's input embeddings.
-        mask: name of the input that is 1 where tokens count; None if all do.
-        class_dim: dimension of the outputs with the classes; see `Step`.
+        trainer: Trainer, before its `train()`.
+        regularizers: One or several. The trainer's checkpoints keep their schedules, but no other state.
+        at: What to perturb: the name of a layer, whose output is perturbed, or of an input of floats, as "pixel_values". If None: the only
+            input of floats, otherwise the output of the model's input embeddings.
+        mask: Name of the input that is 1 where tokens count; None if all count.
+        class_dim: Dimension of the outputs with the classes; see `Step`.
 
     Raises:
-        ValueError: If there is no regularizer, or at training `at` is not found.
+        ValueError: If there is no regularizer. In training, if `at` is not found.
     """
     if not regularizers:
-        raise ValueError("add_regularizers(trainer) adds nothing: name a regularizer, as add_regularizers(trainer, VAT(eps=1.0))")
+        raise ValueError("add_regularizers(trainer) got no regularizer: pass one, as add_regularizers(trainer, VAT(eps=1.0))")
     named, compute_loss, log, values = by_unique_name(regularizers), trainer.compute_loss, trainer.log, {}
 
     def regularized(model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        labels = inputs.get("labels")  # a label smoother takes them out
+        labels = inputs.get("labels")  # before compute_loss: a label smoother removes them
         call = {name: value for name, value in inputs.items() if name != "labels"}
         output = compute_loss(model, inputs, *args, **kwargs)
         if not (model.training and torch.is_grad_enabled()):
@@ -78,7 +78,7 @@ def _step(
     else:
         place = dict(inner.named_modules()).get(at, at)
         if place is at and at not in call:
-            raise ValueError(f"at={at!r} is neither a layer of {type(inner).__name__} nor one of its inputs {', '.join(call)}")
+            raise ValueError(f"at={at!r} is not a layer of {type(inner).__name__}: choose a layer, or one of its inputs {', '.join(call)}")
     rank, world = trainer.args.process_index, trainer.args.world_size
     key = Key(trainer.args.seed, _next_number(trainer), rank)
     counted = call.get(mask) if mask is not None and not (isinstance(place, str) and call[place].dim() > 3) else None
@@ -88,7 +88,7 @@ def _step(
 
 
 def _next_number(trainer: Any) -> int:
-    """A number for each micro-batch, the same after a restart: of the update, and of the batch in it."""
+    """Number of this micro-batch, from the update and the batch in it. It is the same after a restart."""
     update, batch = trainer.__dict__.get("_micro_batch_of_vat", (-1, 0))
     batch = batch + 1 if update == trainer.state.global_step else 0
     trainer._micro_batch_of_vat = (trainer.state.global_step, batch)
@@ -96,7 +96,7 @@ def _next_number(trainer: Any) -> int:
 
 
 def _divisor(trainer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """What a mean over a micro-batch is divided by, for a trainer that does not divide the loss by its micro-batches itself."""
+    """Divisor of a mean over a micro-batch: the number of micro-batches if the trainer does not divide the loss by it, otherwise 1."""
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         counted = kwargs.get("num_items_in_batch", args[1] if len(args) > 1 else None)
@@ -108,7 +108,7 @@ def _follower(trainer: Any, named: Mapping[str, Regularizer]) -> Any:
     from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]  # no dependency of the core
 
     class Follower(TrainerCallback):
-        """Lets regularizers follow the run."""
+        """Calls the regularizers' hooks at the start and after each update."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             for regularizer in named.values():

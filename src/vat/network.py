@@ -1,8 +1,7 @@
-"""The network as a function, whose passes leave it as it was and draw the same noise.
+"""The network as a function. Its passes do not change the network and draw the same noise.
 
-Passes leave the network as they found it by construction: they run on *copies* of its buffers, which its layers hold for as long as
-a pass takes, so there is no hook to undo. Noise drawn inside the network (dropout) is the same in all passes of a step, because each
-of them starts from the same key.
+By construction, a pass leaves nothing to repair: during a pass the layers hold *copies* of their buffers. Noise drawn inside the network
+(dropout) is the same in all passes of a step, because each pass starts from the same key.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,38 +39,38 @@ Forward = Callable[[Tensor], Tensor]
 Modules = nn.Module | Sequence[nn.Module]
 NOT_ON_COPIES = (nn.DataParallel, torch.jit.ScriptModule)
 EMBEDDINGS = (
-    "A model with input embeddings takes ids first. Perturb their embeddings: vat(model, batch, at=model.get_input_embeddings(), "
-    "mask=batch['attention_mask']), with the batch as the model takes it."
+    "The first input of a model with input embeddings is ids. Perturb their embeddings: vat(model, batch, "
+    "at=model.get_input_embeddings(), mask=batch['attention_mask']), with the batch that the model takes."
 )
 NO_GRADIENT = (
-    "no gradient leads from the network's output to its input: is there a torch.no_grad, an inference mode, a detach, an argmax or a "
-    "quantized operation in between?"
+    "the network's output has no gradient with respect to its input: look for torch.no_grad, inference mode, detach, argmax or a "
+    "quantized operation in the network"
 )
 QUANTIZED = (
-    "the network has quantized layers, through which no gradient leads to its input: regularize the network in floats, and quantize it "
-    "after the training. The control works without: direction='random'"
+    "the network has quantized layers, so there is no gradient with respect to its input: train the network in floats with the "
+    "regularizer and quantize it afterwards. Only the control needs no gradient: direction='random'"
 )
 _RECOMPUTE: WeakSet[nn.Module] = WeakSet()
-"""Networks seen to be under `torch.utils.checkpoint`."""
+"""Networks that were found to use `torch.utils.checkpoint`."""
 
 
 class Network:
-    """A differentiable function of the input, whose calls leave the module behind it as it was.
+    """A differentiable function of the input. A call does not change the module behind it.
 
-    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. What a
-    call changes in the plain attributes of a layer is undone after it: what it assigns, adds to a list, dict or set, or changes in place
-    in a tensor. Two things are out of reach: what is inside a container or another object, and what a layer under
-    `torch.utils.checkpoint` computes again. Its batch norm moves once in each backward pass through it, as in every checkpointed network.
+    Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. Afterwards
+    it restores the plain attributes of the layers: assignments, additions to a list, dict or set, and changes in place in a tensor.
+    Two things are not protected: objects inside a container or another object, and what a layer under `torch.utils.checkpoint` computes
+    again. Its batch norm statistics are updated once in each backward pass through it, as in every checkpointed network.
 
     Args:
-        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function whose `module` is given.
-        module: the module that `forward` uses, of which the state is protected and weights can be constants; a list of several; or `()`
-            if there is none. None if `forward` shows it.
-        class_dim: dimension of the outputs with the classes, which becomes dimension 1; see `Step`.
-        grouped: outputs may be fewer than inputs.
+        forward: Function x -> logits: a module, a method of one, a `functools.partial` of these, or any function with its `module`.
+        module: Module that `forward` uses, a list of several, or `()` if there is none; its state is protected, and its weights can be
+            constants. None if `forward` is a module or belongs to one.
+        class_dim: Dimension of the outputs with the classes, which becomes dimension 1; see `Step`.
+        grouped: Whether there may be fewer outputs than inputs.
 
     Raises:
-        TypeError: If `forward` is another function, and its module is not given.
+        TypeError: If `forward` is another function and its module is not given.
     """
 
     def __init__(self, forward: Forward, module: Modules | None = None, *, class_dim: int | None = None, grouped: bool = False):
@@ -80,7 +79,7 @@ class Network:
             modules = [forward.module if part is forward else part for part in modules]
         for part in modules:
             if isinstance(part, NOT_ON_COPIES):
-                raise TypeError(f"a {type(part).__name__} cannot run on copies of its state: hand in the module that it was made of")
+                raise TypeError(f"a {type(part).__name__} cannot run on copies of its state: pass the module that it was made from")
         self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules) if modules else None
         self.forward = forward
         self._class_dim = class_dim
@@ -91,7 +90,7 @@ class Network:
         self._layers = all_layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
-        # FSDP2 puts weights of its own into its layers, and keeps for good what it finds there in its first pass.
+        # FSDP2 puts its own weights into the layers, and keeps forever what it finds there in its first pass.
         kinds = set(map(type, self._own))
         self._divided = any(map(divides, kinds))
         self._quantized = any(map(is_quantized, kinds))
@@ -115,15 +114,15 @@ class Network:
         """Logits of `x`.
 
         Args:
-            x: inputs (N, …).
-            seed: of the noise drawn inside the network.
-            parameters: used in place of the module's own, by name in the `unwrapped` module.
-            constant: take the parameters as constants, so that no backward pass can reach them (FSDP2 sees to its own).
-            track: let this pass move the module's own buffers, as an ordinary call does.
+            x: Inputs (N, …).
+            seed: Seed of the noise drawn inside the network.
+            parameters: Tensors used instead of the module's, by name in the `unwrapped` module.
+            constant: Whether the parameters are constants, which get no gradients (FSDP2 handles its own weights).
+            track: Whether this pass updates the module's buffers, as an ordinary call does.
         """
         if self.module is None and parameters is not None:
-            raise ValueError("other weights need a module to be put into: name the one behind the function, module=model")
-        x = x.clone()  # a first layer may normalise in place
+            raise ValueError("parameters need a module, and the function has none: pass module=model, the module that it uses")
+        x = x.clone()  # the first layer may change its input in place
         try:
             output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
         except (TypeError, ValueError) as error:
@@ -133,8 +132,8 @@ class Network:
         logits = self._logits(output)
         if not logits.dim() or (len(logits) != len(x) and not self._grouped):
             raise ValueError(
-                f"the network returned an output of shape {tuple(logits.shape)} for inputs of shape {tuple(x.shape)}: the first dimension "
-                "of both counts the examples; hand in a function that puts it there"
+                f"the first dimension of inputs and outputs must count the examples, got {tuple(x.shape)} and {tuple(logits.shape)}: "
+                "pass a function that returns outputs (N, …)"
             )
         if x.requires_grad and self._quantized:
             raise RuntimeError(QUANTIZED)
@@ -152,26 +151,26 @@ class Network:
         constant: bool = False,
         track: bool = False,
     ) -> Any:
-        """What `function` returns, called as a pass on `device`: with copies of the module's state, and noise from `seed`."""
+        """Call `function` as a pass on `device`, with copies of the module's state and noise from `seed`; return its result."""
         trains = torch.is_grad_enabled() and not constant and parameters is None
         noise = random_state(seed, device, torch_alone=True) if self._draws_from_torch else random_state(seed, device)
         with self._on_copies(parameters, constant, track), self._unwrapped(trains, track), noise, _one_path(), self._whole(constant):
             return function()
 
     def _whole(self, constant: bool) -> AbstractContextManager[Any]:
-        """Within it `torch.utils.checkpoint` computes all of a block again, and not only until it has as many tensors as it had.
+        """Context in which `torch.utils.checkpoint` computes all of a block again and does not stop at the number of tensors it saved.
 
-        A pass with constant weights saves fewer than the block with its own. That is an error then. Otherwise one tensor would be taken for
-        another of its shape, a weight for an activation perhaps.
+        A pass with constant weights saves fewer tensors than the block has with variable weights. Without an early stop, torch raises an
+        error. With it, one tensor could replace another of the same shape, for example a weight an activation.
         """
         return nullcontext() if not constant or self._recomputes else set_checkpoint_early_stop(False)
 
     def _logits(self, output: Any) -> Tensor:
-        """The logits in an output, with the classes in dimension 1."""
+        """Logits in an output, with the classes in dimension 1."""
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
             raise TypeError(
-                f"the network returned a {type(output).__name__} in place of logits: hand in a function that picks them, "
+                f"the network must return logits, got a {type(output).__name__}: pass a function that selects them, "
                 "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
             )
         class_dim = self._class_dim
@@ -181,39 +180,39 @@ class Network:
             else:
                 self._undecided = logits.shape
         if class_dim is not None and not -logits.dim() <= class_dim < logits.dim():
-            raise ValueError(f"class_dim={class_dim} is no dimension of an output of shape {tuple(logits.shape)}")
+            raise ValueError(f"class_dim={class_dim} is not a dimension of the output, of shape {tuple(logits.shape)}")
         self._classes_at = 1 if class_dim is None else class_dim
         return self.with_classes_first(logits)
 
     def with_classes_first(self, outputs: Tensor) -> Tensor:
-        """What is shaped like the network's outputs, with their classes in dimension 1."""
+        """Move the class dimension of a tensor shaped like the network's outputs to dimension 1."""
         return outputs if self._classes_at == 1 or outputs.dim() < 2 else outputs.movedim(self._classes_at, 1)
 
     def refuse_undecided(self) -> None:
-        """Refuse an output (N, T, C) or (N, C, L) of which it is not said where the classes are: both are common.
+        """Refuse an output of three dimensions without a `class_dim`: (N, T, C) and (N, C, L) are both common.
 
-        The number of dimensions decides, not their sizes: a batch of as many tokens as classes would otherwise stop a run in the middle.
+        The number of dimensions decides, not their sizes. Otherwise a batch with as many tokens as classes would stop a run halfway.
 
         Raises:
-            ValueError: If there was one.
+            ValueError: If the network returned such an output.
         """
         if self._undecided is not None:
             raise ValueError(
-                f"the network's output of shape {tuple(self._undecided)} has its classes in dimension 1 or in the last one: say "
-                "class_dim=-1 if they are last, as of tokens (N, T, C), or class_dim=1 if not, as of a convolution (N, C, L)"
+                f"the classes of the network's output, of shape {tuple(self._undecided)}, are in dimension 1 or the last: pass "
+                "class_dim=-1 if they are last, as in (N, T, C) of tokens, or class_dim=1 if not, as in (N, C, L) of a convolution"
             )
 
     def keep_own_weights(self) -> None:
-        """Take no weights as constants from now on, in other steps neither: the module computes activations again."""
+        """Take no weights as constants from now on, also in other steps: the module computes activations again."""
         self._recomputes = True
         if self.module is not None:
             _RECOMPUTE.add(self._own[0])
 
     @contextmanager
     def _on_copies(self, parameters: Mapping[str, Tensor] | None, constant: bool, track: bool) -> Iterator[None]:
-        """Within it layers hold other tensors in place of their own, as `__call__` says.
+        """Context in which layers hold other tensors, as `__call__` describes.
 
-        `torch.func.functional_call` would look each up by its name, in every pass: 0.05 ms more for an MLP, whose pass takes 3.
+        `torch.func.functional_call` would look up each tensor by name in every pass: 0.05 ms more for an MLP, whose pass takes 3 ms.
         """
         others = [] if track else [(buffer.clone(), places) for buffer, places in self._buffers]
         if parameters is not None:
@@ -234,22 +233,22 @@ class Network:
             self._kept_values = kept_values(self._keepers)
 
     def _by_name(self, parameters: Mapping[str, Tensor]) -> list[tuple[Tensor, Places]]:
-        """Tensors for the module's own of these names, each with the places of that one."""
+        """Tensors that replace the module's, each with the places of the replaced one."""
         assert self.module is not None
         inner = unwrapped(self.module)
         names = {id(own): name for name, own in (*inner.named_parameters(), *inner.named_buffers())}
         if unknown := parameters.keys() - names.values():
             raise ValueError(
-                f"{type(self.module).__name__} has no weights by the names {', '.join(sorted(unknown))}: they are another module's"
+                f"parameters={', '.join(sorted(unknown))} are not in {type(self.module).__name__}: pass the module that has them"
             )
         places = places_of(held for layer in self._layers for held in (layer._parameters, layer._buffers))
         return [(parameters[names[id(own)]], where) for own, where in places if names.get(id(own)) in parameters]
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """Within it layers hold copies of the tensors and containers in their plain attributes; after it, all that they held before.
+        """Context in which layers hold copies of the tensors and containers in their plain attributes, which it restores afterwards.
 
-        A pass that builds layers or weights (lazy ones) is not undone: an attribute says that they are there.
+        If the pass creates layers or weights (lazy initialisation), only the copies are undone: an attribute may record the creation.
         """
         before = [(held, held.copy()) for layer in self._keepers for held in (vars(layer), layer._buffers)]
         size = size_of(self._layers) if before else 0
@@ -268,10 +267,10 @@ class Network:
 
     @contextmanager
     def _unwrapped(self, trains: bool, track: bool) -> Iterator[None]:
-        """Within it a pass that does not train goes past `DistributedDataParallel`, whose processes average only what they expect.
+        """Context in which a pass that does not train skips `DistributedDataParallel`, whose processes average only what they expect.
 
-        A pass that trains goes through it. Buffers of the first process are not sent to the others unless `track`: the pass has copies,
-        and is to leave the buffers alone. Fabric's wrapper does not look for its own `backward`, which no direction calls.
+        A pass that trains uses it. The first process sends its buffers to the others only if `track`: other passes have copies and must
+        not change the buffers. Fabric's wrapper does not check for its own `backward`, which no direction calls.
         """
         broadcasts = [wrapper.broadcast_buffers for wrapper in self._wrappers]
         for wrapper in self._wrappers:
@@ -291,7 +290,7 @@ class Network:
 
 
 def _modules(forward: Forward, module: Modules | None) -> list[nn.Module]:
-    """The modules that a function uses: those that are named, or those that it shows."""
+    """Modules that a function uses: those given, or those found in the function itself."""
     if module is not None:
         modules = [module] if isinstance(module, nn.Module) else list(module)
         if not all(isinstance(part, nn.Module) for part in modules):
@@ -301,14 +300,14 @@ def _modules(forward: Forward, module: Modules | None) -> list[nn.Module]:
     if not modules:
         name = getattr(forward, "__name__", type(forward).__name__)
         raise TypeError(
-            f"the module that the function {name} uses is not known: name it, as vat(lambda x: model(x), x, module=model), several as "
-            "module=[encoder, head], and none as module=()"
+            f"the module that the function {name} uses is not known: pass it, as vat(lambda x: model(x), x, module=model). Pass several "
+            "as module=[encoder, head], and module=() if there is none"
         )
     return modules
 
 
 def _shown(forward: Forward) -> list[nn.Module]:
-    """The module that a function is, or is a method of, also in a `functools.partial`; and those among its fixed arguments."""
+    """The module that a function is or belongs to, also in a `functools.partial`, and the modules among the partial's arguments."""
     given: list[Any] = []
     while isinstance(forward, partial):
         given += (*forward.args, *forward.keywords.values())
@@ -323,15 +322,15 @@ def _same(value: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def _is_huggingfaces(kind: type) -> bool:
-    return any(base.__name__ == "ModelOutput" for base in kind.__mro__)  # by name, for its import takes seconds
+    return any(base.__name__ == "ModelOutput" for base in kind.__mro__)  # by name: importing the class takes seconds
 
 
 @contextmanager
 def _one_path() -> Iterator[None]:
-    """Within it every pass computes by the same rules, with and without a graph, on the weights that it is given.
+    """Context in which a pass computes the same with and without a graph, and from the weights that it gets.
 
-    A transformer's fused path, taken without a graph, sets what a mask hides to zero; and `torch.nn.utils.parametrize.cached` would
-    hand on what a parametrization made of other weights, or without their gradients.
+    Without a graph, a transformer would take its fused path, which sets masked positions to zero. `torch.nn.utils.parametrize.cached`
+    would return values computed from other weights, or without their gradients.
     """
     fused, cached = torch.backends.mha.get_fastpath_enabled(), parametrize._cache_enabled
     torch.backends.mha.set_fastpath_enabled(False)

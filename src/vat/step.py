@@ -1,4 +1,4 @@
-"""What one training step offers a regularizer: the network as a function, the inputs, and randomness with a name."""
+"""One training step as a regularizer sees it: the network as a function, the inputs, and named random streams."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from vat.seeds import stable_seed
 
 @dataclass(frozen=True)
 class Key:
-    """Names the random streams of one micro-step: the same key draws the same numbers, in any process and after any restart.
+    """Names the random streams of one micro-step. The same key draws the same numbers in any process and after any restart.
 
     Args:
-        seed: of the run.
-        micro_step: number of batches seen before this one.
-        rank: of the process.
+        seed: Seed of the run.
+        micro_step: Number of batches before this one.
+        rank: Rank of the process.
     """
 
     seed: int
@@ -45,7 +45,7 @@ class Key:
 
     @classmethod
     def fresh(cls) -> "Key":
-        """A key from torch's default CPU generator, for loops that keep no count of their own."""
+        """Draw a key from torch's default CPU generator, for loops that do not count their steps."""
         return cls(int(torch.randint(2**62, ()).item()))
 
     def shared(self, purpose: str) -> int:
@@ -59,44 +59,43 @@ class Key:
 
 @dataclass(frozen=True)
 class CleanPass:
-    """The unperturbed pass: `x` (N, …), of which gradients can be asked, and `logits` with their graph."""
+    """The unperturbed pass: `x` (N, …), which can require gradients, and `logits` with their graph."""
 
     x: Tensor
     logits: Tensor
 
 
 class Step:
-    """One training step, as a regularizer sees it. The clean pass is valid for exactly these rows, in this batch.
+    """One training step, as a regularizer sees it. The clean pass is valid only for exactly these rows, in this batch.
 
     Args:
-        forward: x -> logits; a module, a method of one, a `functools.partial` of these, or any function with its `module`. An output
-            with `logits`, as Hugging Face's models give, stands for these.
-        x: inputs (N, …), of a floating dtype. A tuple or a mapping is the arguments of the call, as is a `vat.calls.Call`.
-        y: labels (N,), or None.
-        module: the module that another function uses, a list of several, or `()` if there is none.
-        at: what is perturbed instead of x: a layer, of which the output is, or the name or number of an argument, or several. If None and x
-            are integers, the layer that the network names as `perturbed`, and the mask that its `mask(x)` gives.
-        mask: 1 where x counts, 0 on padding: x's first dimensions, as (N, T), or as many as x has. r is 0 on padding, and outputs with
-            those positions are left out.
-        output_mask: the same for the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
-        class_dim: dimension of the outputs with the classes. If None, it is 1 in (N, C) and (N, C, H, W), and the last in (N, T, C) of
+        forward: Function x -> logits: a module, a method of one, a `functools.partial` of these, or any function with its `module`. If the
+            output has `logits`, as that of Hugging Face's models, they are used.
+        x: Inputs (N, …), of a floating dtype. A tuple, a mapping or a `vat.calls.Call` holds the arguments of the call.
+        y: Labels (N,), or None.
+        module: Module that another function uses, a list of several, or `()` if there is none.
+        at: What to perturb instead of x: a layer's output (pass the layer), or an argument (pass its name or number), or several of one
+            kind. If None and x are integers: the layer that the network names as `perturbed`, with the mask from its `mask(x)`.
+        mask: 1 where x counts, 0 on padding. It has x's first dimensions, as (N, T), or as many dimensions as x. On padding r is 0 and
+            outputs do not count.
+        output_mask: Mask of the outputs, if it does not follow from `mask`: (N, …) without their classes, or shaped like them.
+        class_dim: Dimension of the outputs with the classes. If None, it is 1 in (N, C) and (N, C, H, W), and the last in (N, T, C) of
             Hugging Face's models. Any other output of three dimensions needs it.
-        group: the group (N,) of each example, numbered from 0, as the graph of each node. Norms are per group, outputs may be.
-        scale: factor of the radius: a number, or (N,), or more of x's dimensions; of several inputs a list, one for each.
-        key: of the step's randomness; a fresh one from torch's default generator if None.
-        index: (N,) identity of the rows in the data set, for a regularizer that remembers.
-        start: first of these rows in the global batch.
-        total: rows of the global batch; random directions are drawn for all of them, so they do not depend on the number of
-            processes. N if None.
-        view: a second augmented view of the same rows (N, …), or None.
-        live: the clean pass carries gradients to the parameters and its graph is kept, because more than one term uses it.
-        track: the clean pass moves the running statistics of the network.
-        report: where regularizers leave diagnostics; None if nobody wants them.
+        group: Group (N,) of each example, numbered from 0; for example, the graph of each node. Norms are per group, outputs may be.
+        scale: Factor of the radius: a number, (N,), or more of x's first dimensions; for several inputs a list, one for each.
+        key: Key of the step's randomness; a new one from torch's default generator if None.
+        index: Identity (N,) of the rows in the data set, for a regularizer that stores values by row.
+        start: Position of the first of these rows in the global batch.
+        total: Rows of the global batch; N if None. Random directions are drawn for all, so they do not depend on the number of processes.
+        view: Second augmented view of the same rows (N, …), or None.
+        live: Whether the clean pass carries gradients to the parameters and keeps its graph, because more than one term uses it.
+        track: Whether the clean pass updates the running statistics of the network.
+        report: Dictionary into which regularizers write diagnostics; None if they are not needed.
 
     Attributes:
-        x: the inputs as constants.
-        inputs: the same with the graph that led to them (an embedding, a part of the network before), for passes that train.
-        mask: 1 where x counts, shaped like x; None if it does everywhere.
+        x: The inputs as constants.
+        inputs: The inputs with the graph that led to them (an embedding, or an earlier part of the network), for passes that train.
+        mask: 1 where x counts, shaped like x; None if x counts everywhere.
     """
 
     def __init__(
@@ -128,12 +127,12 @@ class Step:
         if at is None and isinstance(x, Tensor) and not x.is_floating_point() and isinstance(self._network.module, nn.Module):
             at, own_mask = declared(unwrapped(self._network.module), x)
             mask = own_mask if mask is None else mask
-            view = view if at is None else None  # integers, which cannot replace the layer's output
+            view = view if at is None else None  # an integer view cannot replace the layer's output
         if at is not None or not isinstance(x, Tensor):
             x = self._taken(Perturbed(forward, x, at))
         _refuse_unfit(x)
         if x.is_inference() and not torch.is_inference_mode_enabled():
-            x = x.clone()  # an ordinary tensor, of which gradients can be asked
+            x = x.clone()  # an inference tensor cannot require gradients
         self.x = x.detach()
         self.inputs = x
         self.y = y
@@ -153,7 +152,7 @@ class Step:
         self.report = report
 
     def _taken(self, call: Perturbed) -> Tensor:
-        """The inputs of a call of several arguments, which the network is from now on a function of."""
+        """Make the network a function of what is perturbed in a call, and return that as one tensor."""
         x = self._network.called(call.inputs, device=call.device, seed=self.key.own("network")) if call.layers else call.inputs()
         self._network.forward = self._call = call
         return x
@@ -161,7 +160,7 @@ class Step:
     def _shaped(self, scale: float | Tensor | Sequence[float | Tensor]) -> Tensor:
         if isinstance(scale, Sequence):
             if self._call is None or len(scale) != len(self._call.shapes):
-                raise ValueError(f"scale has {len(scale)} entries: give one for each input, a number, or a tensor (N, …)")
+                raise ValueError(f"scale must have an entry for each input, got {len(scale)}: or pass a number or a tensor (N, …)")
             parts = [torch.as_tensor(one, dtype=self.x.dtype, device=self.x.device) for one in scale]
             shapes = self._call.shapes
             return self._call.joined(
@@ -170,13 +169,13 @@ class Step:
         factor = torch.as_tensor(scale, dtype=self.x.dtype, device=self.x.device)
         return factor.view(*factor.shape, *[1] * (self.x.dim() - factor.dim()))
 
-    # ---------------------------------------------------------------------------------------------- what counts, and how far
+    # ------------------------------------------------------------------------------------------------ masks, norms and radius
 
     def norm(self, norm: Norm, per: str = "example") -> Norm:
-        """A norm of r in this step: over what counts, of each example (or group), or of each "token" or "input".
+        """Norm of r in this step, over what counts: of each example (or group), or of each "token" or "input".
 
         Raises:
-            ValueError: If there is another `per`, or none such in the inputs.
+            ValueError: If `per` is not known or does not fit the inputs.
         """
         if per not in PER:
             raise ValueError(f"per={per!r} is not known: choose one of {', '.join(PER)}")
@@ -192,17 +191,17 @@ class Step:
         return NormOfStep(norm, self.x.shape, self._mask, rows)
 
     def divergence(self, divergence: Divergence) -> Divergence:
-        """A divergence of the outputs that count in this step."""
+        """Divergence over the outputs that count in this step."""
         if self._positions is None and (self.class_dim is not None or not divergence.averages_positions):
             return divergence  # a sum over all entries, wherever the classes are
         return DivergenceOfStep(divergence, self.mask_of)
 
     def radius(self, eps: float) -> float | Tensor:
-        """ε in this step: `eps`, or a tensor that broadcasts to x if it is not everywhere the same."""
+        """ε in this step: `eps`, or a tensor that broadcasts to x if `scale` is given."""
         return eps if self._scale is None else eps * self._scale
 
     def mask_of(self, logits: Tensor) -> Tensor | None:
-        """1 where outputs (N, C, …) count, bool, (N, 1, …) or shaped like them; None if they all do.
+        """Boolean mask of the outputs (N, C, …) that count: (N, 1, …) or shaped like them; None if all count.
 
         Raises:
             ValueError: If it is not known which dimension has the classes.
@@ -214,14 +213,14 @@ class Step:
         return None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a value for each example (N,) over those of which something counts; 0, with a gradient of 0, if there are none.
+        """Mean of a value (N,) over the examples in which something counts; 0, with a gradient of 0, if there are none.
 
         Raises:
-            ValueError: If it is a single number.
+            ValueError: If the value is a single number.
         """
         if not value.dim():
             raise ValueError(
-                "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
+                "a divergence must return a value for each example, of shape (N,), got a single number: the regularizer takes the mean"
             )
         mask = self._positions if self._names_outputs else self._mask
         if mask is None or len(mask) != len(value):
@@ -230,7 +229,7 @@ class Step:
         return torch.where(counted, value, 0).sum() / counted.sum().clamp(min=1)
 
     def mean_over_positions(self, value: Tensor) -> Tensor:
-        """Mean (N,) of a value for each example or position (N, …), shaped like an output without its classes, over those that count."""
+        """Mean (N,) of a value (N, …), shaped like an output without its classes, over the positions that count."""
         if value.dim() == 1:
             return value
         mask = self.mask_of(value[:, None])
@@ -239,7 +238,7 @@ class Step:
         return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask, value.dtype)
 
     def for_rows(self, value: Tensor) -> Tensor:
-        """A value for each output (N,) or group, as one for each example, which broadcasts to x."""
+        """Expand a value for each example (N,) or group to a value for each example that broadcasts to x."""
         if self.group is not None and len(value) != len(self.x):
             value = value[self.group]
         return value.view(-1, *[1] * (self.x.dim() - 1))
@@ -248,7 +247,7 @@ class Step:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module whose parameters are trained, where there is one."""
+        """The module whose parameters are trained, if any."""
         return self._network.module
 
     def network(
@@ -263,28 +262,25 @@ class Step:
         """Logits of `x` (N, …): the network as it was at the start of the step.
 
         Args:
-            x: inputs.
-            noise: name of the stream for dropout and its like; passes of one name share their masks.
-            parameters: used in place of the network's own, by name.
-            constant: no gradient flows to the parameters.
-            track: let this pass move the network's own buffers, as an ordinary call does.
+            x: Inputs.
+            noise: Name of the stream for dropout and similar noise; passes with the same name share their masks.
+            parameters: Tensors by name, used instead of the network's.
+            constant: Whether to block gradients to the parameters.
+            track: Whether this pass updates the network's buffers, as an ordinary call does.
         """
-        if parameters is not None and x is self.x and self._call is not None and self._call.layers:  # of which they are other outputs
+        if parameters is not None and x is self.x and self._call is not None and self._call.layers:  # new weights, new outputs
             x = self._network.called(self._call.inputs, device=x.device, seed=self.key.own(noise), parameters=parameters)
         return self._network(x, seed=self.key.own(noise), parameters=parameters, constant=constant, track=track)
 
     def keep_own_weights(self) -> None:
-        """From now on no pass takes the weights as constants: `torch.utils.checkpoint` computes with the module's own in a backward pass.
-
-        A clean pass without them is forgotten.
-        """
+        """Take no weights as constants from now on: in a backward pass `torch.utils.checkpoint` computes with the module's weights."""
         self._network.keep_own_weights()
         if not self.live:
-            self.__dict__.pop("clean", None)
+            self.__dict__.pop("clean", None)  # it was computed with constants
 
     @cached_property
     def clean(self) -> CleanPass:
-        """The clean pass with its graph: to the input, and to the parameters where the step is `live`."""
+        """The clean pass with its graph: to the input, and if the step is `live` also to the parameters."""
         with torch.enable_grad():
             x = self.inputs.view_as(self.x) if self.live and self.inputs.requires_grad else self.x.detach().requires_grad_()
             logits = self._network(x, seed=self.key.own("network"), constant=not self.live, track=self.track)
@@ -292,18 +288,18 @@ class Step:
 
     @cached_property
     def target(self) -> Tensor:
-        """The clean logits as a constant. A pass of its own, without a graph, where none of the clean pass is needed."""
+        """The clean logits as a constant. If the step is not live and has no clean pass yet, a pass without a graph computes them."""
         if self.live or "clean" in self.__dict__:
             return self.clean.logits.detach()
         with torch.no_grad():
             return self._network(self.x, seed=self.key.own("network"), constant=True)
 
     def uniform(self, purpose: str, rows: int | None = None) -> Tensor:
-        """A number from [0, 1) for each row, float32 (N,), which follows from the row's place in the global batch.
+        """Draw a number from [0, 1) for each row, float32 (N,). It depends only on the row's place in the global batch.
 
         Args:
-            purpose: name of the stream.
-            rows: number of groups, if the outputs are theirs.
+            purpose: Name of the stream.
+            rows: Number of groups, if there is an output for each.
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
         if rows is not None and rows != len(self.x):
@@ -312,11 +308,11 @@ class Step:
         return numbers[self.start : self.start + len(self.x)]
 
     def normal(self, purpose: str, *, one_row: bool = False) -> Tensor:
-        """Standard normal numbers shaped like x, in float32 or wider; each row's follow from its place in the global batch.
+        """Draw standard normal numbers shaped like x, in float32 or wider. A row's depend only on its place in the global batch.
 
         Args:
-            purpose: name of the stream.
-            one_row: draw a single row (1, …), for all examples alike.
+            purpose: Name of the stream.
+            one_row: Whether to draw a single row (1, …) for all examples.
         """
         generator = torch.Generator(self.x.device).manual_seed(self.key.shared(purpose))
         dtype = torch.promote_types(self.x.dtype, torch.float32)
@@ -327,7 +323,7 @@ class Step:
         return noise if one_row else noise[self.start : self.start + len(self.x)]
 
     def _normal_where_counted(self, purpose: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """The same for a masked x: each row has a stream for what counts in it, so that they do not depend on the padding."""
+        """Draw for a masked x: each row has a stream for the entries that count, so the numbers do not depend on the padding."""
         assert self.mask is not None
         seed, rows = self.key.shared(purpose), []
         for number, count in enumerate(self.mask.flatten(1).sum(1).tolist()):
@@ -342,11 +338,11 @@ PER = ("example", "token", "input")
 
 def _refuse_unfit(x: Any) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call it as vat(model, x), with a function of x alone for a model")
+        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: call vat(model, x) with a function of x only as the model")
     if not x.is_floating_point():
         raise TypeError(
-            f"x must have a floating dtype to be perturbed, got {x.dtype}: pass images / 255, of complex numbers torch.view_as_real(x), or "
-            "for ids vat(model, ids, at=model.get_input_embeddings())"
+            f"x must have a floating dtype, got {x.dtype}. For images pass images / 255, for complex numbers torch.view_as_real(x), for "
+            "ids call vat(model, ids, at=model.get_input_embeddings())"
         )
     if x.is_nested or x.layout is not torch.strided or not x.dim():
-        raise TypeError("x must be dense and of shape (N, …): make it so by x.to_dense(), padding or x[None]")
+        raise TypeError("x must be dense and of shape (N, …): use x.to_dense(), padding or x[None]")

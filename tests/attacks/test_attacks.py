@@ -1,4 +1,4 @@
-"""Attacks against what is known exactly: linear models, a line searched point by point, an ordering of strength."""
+"""Attacks compared with exact results: linear models, a line searched point by point, an order of strength."""
 
 import math
 from itertools import pairwise
@@ -37,7 +37,7 @@ def named(attack):
 
 @pytest.fixture(scope="module")
 def digits():
-    """A small network on real digits in [0, 1], and test images that it classifies rightly."""
+    """A small network on real digits in [0, 1], and test images that it classifies correctly."""
     images, labels = load_digits(return_X_y=True)
     x, y = torch.from_numpy(images / 16).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()
     with torch.random.fork_rng():
@@ -82,7 +82,7 @@ def linear():
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("attack", WHITE_BOX, ids=named)
-def test_a_linear_model_falls_exactly_beyond_its_distance(linear, attack, norm):
+def test_a_linear_model_is_misclassified_exactly_beyond_its_distance(linear, attack, norm):
     network, x, y, distance = linear
     eps = float(distance[norm].median())
     stands = standing(attack, network, x, y, Threat(NORMS[norm], eps))
@@ -96,7 +96,7 @@ def test_a_linear_model_falls_exactly_beyond_its_distance(linear, attack, norm):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_square_closes_in_on_a_linear_model(linear, norm):
     network, x, y, distance = linear
-    # signs of a random search are soon right in L∞; in L2 it must find how the length is to be shared out
+    # in L∞ a random search soon has the right signs; in L2 it must also find how to divide the length among the pixels
     eps = float(distance[norm].median())
     stands = standing(Square(queries=500), network, x, y, Threat(NORMS[norm], eps))
     assert not stands[distance[norm] < (0.7 if norm == "l2" else 0.99) * eps].any()
@@ -107,7 +107,7 @@ def test_square_closes_in_on_a_linear_model(linear, norm):
     "attack", [PGD(steps=20, restarts=3), APGD(steps=30, restarts=9), APGD(steps=30, restarts=9, loss="dlr")], ids=named
 )
 def test_attacks_find_on_a_line_what_a_grid_finds(attack):
-    def network(x):  # the class changes on the way
+    def network(x):  # the class changes along the line
         return torch.stack([torch.zeros(len(x), dtype=x.dtype), 0.6 + torch.sin(3 * x[:, 0]) * torch.exp(-0.05 * x[:, 0])], 1)
 
     x = torch.linspace(-3, 3, 61, dtype=torch.float64)[:, None]
@@ -118,7 +118,7 @@ def test_attacks_find_on_a_line_what_a_grid_finds(attack):
     assert 10 < falls.sum() < 50
     stands = standing(attack, network, x, y, Threat(NORMS["l2"], eps))
     assert stands[~falls].all()
-    assert (stands[falls]).sum() <= 1  # one may lie a hair inside
+    assert (stands[falls]).sum() <= 1  # one may be very close to the boundary
 
 
 def test_the_losses_are_what_their_formulas_say():
@@ -128,14 +128,14 @@ def test_the_losses_are_what_their_formulas_say():
     assert scaled_difference(1000 * logits, y).tolist() == pytest.approx([2 / 3, -1 / 2.5])
     target = torch.tensor([0, 3])
     assert scaled_difference(logits, y, target).tolist() == pytest.approx([-1 / (4 - 0.0), -1 / (3 - 0.25)])
-    assert torch.equal(scaled_difference(logits[:, :2], y % 2), logit_difference(logits[:, :2], y % 2))  # two classes have no scale
+    assert torch.equal(scaled_difference(logits[:, :2], y % 2), logit_difference(logits[:, :2], y % 2))  # two classes: no scale
 
 
 # ------------------------------------------------------------------------------------------------------------ strength
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.08)])
-def test_stronger_attacks_leave_fewer_standing(digits, norm, eps):
+def test_stronger_attacks_leave_fewer_robust(digits, norm, eps):
     network, x, y, other = digits
     threat = Threat(NORMS[norm], eps, (0.0, 1.0))
     attacks = {a.name: a for a in (RandomNoise(), FGM(), PGD(steps=20), APGD(steps=50), APGD(steps=50, loss="dlr"), Transfer(other))}
@@ -147,7 +147,7 @@ def test_stronger_attacks_leave_fewer_standing(digits, norm, eps):
     assert left["pgd"] < left["transfer"] < left["random"]
 
 
-def test_square_fells_most_of_what_gradients_fell(digits):
+def test_square_finds_most_of_what_gradients_find(digits):
     network, x, y, _ = digits
     for norm, eps in (("l2", 0.7), ("linf", 0.1)):
         threat = Threat(NORMS[norm], eps, (0.0, 1.0))
@@ -166,17 +166,17 @@ def test_more_restarts_and_targets_never_leave_more(digits):
         (RandomNoise(draws=1), RandomNoise(draws=20)),
     ):
         before, after = (standing(a, network, x[:150], y[:150], threat) for a in (weak, strong))
-        assert not (after & ~before).any()  # the same start, and then more
+        assert not (after & ~before).any()  # the same start, then more starts
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_a_step_size_schedule_falls_as_it_says(schedule, linear):
+def test_a_step_size_schedule_follows_its_formula(schedule, linear):
     _, x, _, _ = linear
     seen = []
 
     def watched(point):
         seen.append(point[0].detach().clone())
-        return torch.cat([torch.zeros(len(point), 1, dtype=point.dtype), 1e3 - point.sum(1, keepdim=True)], 1)  # never falls
+        return torch.cat([torch.zeros(len(point), 1, dtype=point.dtype), 1e3 - point.sum(1, keepdim=True)], 1)  # always robust
 
     attack = PGD(steps=4, step_size=0.2, schedule=schedule)
     attack(watched, x[:1], torch.ones(1, dtype=torch.long), Threat(NORMS["linf"], 1.0), seeded())
@@ -189,7 +189,7 @@ def test_a_certain_prediction_has_a_gradient_to_follow(digits):
     network, x, y, _ = digits
     threat = Threat(NORMS["linf"], 0.08, (0.0, 1.0))
     left = [int(standing(PGD(steps=10), lambda x, s=s: s * network(x), x, y, threat).sum()) for s in (1, 10)]
-    # in float32 the cross entropy of most is exactly 0 at ten times the logits, and nobody falls
+    # at ten times the logits, most cross entropies are exactly 0 in float32, and no example would be misclassified
     assert left[1] < left[0] + 0.1 * len(x)
 
 
@@ -198,7 +198,7 @@ def test_a_certain_prediction_has_a_gradient_to_follow(digits):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("attack", ALL, ids=named)
-def test_every_point_lies_in_the_ball_and_the_range(digits, attack, norm):
+def test_every_point_is_in_the_ball_and_the_range(digits, attack, norm):
     network, x, y, _ = digits
     eps = {"l2": 0.6, "linf": 0.1}[norm]
     point = attack(network, x[:60], y[:60], Threat(NORMS[norm], eps, (0.0, 1.0)), seeded())
@@ -221,7 +221,7 @@ def test_the_same_generator_finds_the_same_points(digits, attack):
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=8), APGD(steps=8), Square(queries=8), RandomNoise(draws=8)], ids=named)
-def test_the_fallen_are_left_alone(digits, attack):
+def test_misclassified_examples_are_not_attacked_further(digits, attack):
     network, x, y, _ = digits
     rows = []
 
@@ -229,7 +229,7 @@ def test_the_fallen_are_left_alone(digits, attack):
         rows.append(len(x))
         return network(x)
 
-    wrong = (y + 1) % 10  # fallen from the first look
+    wrong = (y + 1) % 10  # misclassified from the start
     attack(counted, x[:50], torch.cat([wrong[:30], y[30:50]]), Threat(NORMS["l2"], 1e-6), seeded())
     assert rows[0] == 50
     assert set(rows[1:]) == {20}
@@ -241,7 +241,7 @@ def test_the_fallen_are_left_alone(digits, attack):
 @pytest.mark.parametrize("attack", [*ALL, Transfer(nn.Identity(), steps=3)], ids=named)
 def test_no_gradient_is_no_error(attack):
     def steps(x):
-        return (x * 4).round()  # of gradient zero
+        return (x * 4).round()  # its gradient is zero
 
     x = torch.rand(6, 5, generator=seeded())
     y = predictions(steps, x)
@@ -311,7 +311,7 @@ def test_autoattack_is_hardly_stronger_than_the_projects_own(digits, norm, eps):
 
 
 def test_each_restart_begins_elsewhere():
-    def hump(x):  # downhill from 0 leads away from the only boundary, at -0.6
+    def hump(x):  # descent from 0 leads away from the only boundary, at -0.6
         p = x[:, 0]
         f = torch.where(p < -0.3, p + 0.6, 1 - 0.2 * p)
         return torch.stack([torch.zeros_like(f), f], 1)
@@ -359,7 +359,7 @@ def test_apgd_steps_with_momentum():
 
     def network(inputs):
         asked.append(inputs.detach().clone())
-        return (inputs @ w.T).sin() + torch.tensor([9.0, 0.0, 0.0])  # of class 0 everywhere
+        return (inputs @ w.T).sin() + torch.tensor([9.0, 0.0, 0.0])  # class 0 everywhere
 
     def ball(point):
         return x + (point - x) * min(1.0, eps / (point - x).norm().item())
@@ -371,6 +371,6 @@ def test_apgd_steps_with_momentum():
     APGD(steps=20)(network, x, y, Threat(NORMS["l2"], eps), seeded())
     points = list(asked)
     assert points[1] == pytest.approx(ahead(points[0].clone()))
-    for before, here, after in zip(points[:3], points[1:4], points[2:5], strict=True):  # until the first look at the progress
+    for before, here, after in zip(points[:3], points[1:4], points[2:5], strict=True):  # until the first check of the progress
         z = ahead(here.clone())
         assert after == pytest.approx(ball(here + 0.75 * (z - here) + 0.25 * (here - before)))

@@ -1,4 +1,4 @@
-"""Radii are chosen by what networks say of unlabelled inputs: with networks whose answers are known."""
+"""The choice of a radius by unlabelled inputs, with networks whose predictions are known."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ TRUTH = torch.arange(N) % CLASSES
 
 
 def of(eps, kl, predictions=(TRUTH, TRUTH), spread=0.0):
-    """Networks whose KL at a random r is so large, half of the examples above it and half below."""
+    """A pilot with a given mean KL at a random r: half of the examples are above it and half below."""
     values = kl + spread * kl * (2.0 * (torch.arange(N) % 2) - 1)
     return Pilot(eps, torch.stack(list(predictions)), values.double(), CLASSES)
 
@@ -43,7 +43,7 @@ def test_the_largest_radius_that_changes_nothing_at_random_is_chosen():
 def test_a_radius_at_which_classes_merge_is_excluded():
     pilots = [of(0.0, 0.0), of(0.5, 0.0004), of(1.0, 0.001, (MERGED, MERGED))]
     assert choose(pilots).eps == 0.5
-    assert choose([of(0.0, 0.0, (MERGED, MERGED)), *pilots[1:]]).eps == 1.0  # without VAT, too, they have merged
+    assert choose([of(0.0, 0.0, (MERGED, MERGED)), *pilots[1:]]).eps == 1.0  # they have merged without VAT, too
     assert choose([of(0.0, 0.0), pilots[2]]).eps == 0.0
 
 
@@ -60,14 +60,14 @@ def test_a_choice_that_chance_decides_is_not_sure():
 
 def test_pilots_of_other_examples_are_refused():
     other = Pilot(1.0, torch.zeros(2, 7, dtype=torch.int64), torch.zeros(7), CLASSES)
-    with pytest.raises(ValueError, match="pilots of the same examples"):
+    with pytest.raises(ValueError, match="of the same examples, got numbers of examples"):
         choose([of(0.0, 0.0), other])
-    with pytest.raises(ValueError, match="pilots of the same examples"):
+    with pytest.raises(ValueError, match="of the same examples, got numbers of examples"):
         choose([])
 
 
 class Shifted(torch.nn.Module):
-    """Two classes on a line, told apart at a threshold."""
+    """Two classes on a line, divided by a threshold."""
 
     def __init__(self, threshold, slope=10.0):
         super().__init__()
@@ -77,7 +77,7 @@ class Shifted(torch.nn.Module):
         return torch.stack([torch.zeros(len(x)), self.slope * (x[:, 0] - self.threshold)], 1)
 
 
-def test_networks_are_asked_about_the_inputs():
+def test_a_pilot_has_the_networks_predictions_and_kl():
     x = torch.linspace(-1, 1, 201)[:, None]
     found = pilot([Shifted(-0.1), Shifted(0.1)], x, eps=0.0, batch_size=50)
     assert found.num_classes == 2
@@ -93,7 +93,7 @@ def test_networks_are_asked_about_the_inputs():
         pilot([], x, eps=1.0)
 
 
-def test_choosing_in_a_loop_of_ones_own():
+def test_choosing_in_the_users_own_loop():
     asked = []
 
     def train(eps, seed):
@@ -113,10 +113,10 @@ def test_choosing_in_a_loop_of_ones_own():
     [
         ({"candidates": []}, "radii > 0"),
         ({"candidates": [0.0, 1.0]}, "radii > 0"),
-        ({"candidates": [1.0], "seeds": []}, "one seed at least"),
+        ({"candidates": [1.0], "seeds": []}, "at least one seed"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_training(options, words):
+def test_invalid_candidates_and_seeds_are_refused_before_training(options, words):
     with pytest.raises(ValueError, match=words):
         choose_eps(lambda eps, seed: pytest.fail("trained"), torch.zeros(3, 1), **options)
 

@@ -1,4 +1,4 @@
-"""Corruptions against what their words say."""
+"""Corruptions match their descriptions."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from networks import seeded
 from vat.evaluation.corruptions import SEVERITIES, corrupt, corruptions
 
 
-def test_features_have_noise_alone_and_images_all_four():
+def test_features_get_only_noise_and_images_all_four():
     assert corruptions(torch.zeros(2, 5)) == ("noise",)
     assert corruptions(torch.zeros(2, 1, 8, 8)) == ("noise", "blur", "shift", "contrast")
     with pytest.raises(ValueError, match="kind='blur' is no corruption"):
@@ -16,7 +16,7 @@ def test_features_have_noise_alone_and_images_all_four():
 
 @pytest.mark.parametrize("kind", corruptions(torch.zeros(1, 1, 8, 8)))
 def test_a_corruption_grows_with_its_severity_within_the_bounds(kind):
-    x = corrupt("blur", torch.rand(20, 3, 16, 16, generator=seeded()), 5, seeded())  # smooth, so that what moves further differs more
+    x = corrupt("blur", torch.rand(20, 3, 16, 16, generator=seeded()), 5, seeded())  # smooth: a larger shift differs more
     away = [float((corrupt(kind, x, severity, seeded(), (0.0, 1.0)) - x).norm()) for severity in SEVERITIES]
     assert away == sorted(away)
     assert away[0] > 0
@@ -26,7 +26,7 @@ def test_a_corruption_grows_with_its_severity_within_the_bounds(kind):
     assert float(worst.max()) <= 1
 
 
-def test_corruptions_are_what_they_say():
+def test_corruptions_match_their_names():
     x = torch.zeros(1, 1, 25, 25)
     x[0, 0, 12, 12] = 1.0
     for severity in (1, 5):

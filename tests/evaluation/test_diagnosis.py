@@ -88,7 +88,7 @@ def test_the_maximum_is_that_of_a_grid_over_the_ball(norm, eps):
         ball = torch.cat([ball[ball.norm(dim=1) <= 1], torch.stack([angle.cos(), angle.sin()], 1)])
     grid = torch.stack([KL(module(row[None]).expand(len(ball), -1), module(row + eps * ball)).max() for row in x])
     assert (reached <= grid * (1 + 2e-3)).all()
-    # in L∞ each corner is a maximum of its own, and a row or two may end in the second best
+    # in L∞ each corner is a local maximum, and one or two rows may end in the second best
     assert (reached / grid).min() > (1 - 2e-3 if norm == "l2" else 0.5)
     assert (reached / grid).mean() > (1 - 2e-3 if norm == "l2" else 0.95)
     assert NORMS[norm].length(where).max() <= 1 + 1e-9
@@ -113,7 +113,7 @@ def test_no_direction_exceeds_the_maximum_nor_the_top_eigenvalue(name):
         assert found["lds"].mean() > 1.5 * found["kl_random"].mean()
 
 
-def test_many_power_iterations_are_told_to_find_the_eigenvector():
+def test_many_power_iterations_find_the_eigenvector():
     found = diagnose(network(), rows(40), VAT(1e-3, direction="exact", num_power_iterations=100), key=KEY)
     torch.testing.assert_close(found["curvature"], found["eigenvalue"], rtol=1e-2, atol=0)
     assert found["cosine"].median() > 0.999
@@ -122,9 +122,9 @@ def test_many_power_iterations_are_told_to_find_the_eigenvector():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_networks_mode_and_buffers_are_left_as_they_were(training):
+def test_the_networks_mode_and_buffers_do_not_change(training):
     module = network().train(training)
-    module[3].eval()  # a part that was frozen by hand
+    module[3].eval()  # a part that the user froze
     before = {name: b.clone() for name, b in module.named_buffers()}
     diagnose(module, rows(), VAT(0.5))
     assert module.training is module[1].training is training
@@ -142,8 +142,8 @@ def test_other_divergences_and_norms_are_judged_by_what_they_have():
     assert (corners["lds"] <= corners["kl_maximum"] * (1 + 1e-9)).all()
 
 
-def test_a_radius_of_0_leaves_nothing_to_judge():
-    with pytest.raises(ValueError, match="eps must be > 0 for an r to be judged, got 0"):
+def test_a_radius_of_0_is_refused():
+    with pytest.raises(ValueError, match="eps must be > 0 to judge r, got 0"):
         diagnose(network(), rows(), VAT(0.0))
 
 
@@ -151,7 +151,7 @@ def test_a_radius_of_0_leaves_nothing_to_judge():
 
 
 class Noisy(nn.Module):
-    """Noise that torch does not know of, in training mode."""
+    """Noise from a generator unknown to torch, in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ def test_each_fault_is_named_and_nothing_else(module, vat, says):
 
 
 def test_a_direction_that_misses_most_is_named():
-    assert interpretation({"lds": 0.01, "kl_random": 0.001, "kl_maximum": 0.2})[0].startswith("r reaches 0.01 nats where a longer search")
+    assert interpretation({"lds": 0.01, "kl_random": 0.001, "kl_maximum": 0.2})[0].startswith("r reaches 0.01 nats but a longer search")
     assert interpretation({"lds": 0.01, "kl_random": 0.001, "kl_ascent": 0.2})
     assert interpretation({"lds": 0.01, "kl_random": 0.001, "kl_ascent": 0.05}) == []
 
@@ -198,8 +198,8 @@ def test_a_direction_that_misses_most_is_named():
 @pytest.mark.parametrize(
     ("direction", "says"),
     [
-        ("finite_difference", "half precision or with a tiny xi"),
-        (None, "half precision or with a tiny xi"),
+        ("finite_difference", "Half precision or a tiny xi"),
+        (None, "Half precision or a tiny xi"),
         ("random_margin", "eps is so large"),
         ("exact", "eps is so large"),
         ("random", "VAT's control"),
@@ -212,14 +212,14 @@ def test_the_cause_depends_on_the_direction_in_use(direction, says):
 
 
 def test_a_radius_is_too_large_if_a_random_r_of_its_length_changes_predictions():
-    assert interpretation({"lds": 1.6, "kl_random": 0.05, "flip_rate": 0.8}) == []  # digits at twice the best radius but one
+    assert interpretation({"lds": 1.6, "kl_random": 0.05, "flip_rate": 0.8}) == []  # measured on digits at twice the second best radius
     (sentence,) = interpretation({"lds": 1.6, "kl_random": 0.2, "flip_rate": 0.2})
     assert sentence.startswith("a random r changes the predictions by 0.2 nats: eps reaches into other classes")
     (sentence,) = interpretation({"flip_rate": 0.8})
     assert sentence.startswith("r flips 80 % of the decisions: eps reaches into other classes")
 
 
-def test_nothing_is_said_of_what_was_not_measured():
+def test_missing_values_are_not_judged():
     assert interpretation({}) == []
 
 
@@ -247,5 +247,5 @@ def test_a_radius_that_is_too_large_is_named_as_the_cause_with_every_direction(d
     for values in ({"lds": 1.3, "kl_random": 1.4, "kl_ascent": 2.4}, {"lds": 0.77, "kl_random": 1.5, "kl_ascent": 2.2}):
         said = " ".join(interpretation(values, direction=direction))
         assert "eps is so large" in said
-        assert "half precision" not in said
-    assert not interpretation({"lds": 0.2, "kl_random": 0.005, "kl_ascent": 0.37, "flip_rate": 0.17}, direction=direction)  # the default's
+        assert "Half precision" not in said
+    assert not interpretation({"lds": 0.2, "kl_random": 0.005, "kl_ascent": 0.37, "flip_rate": 0.17}, direction=direction)  # default eps

@@ -1,4 +1,4 @@
-"""Intervals and tails are scipy's; a sentence is said of a class that is left out, and of nothing that chance explains."""
+"""Intervals and tails equal scipy's. There is a warning for a class that is never predicted, and none for what chance explains."""
 
 import pytest
 import torch
@@ -66,8 +66,8 @@ def test_proportions_far_from_the_labels_are_named():
     assert sentence.startswith("unlabelled examples: predictions are far from the labels' proportions: class 0 30.0 % (labels 10.0 %).")
 
 
-def test_nothing_is_said_of_what_chance_explains():
-    assert said(0, 2, 1, 3, 0, 1, 2, 1, 0, 0) == []  # of 10 examples a class of 10 % is often missing
+def test_what_chance_explains_gives_no_warning():
+    assert said(0, 2, 1, 3, 0, 1, 2, 1, 0, 0) == []  # among 10 examples a class of 10 % is often missing
     assert said(90, 110, 130, 80, 95, 105, 100, 100, 90, 100) == []
     assert left_out(torch.tensor([5, 5, 0]), torch.tensor([5, 5, 0]), ["a", "b", "c"], where="") == []
 

@@ -1,4 +1,4 @@
-"""The evaluation: numbers that can be counted by hand, resuming, masked models that are flagged and an honest one that is not."""
+"""The evaluation: numbers counted by hand, resuming, masked models that are flagged, and an honest one that is not."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def batches(n=120, size=50):
 
 
 class Blobs(nn.Module):
-    """An honest network: the class of the nearest centre, bent by a tanh."""
+    """An honest network: the class of the nearest centre, with a tanh."""
 
     def __init__(self, scale=3.0):
         super().__init__()
@@ -128,7 +128,7 @@ def test_accuracy_falls_with_eps_and_the_worst_case_is_the_lowest(honest):
 
 
 class Counted(Attack):
-    """Another attack, and how many examples it is given."""
+    """Wraps an attack and counts the examples that it gets."""
 
     def __init__(self, attack, *, spared=False):
         self.attack, self.spared, self.white_box, self.given = attack, spared, attack.white_box, 0
@@ -143,13 +143,13 @@ class Counted(Attack):
 
 
 @pytest.mark.parametrize(("spared", "cascade"), [(False, False), (True, False), (False, True)])
-def test_an_attack_is_spared_what_gradients_before_it_felled(spared, cascade):
+def test_an_attack_skips_what_gradients_before_it_misclassified(spared, cascade):
     radii = (0.5, 1.0)
     later = Counted(APGD(steps=5), spared=spared)
     found = measured(Blobs(), attacks=(RandomNoise(draws=5), PGD(steps=10), later), eps={"l2": radii}, cascade=cascade)
     stands = {name: [round(120 * a) for a in accuracy] for name, accuracy in found["robust"]["l2"]["accuracy"].items()}
     assert stands["pgd"][0] > stands["pgd"][1]
-    if spared or cascade:  # of what fell to random noise it is given all the same
+    if spared or cascade:  # it still gets what only random noise misclassified
         assert later.given == sum(stands["pgd"])
         assert stands["worst"] == stands["counted_apgd_ce"]
     else:
@@ -167,7 +167,7 @@ def test_a_masked_network_is_flagged_in_a_cascade_too():
     assert {"black_box_l2", "black_box_linf"} <= measured(Quantised(), cascade=True)["warnings"].keys()
 
 
-def test_what_an_ensemble_fells_without_gradients_is_not_put_down_to_them():
+def test_what_an_ensemble_misclassifies_without_gradients_does_not_count_for_gradients():
     class Ensemble(Square):
         white_box = AutoAttack.white_box
 
@@ -185,7 +185,7 @@ def test_the_result_is_plain_json(honest):
     assert json.loads(json.dumps(honest, allow_nan=False)) == honest
 
 
-def test_a_network_is_given_back_as_it_was():
+def test_an_evaluation_does_not_change_the_network():
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
     network[0].weight.requires_grad_(False)
     network[1].eval()
@@ -219,7 +219,7 @@ def stop_after(parts):
 
 
 @pytest.mark.parametrize("network", [Blobs(), Noisy()], ids=["honest", "noisy"])
-def test_an_evaluation_goes_on_exactly_where_it_was_interrupted(tmp_path, network):
+def test_an_evaluation_resumes_exactly_where_it_was_interrupted(tmp_path, network):
     small = {"attacks": ATTACKS[:4], "eps": {"l2": (0.5,)}, "lds_eps": 0.5}
     whole = evaluate(network, batches(), path=tmp_path / "whole.jsonl", **small)
     path, ran = tmp_path / "broken.jsonl", []
@@ -228,7 +228,7 @@ def test_an_evaluation_goes_on_exactly_where_it_was_interrupted(tmp_path, networ
             found = evaluate(network, batches(), path=path, progress=stop_after(parts), **small)
         except CutOffError:
             ran.append(len(path.read_text().splitlines()) - 1)
-            with path.open("a") as file:  # killed in the middle of a line
+            with path.open("a") as file:  # killed while it wrote a line
                 file.write('{"batch": 0, "part": "cle')
     assert ran == [1, 5 - 1, 7]
     assert found == whole
@@ -288,8 +288,8 @@ def test_a_masked_network_is_flagged_in_words(network, checks):
     assert all(len(text.split()) > 12 for text in found.values())
 
 
-def test_a_network_of_steps_that_stands_anything_is_flagged():
-    def steps(x):  # no random search of the corners finds the other side of so many dimensions
+def test_a_network_of_steps_that_seems_robust_to_everything_is_flagged():
+    def steps(x):  # a random search of the corners does not find the other class in so many dimensions
         return (2 * x.mean(1)).round()
 
     x = torch.rand(60, 64, generator=seeded()) - 1
@@ -348,7 +348,7 @@ def test_an_empty_test_set_is_refused():
         evaluate(Blobs(), [], attacks=(), eps={})
 
 
-def test_probabilities_in_place_of_logits_are_refused():
+def test_probabilities_instead_of_logits_are_refused():
     with pytest.raises(ValueError, match="must be logits, got probabilities"):
         measured(lambda x: Blobs()(x).softmax(1))
 
@@ -385,7 +385,7 @@ def test_the_steepest_slope_is_that_of_the_ball_and_not_of_its_centre():
     x = torch.zeros(200, 3)
     x[:, 0] = 1.0
     clean = evaluate(cubic, [(x, torch.ones(200, dtype=torch.long))], attacks=(), eps={}, lds_eps=1.0)["clean"]
-    assert 4.5 < clean["lipschitz"] <= 13.01  # 4 at the centre, 13 at its end
+    assert 4.5 < clean["lipschitz"] <= 13.01  # 4 at the centre, 13 at the edge of the ball
     assert clean["distance"] == pytest.approx(2 / 4)
 
 

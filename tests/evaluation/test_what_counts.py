@@ -1,4 +1,4 @@
-"""Diagnostics of masked, grouped and other calls: as of the same examples without padding, each alone."""
+"""Diagnostics of masked, grouped and other calls equal those of each example alone, without padding."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LENGTHS = (5, 3, 4)
 
 
 def alone(row, tags):
-    """A sentence without padding, and the place of its random numbers."""
+    """A sentence without padding, and the position of its random numbers."""
     ids, mask = (tensor[row : row + 1, : LENGTHS[row]] for tensor in sentences(5))
     batch = (ids,) if tags else {"input_ids": ids, "attention_mask": mask}
     return batch, {"mask": mask, "start": row, "total": 3}
@@ -28,7 +28,7 @@ def alone(row, tags):
 @pytest.mark.parametrize(
     "options", [{"direction": name} for name in DIRECTIONS] + [{"per": "token"}, {"norm": "linf", "direction": "margin"}], ids=str
 )
-def test_padding_is_out_of_the_diagnosis(options, tags):
+def test_padding_does_not_change_the_diagnosis(options, tags):
     model = Ids() if tags else Sentences()
     ids, mask = sentences(11)
     batch = (ids,) if tags else {"input_ids": ids, "attention_mask": mask}
@@ -38,7 +38,7 @@ def test_padding_is_out_of_the_diagnosis(options, tags):
     singly = [diagnose(model, one, vat, **of_step, **more) for one, more in (alone(row, tags) for row in range(3))]
     assert found.keys() == singly[0].keys()
     assert ("eigenvalue" in found) == (not {"per", "norm"} & options.keys())
-    # The probe of a finite difference is as long for the whole batch.
+    # The probe of a finite difference has one length for the complete batch.
     tolerance = 1e-3 if options.get("direction") == "finite_difference" else 1e-6
     for name, value in found.items():
         torch.testing.assert_close(value, torch.cat([one[name] for one in singly]), rtol=tolerance, atol=1e-9, msg=name)
@@ -66,7 +66,7 @@ def test_the_hessian_of_a_masked_divergence_is_that_of_what_counts():
 
 
 @pytest.mark.parametrize("direction", ["margin", "finite_difference"])
-def test_graphs_are_diagnosed_as_each_alone(direction):
+def test_graphs_of_a_batch_are_diagnosed_as_each_alone(direction):
     model, sizes = Graphs(), (3, 5, 2)
     torch.manual_seed(0)
     group = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
@@ -111,7 +111,7 @@ def test_a_network_of_many_outputs_has_no_hessian_but_the_rest():
 
 
 @pytest.mark.parametrize("tags", [False, True], ids=["sentences", "tags"])
-def test_padding_is_out_of_a_pilot(tags):
+def test_padding_does_not_change_a_pilot(tags):
     model = Ids() if tags else Sentences()
     found = []
     for padded, left, size in ((5, False, 500), (12, False, 500), (60, True, 500), (12, False, 3)):
@@ -123,7 +123,7 @@ def test_padding_is_out_of_a_pilot(tags):
         assert torch.equal(other.predictions, found[0].predictions)
     assert found[0].predictions.shape == (1, sum(LENGTHS) if tags else 3)
     assert found[0].num_classes == CLASSES
-    # against a mean of many draws by hand, of one sentence
+    # compared with a mean of many draws by hand, for one sentence
     ids, mask = sentences(5)
     e = model.embedding(ids[1:2, :3]).detach().expand(2000, -1, -1)
     r = torch.randn(e.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_a_radius_is_chosen_for_the_call_of_the_term():
     kl = {row["eps"]: row["kl_random"] for row in choice.rows()}
     assert choice.eps == max(eps for eps, value in kl.items() if value <= 0.003)
     assert asked == [0.0, 0.0, 0.01, 0.01, 0.1, 0.1, 10.0, 10.0]
-    with pytest.raises(ValueError, match="say class_dim=-1 if they are last"):
+    with pytest.raises(ValueError, match="pass class_dim=-1 if they are last"):
         choose_eps(lambda eps, seed: Ids(), (ids,), candidates=[0.1], at="embedding", mask=mask)
 
 
@@ -163,7 +163,7 @@ def test_the_random_r_of_a_pilot_has_the_terms_norm(norm):
 
 
 class Recorder(nn.Module):
-    """Keeps its inputs, outside of the module's state."""
+    """Keeps its inputs outside of the module's state."""
 
     def __init__(self):
         super().__init__()
@@ -175,4 +175,4 @@ class Recorder(nn.Module):
 
 
 class Seen(list):
-    """Which no pass puts back, as it is of a class of its own."""
+    """A user's class, whose state no pass restores."""

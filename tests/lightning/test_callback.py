@@ -1,4 +1,4 @@
-"""Any regularizer on a LightningModule that knows nothing of it."""
+"""Any regularizer on any LightningModule, whose code does not mention it."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from vat.step import Key, Step
 
 
 class Plain(pl.LightningModule):
-    """Batch norm, dropout, a batch of (x, y): nothing in it knows of VAT."""
+    """Batch norm, dropout, a batch of (x, y), and no code for VAT."""
 
     def __init__(self, rate=0.1):
         super().__init__()
@@ -68,7 +68,7 @@ def first_batch():
 
 
 def gradient_by_hand(*regularizers, x=None, dtype=torch.float64):
-    """Of the terms alone, in a bare loop under the key of the first step."""
+    """Gradient of only the terms, in a bare loop with the key of the first step."""
     module, (inputs, y) = Plain().to(dtype), first_batch()
     step = Step(module, (inputs if x is None else x).to(dtype), y, key=Key(5, 0, 0), live=True)
     return torch.autograd.grad(sum(r.term(step) for r in regularizers), list(module.parameters()))
@@ -105,7 +105,7 @@ def test_running_statistics_and_random_numbers_are_those_without_it():
     assert plain.net[1].num_batches_tracked == 3
 
 
-def test_each_step_has_a_direction_of_its_own():
+def test_each_step_has_its_own_direction():
     module = Plain(rate=0.0)
     keys = []
 
@@ -114,7 +114,7 @@ def test_each_step_has_a_direction_of_its_own():
             keys.append(step.key)
             return 0.0 * next(step.module.parameters()).sum()
 
-    fit(module, RegularizerCallback(Watching()), max_steps=5)  # over the end of an epoch of three
+    fit(module, RegularizerCallback(Watching()), max_steps=5)  # beyond the end of an epoch of three
     assert keys == [Key(5, i, 0) for i in range(5)]
 
 
@@ -230,6 +230,7 @@ class Draws(Plain):
         return super().training_step(next(dataloader_iter)[0], 0)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
 def test_a_training_step_that_draws_its_batches_is_refused():
     with pytest.raises(ValueError, match=r"Draws\.training_step takes dataloader_iter"):
         fit(Draws(), RegularizerCallback(VAT(1.0)))
@@ -246,14 +247,14 @@ def test_lightning_says_that_the_loss_is_missing():
 
 
 class Aliased(Plain):
-    """Its first layer has two names."""
+    """A module whose first layer has two names."""
 
     def __init__(self):
         super().__init__()
         self.stem = self.net[0]
 
 
-def test_a_layer_with_two_names_goes_on_learning():
+def test_a_layer_with_two_names_keeps_learning():
     module = Aliased()
     weight, start = module.stem.weight, module.stem.weight.detach().clone()
     fit(module, RegularizerCallback(VAT(1.0)), max_steps=3)
@@ -311,7 +312,7 @@ def test_the_first_floating_tensor_is_the_input_and_the_first_of_integers_of_its
     assert found[0] is x
     assert found[1] is y
     assert first_tensors(x) == (x, None)
-    assert first_tensors(UserDict(x=x, y=y)) == (x, y)  # as a tokeniser's batch
+    assert first_tensors(UserDict(x=x, y=y)) == (x, y)  # like a tokeniser's batch
     with pytest.raises(ValueError, match=r"no tensor of a floating dtype.*inputs="):
         first_tensors((y, other))
 
@@ -359,6 +360,7 @@ BFLOAT16 = "at ξ = 1e-3 of the inputs' length a difference is below bfloat16's 
         pytest.param("finite_difference", marks=pytest.mark.xfail(strict=True, reason=BFLOAT16)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:finite differences are noise")
 def test_it_works_under_bfloat16_autocast(direction):
     plain, regularized = Plain().float(), Plain().float()
     options = {"loader": batches(dtype=torch.float32), "precision": "bf16-mixed"}
@@ -368,7 +370,7 @@ def test_it_works_under_bfloat16_autocast(direction):
     by_hand = gradient_by_hand(VAT(eps=2.0, direction=direction), dtype=torch.float32)
     expected = torch.cat([g.flatten() for g in by_hand])
     assert added.isfinite().all()
-    # bfloat16 keeps 8 bits; what counts is that no part of the gradient is cut.
+    # bfloat16 keeps 8 bits. The test is that no part of the gradient is lost.
     assert F.cosine_similarity(added, expected, dim=0) > 0.95
     assert 0.8 < added.norm() / expected.norm() < 1.25
 
@@ -386,14 +388,14 @@ class Killing(pl.Callback):
 @pytest.mark.filterwarnings("ignore:.*need to be provided during `Trainer` instantiation.*")
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_restored_run_goes_on_with_the_teacher_it_had(tmp_path, accumulate):
-    class Still(Plain):  # no dropout of its own, whose random numbers Lightning does not restore
+def test_a_restored_run_resumes_with_its_teacher(tmp_path, accumulate):
+    class Still(Plain):  # no dropout: Lightning does not restore its random numbers
         def __init__(self):
             super().__init__()
             self.net[3] = nn.Identity()
 
     x, y = first_batch()
-    alike = DataLoader(TensorDataset(x.repeat(32, 1), y.repeat(32)), batch_size=8)  # nor does it restore the order
+    alike = DataLoader(TensorDataset(x.repeat(32, 1), y.repeat(32)), batch_size=8)  # Lightning does not restore the order either
     options = {"max_steps": 8, "accumulate_grad_batches": accumulate, "loader": alike, "folder": tmp_path}
     whole, teacher = Still(), MeanTeacher(decay=0.9, weight=5.0)
     fit(whole, RegularizerCallback(teacher), **options)
@@ -478,7 +480,7 @@ def test_two_processes_end_with_the_same_weights(shell, tmp_path):
 
 
 class Shared(Plain):
-    """Its validation is its training step."""
+    """A module whose validation calls its training step."""
 
     def __init__(self):
         super().__init__()
@@ -499,7 +501,7 @@ def test_a_validation_that_calls_the_training_step_is_without_terms(tmp_path):
     assert set(module.seen) == {0.0}
 
 
-def test_a_second_run_starts_anew_and_one_that_goes_on_does_not(tmp_path):
+def test_a_second_run_starts_again_and_a_resumed_one_does_not(tmp_path):
     callback, seen = RegularizerCallback(VAT(eps=1.0, eps_start=0.25, eps_steps=3), MeanTeacher()), []
 
     class Watch(pl.Callback):
@@ -508,7 +510,7 @@ def test_a_second_run_starts_anew_and_one_that_goes_on_does_not(tmp_path):
             apart = max((p - teacher.teacher[name]).abs().max().item() for name, p in module.named_parameters())
             seen.append((vat.current_eps, apart))
 
-    for _ in range(2):  # as over folds or seeds
+    for _ in range(2):  # as in a loop over folds or seeds
         trainer = fit(Plain(), callback, Watch(), max_steps=3)
     assert seen == [(0.25, 0.0), (0.25, 0.0)]
     trainer.save_checkpoint(tmp_path / "three.ckpt")
@@ -552,19 +554,19 @@ def test_a_loss_for_each_row_is_refused():
         fit(PerRow(), RegularizerCallback(VAT(eps=1.0)))
 
 
-def test_a_batch_with_several_inputs_is_pointed_out():
+def test_a_batch_with_several_inputs_gives_a_warning():
     x, y, unlabeled = torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), torch.zeros(8, 5)
     with pytest.warns(UserWarning, match=r"several tensors that may be inputs, and the first is used\. .*inputs=lambda"):
         found, _ = first_tensors({"labeled": (x, y), "unlabeled": unlabeled})
     assert found is x
 
 
-def test_targets_of_another_shape_are_no_inputs(recwarn):
+def test_targets_of_another_shape_are_not_inputs(recwarn):
     first_tensors((torch.zeros(4, 5), torch.zeros(4), torch.zeros(4, 1)))
     assert not recwarn.list
 
 
-def test_each_micro_step_and_rank_has_draws_and_rows_of_its_own(monkeypatch):
+def test_each_micro_step_and_rank_has_its_own_draws_and_rows(monkeypatch):
     seen = []
     monkeypatch.setattr("vat.lightning.callback.Step", lambda *given, **options: seen.append(options) or Step(*given, **options))
     position = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=7))
@@ -583,7 +585,8 @@ def test_a_term_that_is_not_finite_stops_the_run_by_its_name():
         fit(Plain(), RegularizerCallback(Broken()))
 
 
-def test_a_run_after_a_restored_one_starts_anew(tmp_path):
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint")
+def test_a_run_after_a_restored_one_starts_again(tmp_path):
     fit(Plain(), RegularizerCallback(MeanTeacher()), max_steps=2).save_checkpoint(tmp_path / "two.ckpt")
     teacher = MeanTeacher()
     callback = RegularizerCallback(teacher)
@@ -597,7 +600,7 @@ def test_a_run_after_a_restored_one_starts_anew(tmp_path):
 
 
 class Normalising(Plain):
-    """Has a fold and a weight before the inputs in its batch, and normalises them before `forward`."""
+    """A module whose batch has a fold and a weight before the inputs, and which normalises the inputs before `forward`."""
 
     def training_step(self, batch, batch_idx):
         weight, x, y = batch
@@ -620,7 +623,7 @@ def test_the_callback_perturbs_what_training_step_gave_the_network():
 
 
 class Reader(Plain):
-    """Embeds ids in a part, with a mask; `training_step` calls the part."""
+    """A module with a part that embeds ids, with a mask; `training_step` calls this part."""
 
     def __init__(self):
         super().__init__()
@@ -710,7 +713,7 @@ class WithoutForward(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_module_without_forward_is_told_to_name_its_network():
+def test_a_module_without_forward_must_name_its_network():
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 3), torch.arange(8) % 2), 4)
 
     def fit_it(**options):

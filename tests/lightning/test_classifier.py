@@ -1,4 +1,4 @@
-"""The LightningModule against plain torch: the loss, batch norm, ranks, evaluation."""
+"""The LightningModule compared with plain torch: the loss, batch norm, ranks, evaluation."""
 
 import copy
 import csv
@@ -34,7 +34,7 @@ def data(seed=1):
 
 
 def network(*, noisy=True):
-    """With batch norm and dropout, or smooth and without either."""
+    """A network with batch norm and dropout, or a smooth one without both."""
     torch.manual_seed(2)
     noise = [nn.BatchNorm1d(10), nn.Tanh(), nn.Dropout(0.3)] if noisy else [nn.Tanh()]
     return nn.Sequential(nn.Linear(FEATURES, 10), *noise, nn.Linear(10, CLASSES)).double()
@@ -61,8 +61,8 @@ def kl(clean, perturbed):
 
 
 def vat_by_hand(net, x, key, eps):
-    """VAT as in the papers, in plain torch: one power iteration by finite differences, masks and batch shared by all passes."""
-    net = copy.deepcopy(net)  # its running statistics may move, they are not read in training mode
+    """VAT as in the papers, in plain torch: one power iteration by finite differences; all passes share masks and batch."""
+    net = copy.deepcopy(net)  # its running statistics may change: training mode does not read them
 
     def logits(inputs):
         with random_state(key.own("network"), x.device):
@@ -132,7 +132,7 @@ def test_the_default_generator_is_neither_read_nor_moved():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_regularizers_of_one_kind_have_names_of_their_own():
+def test_two_regularizers_of_one_kind_have_different_names():
     model = classifier(network(), VAT(eps=1.0), VAT(eps=2.0), RandomPerturbation(eps=1.0), VAT(eps=3.0))
     terms = model.terms(loader().batch(0))
     assert list(terms) == ["cross_entropy", "vat", "vat_2", "random_perturbation", "vat_3"]
@@ -140,7 +140,7 @@ def test_two_regularizers_of_one_kind_have_names_of_their_own():
     assert list(by_unique_name([VAT(eps=1.0), Entropy(), VAT(eps=2.0)])) == ["vat", "entropy", "vat_2"]
     report = {}
     terms = model.terms(loader().batch(0), report)
-    for name in ("vat", "vat_2", "vat_3"):  # whose diagnostics are its own
+    for name in ("vat", "vat_2", "vat_3"):  # each with separate diagnostics
         torch.testing.assert_close(report[f"{name}/lds"], terms[name].detach())
 
 
@@ -175,8 +175,8 @@ def test_running_statistics_move_as_one_clean_labelled_pass_moves_them(supervise
     [
         (True, VAT(eps=1.0, direction="random"), 2),  # clean, perturbed
         (True, VAT(eps=1.0), 2),
-        (False, VAT(eps=1.0), 3),  # and the clean pass of the unlabelled rows
-        (True, VAT(eps=1.0, direction="finite_difference"), 3),  # and one probe
+        (False, VAT(eps=1.0), 3),  # plus the clean pass of the unlabelled rows
+        (True, VAT(eps=1.0, direction="finite_difference"), 3),  # plus one probe
         (False, VAT(eps=1.0, direction="finite_difference"), 4),
         (True, Adversarial(eps=1.0), 2),
         (False, Adversarial(eps=1.0), 2),
@@ -196,7 +196,7 @@ def test_supervised_training_shares_the_clean_pass(supervised, regularizer, pass
 
 
 class Ranked(Classifier):
-    """A classifier that takes itself for one of several processes."""
+    """A classifier that acts as one of several processes."""
 
     rank, world = 0, 1
     global_rank = property(lambda self: self.rank)
@@ -278,7 +278,7 @@ def trainer(folder, *callbacks, **options):
 
 
 class Spoiled(Regularizer):
-    """NaN from the third step on."""
+    """A term that is NaN from the third step."""
 
     def penalty(self, step):
         p = next(step.module.parameters())
@@ -335,7 +335,7 @@ def check_refused(folder, spoil, message):
     assert not list(folder.rglob("*.ckpt"))
 
 
-def test_every_optimizer_step_is_told_to_the_regularizers_once(tmp_path):
+def test_every_optimizer_step_calls_the_regularizers_once(tmp_path):
     teacher = MeanTeacher(decay=0.5)
     model = classifier(network(), teacher)
     run = trainer(tmp_path, accumulate_grad_batches=2, max_steps=3)
@@ -416,7 +416,7 @@ def assert_metrics(metrics, net, *stages):
             assert metrics[f"{stage}/{name}"] == pytest.approx(value, rel=2e-5), f"{stage}/{name}"
 
 
-def test_probabilities_in_place_of_logits_are_told_of():
+def test_probabilities_instead_of_logits_give_a_warning():
     x, y = data()
     with pytest.warns(UserWarning, match="outputs of Sequential must be logits, got values >= 0 that sum to 1, as after a softmax"):
         classifier(nn.Sequential(network(), nn.Softmax(1))).validation_step((x, y), 0)
@@ -439,7 +439,7 @@ def test_the_lds_of_the_test_is_the_mean_over_its_examples(job):
     run = job("lds_eps=1.5")
     images, net = digits(), loaded(run.checkpoint)
     x = images.x[images.split.test]
-    # At once: it is the same in parts of as much as a training step holds, since directions follow from a row's place.
+    # In one batch. Parts as large as a training step give the same, because directions depend only on a row's place.
     assert len(x) > ROWS_WITH_GRAPH
     lds = local_distributional_smoothness(net, x, eps=1.5, key=Key(0, 0, 0)).mean().item()
     assert run.metrics["test/lds"] == pytest.approx(lds, rel=1e-4)
@@ -456,7 +456,7 @@ def test_a_checkpoint_loads_without_executing_code_and_holds_the_record(job):
     images.setup()
     assert record["config"]["seed"] == 3
     assert record["config"]["vat"]["eps"] == 2.0
-    assert record["config"]["scheduler"]["T_max"] == 5  # resolved
+    assert record["config"]["scheduler"]["T_max"] == 5  # interpolations are resolved
     assert record["class_names"] == [str(i) for i in range(10)]
     assert record["input_shape"] == [1, 8, 8]
     assert record["split"] == images.split.digest
@@ -483,7 +483,7 @@ def test_the_last_checkpoint_of_a_run_that_ends_between_validations_holds_reesti
 
 @pytest.fixture
 def followed(monkeypatch):
-    """The network after every optimizer step."""
+    """Record the network after every optimizer step."""
     states = []
     step = Classifier.optimizer_step
 
@@ -530,8 +530,8 @@ def test_cross_entropy_is_the_mean_over_examples_and_not_over_batches():
     assert metric.compute().item() == pytest.approx(F.cross_entropy(logits, y).item())
 
 
-def test_the_sentences_at_the_end_judge_the_mean_of_the_last_logged_steps(caplog):
-    """Of ten batches one decides nothing: neither one on which r is no better than a random one, nor one on which it is."""
+def test_the_warnings_at_the_end_judge_the_mean_of_the_last_logged_steps(caplog):
+    """One of ten batches does not decide: neither one on which r is no better than a random r, nor one on which it is better."""
     from types import SimpleNamespace
 
     from vat.lightning.training import LAST_REPORTS, explain, last_reports

@@ -29,7 +29,7 @@ def drawn(folder):
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Layout is what takes the time, and no concern of these tests."""
+    """Skip the layout: it takes most of the time, and these tests do not need it."""
     from matplotlib.figure import Figure
 
     save = Figure.savefig
@@ -80,7 +80,7 @@ def test_drawing_changes_nothing(job, differences):
     assert not (one.folder / "figures").exists()
 
 
-def test_with_averaged_weights_those_are_drawn_that_are_evaluated(job, monkeypatch):
+def test_figures_use_the_averaged_weights_as_the_evaluation_does(job, monkeypatch):
     seen = []
     monkeypatch.setattr(figures, "draw", lambda network, *_: seen.append(next(network.parameters()).detach().clone()) or {})
     evaluated = []
@@ -112,7 +112,7 @@ def test_r_of_the_figures_is_the_regularizers(monkeypatch, compose):
     figures.draw(network, data, "test", VAT(0.7, direction="exact"))
     assert shown["eps"] == 0.7
     assert shown["kl"].shape == shown["chance"].shape == (figures.MOST_PERTURBED,)
-    assert shown["kl"].mean() > 3 * shown["chance"].mean()  # of 100 dimensions a linear network looks at one
+    assert shown["kl"].mean() > 3 * shown["chance"].mean()  # a linear network uses one of 100 dimensions
 
 
 @pytest.mark.usefixtures("fast")
@@ -129,7 +129,7 @@ def test_tensorboard_gets_the_figures(job):
 # --------------------------------------------------------------------------------------------------------------- history
 
 
-def test_the_history_of_a_run_that_went_on_is_that_of_an_unbroken_one(job):
+def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(job):
     steps = [*MOONS, "data.steps_per_epoch=2"]
     whole = job(*steps, "trainer.max_steps=6", "logger=csv", "trainer.log_every_n_steps=1", name="whole")
     half = job(*steps, "trainer.max_steps=6", "logger=csv", "trainer.log_every_n_steps=1", name="half")
@@ -139,7 +139,7 @@ def test_the_history_of_a_run_that_went_on_is_that_of_an_unbroken_one(job):
     assert records == read(path)
     assert records[-1]["val/error"] == pytest.approx(1 - whole.metrics["val/accuracy"])
     assert {"train/vat", "train/vat/lds", "val/cross_entropy"} <= records[0].keys()
-    rewind(half.folder, {"global_step": 4})  # a checkpoint that does not count them
+    rewind(half.folder, {"global_step": 4})  # a checkpoint without these steps
     assert read(path) == records[:2]
 
 
@@ -161,7 +161,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would fetch, show and nest."""
+    """Collects what a browser would fetch, show and nest."""
 
     VOID = ("meta", "img", "br", "link")
 
@@ -189,7 +189,7 @@ def page_of(job, fast):
     return ran, (ran.folder / report.PAGE).read_text()
 
 
-def test_the_page_of_a_run_holds_figures_settings_results_and_origin(page_of):
+def test_the_page_of_a_run_has_figures_settings_results_and_origin(page_of):
     ran, text = page_of
     page = Page(text)
     assert page.open == []
@@ -218,7 +218,7 @@ def test_the_page_of_a_run_opens_in_a_browser(page_of, tmp_path):
     ran, _ = page_of
     options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,6000")
     address = (ran.folder / report.PAGE).as_uri()
-    probe = tmp_path / "probe.html"  # asks the page itself whether every picture was decoded
+    probe = tmp_path / "probe.html"  # reports whether the browser decoded every picture
     script = "document.title = [...document.images].every(i => i.complete && i.naturalWidth > 50) + ' ' + document.images.length"
     probe.write_text((ran.folder / report.PAGE).read_text().replace("</body>", f"<script>onload = () => {{ {script} }}</script></body>"))
     dom = subprocess.run([browser, *options, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
@@ -227,7 +227,7 @@ def test_the_page_of_a_run_opens_in_a_browser(page_of, tmp_path):
     subprocess.run([browser, *options, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True)
     pixels = imread(picture)
     assert pixels.shape[:2] == (6000, 1200)
-    assert len({tuple(row) for row in pixels[::7, ::7, :3].reshape(-1, 3).round(1).tolist()}) > 30  # figures, not a blank
+    assert len({tuple(row) for row in pixels[::7, ::7, :3].reshape(-1, 3).round(1).tolist()}) > 30  # figures, not a blank page
 
 
 def test_the_environment_is_in_the_folder_and_the_checkpoint(job):

@@ -60,8 +60,8 @@ class Trainer:
 
 def test_finite_gradients_pass_however_large():
     network = nn.Linear(2, 2)
-    refuse_gradients_not_finite(Trainer, network)  # there are none yet
-    network.weight.grad = torch.full((2, 2), 1e30)  # whose squares overflow
+    refuse_gradients_not_finite(Trainer, network)  # there are no gradients yet
+    network.weight.grad = torch.full((2, 2), 1e30)  # their squares overflow
     refuse_gradients_not_finite(Trainer, network)
     network.weight.grad[1, 1] = math.nan
     with pytest.raises(FloatingPointError, match="gradient of weight"):

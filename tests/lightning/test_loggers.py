@@ -19,7 +19,7 @@ from vat.lightning import loggers
 
 @pytest.fixture
 def account(monkeypatch):
-    """An account to play with: `set(key=..., reach=..., login=...)`; the list that is returned records what was asked."""
+    """A fake account: `set(key=..., reach=..., login=...)` returns a list that records the requests."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url="https://host")))
@@ -50,7 +50,7 @@ def account(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_wandb_mode_decides_where_it_is_set_and_nothing_is_asked(account, monkeypatch, mode):
+def test_wandb_mode_decides_without_requests_if_it_is_set(account, monkeypatch, mode):
     asked = account(key=True)
     monkeypatch.setenv("WANDB_MODE", mode)
     assert loggers.wandb_mode() == (mode, "set by WANDB_MODE")
@@ -75,7 +75,7 @@ def test_with_a_key_and_a_server_it_is_online(account):
     assert 0 < asked[1][1]["timeout"] <= 10
 
 
-def test_any_answer_of_the_server_will_do(account):
+def test_any_answer_of_the_server_is_enough(account):
     account(key=True, answer=urllib.error.HTTPError("https://host", 404, "not here", {}, None))
     assert loggers.wandb_mode()[0] == "online"
 
@@ -117,7 +117,7 @@ def test_metrics_are_over_optimizer_steps_with_their_best_and_last(monkeypatch, 
     assert {how["step_metric"] for how in defined.values()} == {"trainer/global_step"}
     assert defined["val/accuracy"]["summary"] == "max,last"
     assert defined["val/cross_entropy"]["summary"] == "min,last"
-    assert "val/error" not in defined  # a plain number, which a sweep minimises
+    assert "val/error" not in defined  # a plain number: a sweep minimises it
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -133,7 +133,7 @@ def test_checkpoints_are_uploaded_as_one_artifact_where_online(tmp_path, offline
         assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
 
 
-def test_a_run_that_ended_before_its_first_validation_uploads_the_last_checkpoint_alone(tmp_path):
+def test_a_run_that_ended_before_its_first_validation_uploads_only_the_last_checkpoint(tmp_path):
     (tmp_path / "last.ckpt").write_text("last")
     logged = []
     run = SimpleNamespace(id="abc", offline=False, disabled=False, log_artifact=logged.append)
@@ -141,7 +141,7 @@ def test_a_run_that_ended_before_its_first_validation_uploads_the_last_checkpoin
     assert [set(artifact.manifest.entries) for artifact in logged] == [{"last.ckpt"}]
 
 
-def test_a_network_that_has_failed_since_costs_the_upload_and_not_the_run(tmp_path):
+def test_a_network_that_fails_later_costs_only_the_upload(tmp_path):
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_text(name)
 
@@ -153,7 +153,7 @@ def test_a_network_that_has_failed_since_costs_the_upload_and_not_the_run(tmp_pa
         loggers.upload_checkpoints(run, tmp_path, {})
 
 
-def test_a_run_is_named_after_its_folder_and_a_restart_goes_on_in_it(monkeypatch, tmp_path):
+def test_a_run_is_named_after_its_folder_and_a_restart_resumes_it(monkeypatch, tmp_path):
     one = made(monkeypatch, tmp_path / "job", "online")
     again = made(monkeypatch, tmp_path / "job", "online")
     other = made(monkeypatch, tmp_path / "other", "online")
@@ -170,7 +170,7 @@ def test_an_offline_run_uploads_no_model_and_asks_for_no_resumption(monkeypatch,
 
 
 def test_the_choice_is_logged_in_one_line(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(loggers.log, "disabled", False)  # Hydra switches loggers off that were there before its own configuration
+    monkeypatch.setattr(loggers.log, "disabled", False)  # Hydra disables loggers that existed before its configuration
     with caplog.at_level("INFO", logger="vat.lightning.loggers"):
         made(monkeypatch, tmp_path, "offline")
     (line,) = [record.getMessage() for record in caplog.records]
@@ -180,7 +180,7 @@ def test_the_choice_is_logged_in_one_line(monkeypatch, tmp_path, caplog):
 
 CHOICE = """
 import json, time
-import wandb  # which takes a busy machine long
+import wandb  # slow on a busy machine
 from vat.lightning import loggers
 loggers.ANSWER_WITHIN = 2
 began = time.perf_counter()
@@ -192,7 +192,7 @@ print(json.dumps([mode, reason, time.perf_counter() - began]))
 def test_a_key_and_a_server_that_never_answers_are_offline_within_seconds(shell, tmp_path):
     script = tmp_path / "choice.py"
     script.write_text(CHOICE)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and then says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         done = shell(script, WANDB_API_KEY="k" * 40, WANDB_BASE_URL=url)
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_key_and_a_server_that_never_answers_are_offline_within_seconds(shell,
 
 
 def written(run_file):
-    """The records of an offline run, by wandb's own reader."""
+    """Records of an offline run, read by wandb's reader."""
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_file)]
     printed = subprocess.run(reader, capture_output=True, text=True, timeout=300, check=True).stdout
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
@@ -245,7 +245,7 @@ def test_the_command_line_with_no_key_and_no_terminal_trains_offline_and_leaves_
         (SIGTERMException(), 1),
     ],
 )
-def test_a_run_that_fails_is_no_success_in_wandb(monkeypatch, end, code):
+def test_a_failed_run_is_a_failure_in_wandb(monkeypatch, end, code):
     codes = []
     monkeypatch.setattr(wandb, "finish", codes.append)
     with contextlib.suppress(BaseException), loggers.finishing_wandb():
@@ -257,7 +257,7 @@ def test_a_run_that_fails_is_no_success_in_wandb(monkeypatch, end, code):
 def test_a_failed_job_of_a_sweep_is_a_failure_in_its_wandb_run_and_the_next_one_is_not(shell, tmp_path):
     script = Path(__file__).parents[2] / "src" / "train.py"
     quick = ("data=moons", "model=mlp", "model.hidden=[4]", "trainer.max_steps=5", "data.steps_per_epoch=5", "figures=null", "test=none")
-    rates = "optimizer.lr=1e30,1e-3"  # the first one ends in NaN
+    rates = "optimizer.lr=1e30,1e-3"  # the first job ends in NaN
     done = shell(script, "-m", *quick, "trainer.enable_progress_bar=false", rates)
     assert done.returncode == 1
     codes = {}

@@ -9,7 +9,7 @@ from vat.models import CNN
 def test_parameter_counts():
     # 9·1·32 + 2·32 + 9·32·64 + 2·64 = 18,912, and a linear layer on 2·2·64 = 256 or 8·8·64 = 4,096 features.
     assert parameters(CNN((1, 8, 8), 10, channels=(32, 64))) == 18_912 + 2_570
-    # Two more input channels bring 2·9·32 = 576 weights.
+    # Two more input channels add 2·9·32 = 576 weights.
     assert parameters(CNN((3, 32, 32), 10, channels=(32, 64))) == 18_912 + 576 + 40_970
 
 
@@ -33,7 +33,7 @@ def test_the_place_of_a_feature_matters():
     assert not torch.allclose(model(image), model(image.roll(4, 2)))
 
 
-def test_dropout_and_batch_statistics_act_in_training_mode_alone():
+def test_dropout_and_batch_statistics_act_only_in_training_mode():
     torch.manual_seed(0)
     model = CNN((1, 8, 8), 3)
     x = torch.randn(16, 1, 8, 8)

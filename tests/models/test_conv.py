@@ -18,7 +18,7 @@ def test_parameter_counts_of_the_papers_networks():
     # the 3·128 + 3·256 + 512 + 256 + 128 = 2,048 channels.
     # 3,456 + 294,912 + 294,912 + 1,179,648 + 1,179,648 = 2,952,576; + 131,072 + 32,768 + 1,290 + 4,096.
     assert parameters(ConvLarge((3, 32, 32), 10)) == 3_121_802
-    # Batch norm on the logits brings 20 parameters and makes the 10 biases pointless.
+    # Batch norm on the logits adds 20 parameters and makes the 10 biases useless.
     assert parameters(ConvLarge((3, 32, 32), 10, top_bn=True)) == 3_121_812
 
 
@@ -29,7 +29,7 @@ def test_logits_have_a_row_an_image_at_the_smallest_size_too(make):
         assert make((1, 12, 12), 4)(torch.randn(2, 1, 12, 12)).shape == (2, 4)
 
 
-def test_global_average_makes_the_network_blind_to_a_shift_of_the_poolings_grid():
+def test_global_average_ignores_a_shift_by_the_poolings_grid():
     # 4 pixels are one step of two poolings. A patch far from the borders on a background of zeros, which stays 0
     # through layers without biases: only the place of the same activations changes, not their average.
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def test_global_average_makes_the_network_blind_to_a_shift_of_the_poolings_grid(
     assert not torch.allclose(model(image), model(image.roll(1, 2)))
 
 
-def test_dropout_and_batch_statistics_act_in_training_mode_alone():
+def test_dropout_and_batch_statistics_act_only_in_training_mode():
     torch.manual_seed(0)
     model = ConvSmall((3, 12, 12), 10, width=4)
     x = torch.randn(8, 3, 12, 12)

@@ -1,4 +1,4 @@
-"""A tiny encoder made on the spot, its folder, and a run on it. Without `transformers` the refusal alone is tested."""
+"""A tiny encoder that the test makes, its folder, and a run on it. Without `transformers` only the error is tested."""
 
 import importlib.util
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 @installed
 def test_the_term_is_that_of_inputs_embeds(folder):
-    """The library itself takes embeddings in place of tokens: an independent way to perturb them."""
+    """The library accepts embeddings instead of tokens: an independent way to perturb them."""
     network = HuggingFace(3, len(WORDS), path=str(folder)).eval()
     ids = torch.tensor([[2, 4, 5, 3, 0], [2, 6, 3, 0, 0]], dtype=torch.int32)
     mask, embed = network.mask(ids), network.perturbed
@@ -107,7 +107,7 @@ def test_a_run_and_its_checkpoint(job, folder, tmp_path):
     run = job("data=text", "model=huggingface", *given, "test=last")
     record = checkpoints.read_checkpoint(run.checkpoint)["record"]
     network = records.load_network(run.checkpoint)
-    (folder / "tokenizer.json").unlink()  # the checkpoint has it
+    (folder / "tokenizer.json").unlink()  # the checkpoint contains the tokenizer
     output = tmp_path / "out.csv"
     assert predicting.predict(run.checkpoint, train, output) == 40
     ids = encode(["a great film"], record["preparation"])
@@ -115,7 +115,7 @@ def test_a_run_and_its_checkpoint(job, folder, tmp_path):
     assert network(ids).shape == (1, 2)
 
 
-def test_without_the_library_the_remedy_is_told(monkeypatch, tmp_path):
+def test_without_the_library_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install transformers"):
         HuggingFace(2, 9, path=str(tmp_path))

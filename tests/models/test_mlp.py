@@ -31,7 +31,7 @@ def test_hidden_layers_are_as_wide_as_the_inputs_ask_for(shape, units):
     assert [layer.out_features for layer in linear] == [units, units, 3]
 
 
-def test_noise_has_its_standard_deviation_in_training_mode_alone():
+def test_noise_has_its_standard_deviation_only_in_training_mode():
     torch.manual_seed(0)
     x = torch.full((1000, 1000), 3.0)
     layer = GaussianNoise(0.5)
@@ -44,7 +44,7 @@ def test_noise_has_its_standard_deviation_in_training_mode_alone():
 
 def test_noise_is_added_to_the_rectified_output_of_every_hidden_layer():
     # With all weights and biases 0 the hidden outputs are 0 before the noise, and noise below 0 survives only after a
-    # ReLU; the last weights then hand the noise of the last hidden layer on.
+    # ReLU. The last weights then pass on the noise of the last hidden layer.
     torch.manual_seed(0)
     model = MLP((4,), 1000, hidden=(1000, 1000), batch_norm=False, noise=0.5)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_noise_is_added_to_the_rectified_output_of_every_hidden_layer():
     assert sum(isinstance(layer, GaussianNoise) for layer in model.layers) == 2
 
 
-def test_the_generator_s_state_fixes_noise_and_dropout():
+def test_the_generators_state_decides_noise_and_dropout():
     model = MLP((6,), 3, hidden=(16,), noise=0.5, dropout=0.5, input_dropout=0.4)
     x = torch.randn(8, 6)
     passes = []

@@ -20,6 +20,6 @@ def test_it_moves_and_is_saved_with_its_network():
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.0,), (1.0, 1.0)), ((0.0,), (0.0,)), ((0.0,), (-1.0,))])
-def test_a_standardisation_that_cannot_be_is_refused(mean, std):
+def test_an_impossible_standardisation_is_refused(mean, std):
     with pytest.raises(ValueError, match="must have the same length, and std must be > 0"):
         Normalize(mean, std)

@@ -21,7 +21,7 @@ def test_logits_have_a_row_an_image(shape, num_classes):
         assert WideResNet(shape, num_classes)(torch.randn(2, *shape)).shape == (2, num_classes)
 
 
-def test_global_average_makes_the_network_blind_to_a_shift_of_the_strides_grid():
+def test_global_average_ignores_a_shift_by_the_strides_grid():
     # Two strides of 2 make a grid of 4 pixels. A patch on a background of zeros, which stays 0 through layers without
     # biases, and far enough from the borders for the 7 convolutions of a WRN-10 to stay clear of them.
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ def test_embeddings_have_mean_0_and_variance_1_over_the_words_as_often_as_they_o
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [1, -1]])
-def test_counts_that_are_none_are_refused(counts):
+def test_invalid_counts_are_refused(counts):
     with pytest.raises(ValueError, match="counts must hold"):
         NormalizedEmbedding(counts, 4)
 
@@ -49,7 +49,7 @@ def test_padding_changes_nothing(network):
 
 
 def test_the_term_is_that_of_the_embeddings_by_hand(network):
-    """r = ε unit(∇ of the margin) by autograd on the embeddings, for each text, and the KL of a network that is given them."""
+    """Compute r = ε unit(∇ of the margin) for each text by autograd on the embeddings, and the KL of a network that gets embeddings."""
     network.eval()
     found = VAT(2.0, direction="margin")(network, IDS)
     mask = network.mask(IDS)
@@ -68,7 +68,7 @@ def test_the_term_is_that_of_the_embeddings_by_hand(network):
     assert ours[0].abs().sum() > 0, "the embedding's weights are trained"
 
 
-def test_lds_needs_no_word_about_layers(network):
+def test_lds_needs_no_named_layer(network):
     network.eval()
     value = local_distributional_smoothness(network, IDS, eps=1.0, key=Key(0))
     assert value.shape == (3,)
@@ -98,7 +98,7 @@ def test_a_teacher_reads_words_by_its_own_embeddings(network):
 
 
 def test_a_second_view_of_a_text_is_the_text(network):
-    """Integers would replace the embeddings otherwise."""
+    """Otherwise integers would replace the embeddings."""
     network.eval()
     assert PiModel().term(Step(network, IDS, key=Key(0), live=True, view=IDS)) == 0
 

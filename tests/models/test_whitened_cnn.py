@@ -12,7 +12,7 @@ from vat.models.whitened_cnn import PatchWhitening
 
 
 def correlated(n=200, channels=3, side=9):
-    """Images whose neighbouring pixels and channels are alike, of mean 0."""
+    """Images of mean 0 with correlated neighbouring pixels and channels."""
     generator = torch.Generator().manual_seed(0)
     x = F.avg_pool2d(torch.randn(n, 1, side + 2, side + 2, generator=generator), 3, stride=1)
     return x + 0.2 * torch.randn(n, channels, side, side, generator=generator)
@@ -31,10 +31,10 @@ def test_whitened_patches_are_uncorrelated_and_of_variance_1():
     x = correlated()
     layer = PatchWhitening(3).double()
     layer.fit(x)
-    inside = layer(x.double())[:, :12, :-1, :-1]  # without the padding; the other twelve are these, negated
+    inside = layer(x.double())[:, :12, :-1, :-1]  # without the padding; the other twelve filters are the negatives of these
     values = inside.permute(0, 2, 3, 1).reshape(-1, 12)
     second_moments = values.T @ values / len(values)
-    # 5e-4 are added to variances of at least 0.01 here. The filters are float32.
+    # The layer adds 5e-4 to variances, which are at least 0.01 here. The filters are float32.
     torch.testing.assert_close(second_moments, torch.eye(12, dtype=torch.float64), atol=0.05, rtol=0)
     off_diagonal = second_moments - second_moments.diag().diag()
     assert off_diagonal.abs().max() < 1e-5
@@ -68,7 +68,7 @@ def test_many_images_give_the_filters_of_all_of_them_together():
     layer.fit(x)
     other.fit(x.flip(0))
     y = correlated(n=1)
-    for a, b in zip(layer(y)[0], other(y)[0], strict=True):  # an eigenvector's sign is free
+    for a, b in zip(layer(y)[0], other(y)[0], strict=True):  # an eigenvector has no sign
         torch.testing.assert_close(a.abs(), b.abs(), rtol=1e-3, atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_logits_have_a_row_an_image(shape, num_classes, widths):
         assert WhitenedCNN(shape, num_classes, widths=widths)(torch.randn(2, *shape)).shape == (2, num_classes)
 
 
-def test_mirrored_images_share_their_logits_in_evaluation_alone():
+def test_mirrored_images_share_their_logits_only_in_evaluation():
     torch.manual_seed(0)
     plain, mirrored = WhitenedCNN((3, 8, 8), 10, widths=(6, 6)), WhitenedCNN((3, 8, 8), 10, widths=(6, 6), mirror=True)
     mirrored.load_state_dict(plain.state_dict())

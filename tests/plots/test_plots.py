@@ -1,4 +1,4 @@
-"""Figures show the data they are given."""
+"""Figures show the data that they get."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_a_figure_is_drawn_without_touching_pyplot(figure):
     assert [axes.get_title() for axes in panels(figure)[:2]] == ["flat", "steep"]
 
 
-def test_the_boundary_lies_where_the_logits_are_equal(figure):
+def test_the_boundary_is_where_the_logits_are_equal(figure):
     for axes in panels(figure):
         boundary = axes.collections[1].get_paths()[0].vertices
         assert abs(boundary[:, 0]).max() < 1e-4
@@ -93,14 +93,14 @@ def test_confusion_shows_the_shares_of_each_class_and_colours_mistakes_alone():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == NAMES
 
 
-def test_a_class_without_examples_spoils_no_figure():
+def test_a_class_without_examples_is_no_error_in_a_figure():
     counts = torch.tensor([[5, 1], [0, 0]])
     plots.confusion_figure(counts, ["a", "b"]).canvas.draw()
     axes = panels(plots.class_error_figure(counts, ["a", "b"]))[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a"]
 
 
-def test_the_error_of_each_class_stands_with_wilsons_interval():
+def test_the_error_of_each_class_has_wilsons_interval():
     from statistics import NormalDist
 
     axes = panels(plots.class_error_figure(COUNTS, NAMES))[0]
@@ -109,7 +109,7 @@ def test_the_error_of_each_class_stands_with_wilsons_interval():
     z = NormalDist().inv_cdf(0.975)
     intervals = [sorted(line.get_xdata()) for line in axes.lines[:3]]
     for (low, high), p in zip(intervals, (0.5, 0.2, 0.0), strict=True):
-        for bound in (low / 100, high / 100):  # the definition: the score test just keeps p
+        for bound in (low / 100, high / 100):  # by definition the score test just accepts p
             assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / 10, rel=1e-3, abs=1e-9)
 
 
@@ -129,7 +129,7 @@ def test_reliability_is_accuracy_over_confidence_with_torchmetrics_calibration_e
     assert sum(height for _, height in bars(below)) == pytest.approx(100)
 
 
-def test_kl_is_counted_over_all_examples_and_zero_is_no_trouble():
+def test_kl_is_counted_over_all_examples_and_may_be_zero():
     kl, chance = torch.tensor([1e-3, 1e-2, 1e-1, 1.0]), torch.tensor([0.0, 1e-5, 1e-4, 1e-4])
     axes = panels(plots.kl_figure(kl, chance, eps=2))[0]
     *_, heights = [patch.get_xy() for patch in axes.patches][-1:]
@@ -205,7 +205,7 @@ def test_a_sweep_over_two_numbers_has_panels_of_each_with_a_line_for_each_value_
     assert lines(by_weight)["eps = 2"] == [(0.3, 3.0), (3.0, 5.0), (10.0, 4.0)]
 
 
-def test_grids_of_their_own_share_the_axis_of_a_name_and_one_without_numbers_is_a_level():
+def test_separate_grids_share_the_axis_of_a_name_and_one_without_numbers_is_a_level():
     settings = [{"regularizer": "none"}, *({"regularizer": r, f"{r}.eps": e} for r in ("vat", "adversarial") for e in ("1", "2"))]
     (axes,) = plots.sweep_figure(settings, [([float(i)], []) for i in range(5)]).axes
     assert lines(axes) == {"adversarial": [(1.0, 3.0), (2.0, 4.0)], "vat": [(1.0, 1.0), (2.0, 2.0)]}
@@ -261,7 +261,7 @@ def test_a_study_shows_every_seed_of_every_method():
 
 
 @pytest.mark.parametrize("of", ["confusion", "class error", "features", "perturbations", "adversarial"])
-def test_names_with_dollar_signs_are_drawn_as_they_stand_and_long_ones_cut(of, tmp_path):
+def test_names_with_dollar_signs_are_drawn_unchanged_and_long_ones_cut(of, tmp_path):
     names, counts = [r"$\frac{$", "from $5 to $6", 300 * "long"], torch.tensor([[3, 1, 0], [0, 2, 1], [1, 0, 4]])
     x, chances, y = torch.rand(3, 1, 4, 4), torch.eye(3), torch.arange(3)
     figure = {

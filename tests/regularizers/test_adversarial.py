@@ -27,7 +27,7 @@ def test_penalty_of_a_linear_model_is_the_cross_entropy_at_the_closed_form_pertu
     penalty = Adversarial(EPS, norm=norm).penalty(Step(module, x, y, key=KEY))
     torch.testing.assert_close(penalty, total / N)
     for got, wanted in zip(*(torch.autograd.grad(v, module.parameters()) for v in (penalty, total / N)), strict=True):
-        torch.testing.assert_close(got, wanted)  # r is a constant in both
+        torch.testing.assert_close(got, wanted)  # r is a constant in both computations
 
 
 def test_penalty_of_a_single_logit_raises_its_own_cross_entropy():
@@ -42,7 +42,7 @@ def test_penalty_without_radius_is_the_plain_cross_entropy():
     torch.testing.assert_close(Adversarial(0.0)(module, x, y), F.cross_entropy(module(x), y))
 
 
-def test_labels_are_asked_for():
+def test_labels_are_required():
     module, x, _ = linear_and_batch()
     assert Adversarial.needs_labels
     with pytest.raises(ValueError, match="needs labels"):

@@ -1,4 +1,4 @@
-"""What every regularizer promises, whichever it is."""
+"""Properties of every regularizer."""
 
 import copy
 import math
@@ -22,17 +22,17 @@ N = 6
 
 
 class SyncOnTheCPU(nn.SyncBatchNorm):
-    """SyncBatchNorm itself refuses the CPU; its buffers move here as there."""
+    """SyncBatchNorm refuses the CPU. This layer updates the buffers in the same way."""
 
     forward = nn.BatchNorm2d.forward
 
 
 class Frail(nn.Module):
-    """Raises in the forward pass of a given number."""
+    """Raises an error in the forward pass with a given number."""
 
     def __init__(self):
         super().__init__()
-        self.watch = SimpleNamespace(passes=0, fails_in=math.inf)  # no number of its own, which would be put back
+        self.watch = SimpleNamespace(passes=0, fails_in=math.inf)  # an object: a plain number would be restored after each pass
 
     def forward(self, x):
         self.watch.passes += 1
@@ -42,7 +42,7 @@ class Frail(nn.Module):
 
 
 def network():
-    """Every layer that is known to move in a forward pass, some of them frozen; random in training mode; smooth."""
+    """A smooth network with every layer that changes in a forward pass, some of them frozen; random in training mode."""
     torch.manual_seed(0)
     module = nn.Sequential(
         spectral_norm(nn.Conv2d(2, 4, 3)),
@@ -131,13 +131,13 @@ def test_a_penalty_and_its_backward_pass_leave_the_network_as_it_was(name):
     regularizer = make(name, module)
     regularizer.penalty(step_of(regularizer, module)).backward()
     assert_untouched(module, before)
-    module(batch()[0])  # the snapshot can tell: an ordinary pass moves them
+    module(batch()[0])  # the snapshot detects the changes of an ordinary pass
     moved = [n for n, b in module.named_buffers() if not torch.equal(b, before["state"][n])]
     assert len(moved) == 3 * 3 + 1 + 4  # three batch norms in training mode, the counter, two spectral norms' u and v
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_backward_pass_adds_to_gradients_that_are_there(name):
+def test_the_backward_pass_adds_to_existing_gradients(name):
     module = network()
     regularizer = make(name, module)
     wanted = torch.autograd.grad(regularizer.penalty(step_of(regularizer, module)), trainable(module), allow_unused=True)
@@ -154,7 +154,7 @@ def test_the_backward_pass_adds_to_gradients_that_are_there(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_network_is_left_as_it_was_wherever_it_raises(name):
+def test_the_network_does_not_change_wherever_it_raises(name):
     module = network()
     regularizer = make(name, module)
     regularizer.penalty(step_of(regularizer, module))
@@ -177,7 +177,7 @@ def test_the_network_is_left_as_it_was_wherever_it_raises(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_torchs_random_numbers_move_by_the_fresh_key_of_a_bare_loop_and_no_further(name):
+def test_a_bare_loop_draws_only_its_key_from_torchs_generator(name):
     module = network()
     regularizer = make(name, module)
     torch.manual_seed(0)
@@ -230,7 +230,7 @@ def test_the_penalty_of_an_empty_batch_is_zero_and_can_be_differentiated(name):
 
 
 def searched_for_nothing(name):
-    """The named search runs, with all its passes, but its result is replaced: in bfloat16 it is another r, here it is the same."""
+    """Run the named search with all its passes, but replace its result, so that r is the same in bfloat16."""
 
     @takes("eps")
     def direction(step, divergence, norm, *, eps, create_graph=False):
@@ -261,8 +261,9 @@ AUTOCAST = {
 @pytest.mark.parametrize("first", ["supervised", "penalty"])
 @pytest.mark.parametrize("bare", [False, True], ids=["module", "bare function"])
 @pytest.mark.parametrize("name", AUTOCAST)
+@pytest.mark.filterwarnings("ignore:finite differences are noise")
 def test_under_autocast_the_penalty_and_the_supervised_loss_keep_all_their_gradients(name, bare, first):
-    # Autocast keeps casts of weights: one made without a graph in one pass would serve the next, and cut its gradient.
+    # Autocast caches the casts of weights. The next pass would use a cast made without a graph and lose its gradient.
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(32, 32), nn.Tanh(), nn.Dropout(0.2), nn.Linear(32, 3))
     x, y = torch.randn(64, 2, 4, 4), torch.randint(3, (64,))
@@ -321,7 +322,7 @@ def test_the_weight_ramps_up_as_in_the_paper_and_scales_the_penalty():
     assert Constant(weight=3.0).current_weight == 3.0
 
 
-def test_the_state_carries_the_ramp_on(tmp_path):
+def test_the_state_resumes_the_ramp(tmp_path):
     one, two = Constant(ramp_up=10), Constant(ramp_up=10)
     for _ in range(3):
         one.on_optimizer_step_end(nn.Linear(2, 2))
@@ -358,7 +359,7 @@ def test_names_follow_from_the_classes():
 
 @pytest.mark.parametrize("kind", ["vat", "random", "adversarial", "entropy", "pi_model"])
 def test_gradients_reach_what_the_inputs_were_computed_from(kind):
-    """An embedding, or the part of a network before: by the definition of each penalty, with r and the target as constants."""
+    """Check gradients to an embedding or an earlier part of the network by each penalty's definition, with constant r and target."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     x, y = torch.randn(N, 5, dtype=torch.float64, requires_grad=True), torch.arange(N) % 3
@@ -377,7 +378,7 @@ def test_gradients_reach_what_the_inputs_were_computed_from(kind):
     log_p = head(leaf).log_softmax(1)
     if kind == "entropy":
         penalty = -(log_p.exp() * log_p).sum(1).mean()
-    elif kind == "pi_model":  # without noise the two passes are one
+    elif kind == "pi_model":  # without noise the two passes are the same
         penalty = 0 * log_p.sum()
     elif kind == "adversarial":
         (g,) = torch.autograd.grad(nn.functional.nll_loss(log_p, y), leaf)
@@ -391,7 +392,7 @@ def test_gradients_reach_what_the_inputs_were_computed_from(kind):
 
 
 class Recomputing(nn.Module):
-    """Keeps no activations of its first layers."""
+    """Does not keep the activations of its first layers."""
 
     def __init__(self):
         super().__init__()
@@ -414,7 +415,7 @@ def test_activations_that_are_computed_again_are_the_same(name, training):
         torch.manual_seed(0)
         network = kind().train(training)
         torch.manual_seed(1)
-        for _ in range(2):  # the first time it is found out
+        for _ in range(2):  # the first call finds the checkpoint
             penalty = MAKERS[name]()(network, x)
             network.zero_grad()
             penalty.backward()
@@ -430,12 +431,12 @@ def test_batch_norm_that_is_computed_again_moves_once_in_each_backward_pass_thro
 
     network, x = Normalised(), torch.randn(N, 5)
     assert network.block[-1].num_batches_tracked == 0
-    VAT(0.5)(network, x)  # finds it out
+    VAT(0.5)(network, x)  # finds the checkpoint
     network.block[-1].num_batches_tracked.zero_()
     term = VAT(0.5)(network, x)
-    assert network.block[-1].num_batches_tracked == 1  # the direction's
+    assert network.block[-1].num_batches_tracked == 1  # from the direction's pass
     term.backward()
-    assert network.block[-1].num_batches_tracked == 2  # the penalty's
+    assert network.block[-1].num_batches_tracked == 2  # from the penalty's pass
 
 
 def test_a_reentrant_checkpoint_is_refused_in_a_sentence():
@@ -443,19 +444,19 @@ def test_a_reentrant_checkpoint_is_refused_in_a_sentence():
         def forward(self, x):
             return self.head(checkpoint(self.block, x, use_reentrant=True))
 
-    with pytest.raises(RuntimeError, match=r"vat asks for gradients .* use_reentrant=True: say use_reentrant=False"):
+    with pytest.raises(RuntimeError, match=r"vat needs gradients .* use_reentrant=True cannot compute them: pass use_reentrant=False"):
         VAT(0.5)(Reentrant(), torch.randn(N, 5))
 
 
-def test_a_term_whose_weight_is_0_may_stand_alone():
+def test_a_term_whose_weight_is_0_may_be_the_only_one():
     module = nn.Linear(2, 2)
     term = VAT(1.0, weight=0.0)(module, torch.ones(3, 2))
-    term += 1  # as a loss that is summed in place
+    term += 1  # like a loss that is summed in place
     term.backward()
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_reset_forgets_the_run():
+def test_reset_discards_the_state_of_the_run():
     module = nn.Linear(2, 2)
     for regularizer in (VAT(1.0, ramp_up=5), MeanTeacher(ramp_up=5)):
         fresh = regularizer.current_weight
@@ -471,7 +472,7 @@ def test_under_inference_mode_r_is_refused_unless_it_is_random():
     x, module = torch.ones(3, 2), nn.Linear(2, 2)
     with torch.inference_mode():
         RandomPerturbation(1.0)(module, x)
-        with pytest.raises(RuntimeError, match=r"under inference mode: give the Trainer inference_mode=False"):
+        with pytest.raises(RuntimeError, match=r"inference mode has none: pass inference_mode=False to the Trainer"):
             VAT(1.0)(module, x)
 
 
@@ -502,7 +503,7 @@ def test_weight_and_ramp_are_taken_by_all(make):
     assert (made.weight, made.ramp_up) == (3.0, 4)
 
 
-def test_one_that_stood_second_is_alone_in_another_run():
+def test_a_regularizer_that_was_second_is_the_only_one_in_another_run():
     first, second = VAT(1.0), VAT(2.0)
     assert list(by_unique_name([first, second])) == ["vat", "vat_2"]
     assert list(by_unique_name([second])) == ["vat"]

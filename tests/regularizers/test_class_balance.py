@@ -75,7 +75,7 @@ def test_an_empty_batch_costs_nothing():
 
 
 @pytest.mark.parametrize("prior", [[1, 0, 1], [1, -1, 1], [float("nan"), 1, 1], [float("inf"), 1, 1]])
-def test_frequencies_that_cannot_be_are_refused(prior):
+def test_impossible_frequencies_are_refused(prior):
     with pytest.raises(ValueError, match="prior must hold a finite number > 0 for each class, got"):
         ClassBalance(prior=prior)
 

@@ -14,7 +14,7 @@ KEY = Key(seed=5)
 
 
 class Run:
-    """A loop of the test's own, which can be stopped and gone on with."""
+    """A training loop that can be stopped and resumed."""
 
     def __init__(self, decay=0.8):
         self.model = network(norm=True, dropout=0.5)
@@ -45,7 +45,7 @@ def test_the_teacher_is_the_moving_average_of_the_weights():
             teacher[name] = decay * teacher[name] + (1 - decay) * p.detach()
             torch.testing.assert_close(run.regularizer.teacher[name], teacher[name])
     weight = run.model[0].weight
-    assert (weight - teacher["0.weight"]).abs().max() > 1e-3  # it does lag behind
+    assert (weight - teacher["0.weight"]).abs().max() > 1e-3  # the teacher is behind the weights
 
 
 def test_penalty_is_the_squared_difference_from_the_teacher_under_other_noise_and_the_other_view():
@@ -86,7 +86,7 @@ def test_without_noise_the_teacher_of_the_first_step_agrees():
     assert regularizer.penalty(Step(module, rows(), key=KEY, live=True)).item() == 0
 
 
-def test_a_run_goes_on_identically_from_its_saved_state(tmp_path):
+def test_a_run_resumes_identically_from_its_saved_state(tmp_path):
     torch.manual_seed(0)
     run = Run()
     for _ in range(3):
@@ -120,14 +120,14 @@ def test_two_teachers_of_one_state_go_separate_ways():
     assert torch.equal(two.teacher["0.weight"], before)
 
 
-def test_a_teacher_without_weights_is_an_error_that_names_the_remedy():
+def test_a_teacher_without_weights_is_an_error_that_says_what_to_do():
     with pytest.raises(RuntimeError, match="on_fit_start"):
         MeanTeacher()(network(norm=True, dropout=0.5), rows())
 
 
 @pytest.fixture
 def process_group(tmp_path):
-    """A process group of one, which outlives its users: freed with the last, under Python's lock, it waits for threads that want it."""
+    """A process group of one process that outlives its users: freed by the last user, it would wait for threads that need the GIL."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     gc.collect()
@@ -137,7 +137,7 @@ def process_group(tmp_path):
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("first", ["model", "ddp", "compiled"])
 @pytest.mark.parametrize("then", ["model", "ddp", "compiled"])
-def test_the_teacher_is_the_same_whatever_is_around_the_model(first, then):
+def test_the_teacher_is_the_same_with_any_wrapper_of_the_model(first, then):
     model = network(norm=True, dropout=0.0)
     around = {
         "model": model,
@@ -147,7 +147,7 @@ def test_the_teacher_is_the_same_whatever_is_around_the_model(first, then):
     regularizer, usual = MeanTeacher(decay=0.5), MeanTeacher(decay=0.5)
     regularizer.on_fit_start(around[first])
     usual.on_fit_start(model)
-    for _ in range(2):  # the first takes over the weights as they are
+    for _ in range(2):  # the first step copies the weights
         regularizer.on_optimizer_step_end(around[then])
         usual.on_optimizer_step_end(model)
         with torch.no_grad():

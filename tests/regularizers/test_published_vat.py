@@ -16,7 +16,7 @@ EPS = 0.7
 
 
 def by_hand(*, xi, reverse_kl=False, adversarial_entropy=0.0, num_power_iterations=1):
-    """Three ordinary calls of the network, the noise of each from a seed of its own."""
+    """Three ordinary calls of the network, each with its own seed for the noise."""
     module, x = networks.network(5, 12, 4, norm=True, dropout=0.5), networks.rows(8)
 
     def call(x, number):

@@ -14,7 +14,7 @@ def network_and_rows():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_it_is_vat_along_a_random_direction_under_a_name_of_its_own(norm):
+def test_it_is_vat_along_a_random_direction_under_its_own_name(norm):
     module, x = network_and_rows()
     report = {}
     penalty = RandomPerturbation(0.5, norm=norm, weight=2.0).term(Step(module, x, key=KEY, report=report))

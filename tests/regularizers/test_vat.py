@@ -32,7 +32,7 @@ def instance_norm(features):
 
 
 def reference(module, x, key=KEY):
-    """Logits by an ordinary call of a copy of the module, from the seed that the step's passes start from."""
+    """Logits by an ordinary call of a copy of the module, with the seed of the step's passes."""
     with torch.random.fork_rng():
         torch.manual_seed(key.own("network"))
         return copy.deepcopy(module)(x)
@@ -45,7 +45,7 @@ def reference(module, x, key=KEY):
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 def test_penalty_is_the_mean_divergence_of_the_perturbed_from_the_clean_prediction(direction, divergence):
     if direction in ("margin", "random_margin") and divergence == "gaussian":
-        with pytest.raises(ValueError, match="Gaussian outputs have no decision to change: choose one of the directions finite_difference"):
+        with pytest.raises(ValueError, match="needs outputs with decisions, got divergence Gaussian: choose one of finite_difference"):
             VAT(0.5, direction=direction, divergence=divergence)
         return
     module, vat = smooth_network(), VAT(0.5, direction=direction, divergence=divergence)
@@ -98,7 +98,7 @@ def test_choosing_the_sign_takes_the_better_of_both(direction, training):
     r = VAT(eps, direction=direction).virtual_adversarial_perturbation(Step(module, x, key=KEY))
     signed = VAT(eps, direction=direction, choose_sign=True).virtual_adversarial_perturbation(Step(module, x, key=KEY))
     clean = reference(module, x)
-    # batch statistics depend on all rows: both candidates are whole batches
+    # batch statistics depend on all rows, so both candidates are complete batches
     plus, minus = (KL(clean, reference(module, x + sign * r)) for sign in (1, -1))
     for i in range(len(x)):
         torch.testing.assert_close(signed[i], r[i] if plus[i] >= minus[i] else -r[i])
@@ -108,7 +108,7 @@ def test_choosing_the_sign_takes_the_better_of_both(direction, training):
         torch.testing.assert_close(reached, torch.maximum(plus, minus))
 
 
-def test_a_users_own_divergence_needs_its_value_alone():
+def test_a_users_own_divergence_needs_only_its_value():
     class Brier(Divergence):
         def __call__(self, clean, perturbed):
             return (clean.softmax(1) - perturbed.softmax(1)).square().sum(1)
@@ -139,7 +139,7 @@ def test_a_users_own_direction_is_a_function_of_the_same_signature():
     [("finite_difference", 1), ("finite_difference", 2), ("exact", 1), ("exact", 2), ("margin", 1), ("random_margin", 1), ("ascent", 2)],
 )
 def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_not(direction, iterations, through_r, through_target):
-    # The exact product with a graph is a third derivative, which torch gets wrong for batch norm: see the test below.
+    # The exact product with a graph is a third derivative. Torch computes it wrong for batch norm: see the test below.
     module, x = smooth_network(nn.GroupNorm(3, 12) if direction == "exact" else None), rows()
     parameters = list(module.parameters())
     options = {"direction": direction} | ({"num_power_iterations": iterations} if iterations > 1 else {})
@@ -177,7 +177,7 @@ def test_gradient_is_the_derivative_of_the_penalty_with_r_and_target_frozen_or_n
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm, instance_norm])
 def test_gradient_through_an_exact_r_is_right_or_refused_where_torchs_third_derivative_is_wrong(norm):
-    # Silently so: https://github.com/pytorch/pytorch/issues/186256 (batch norm, training) and 175754 (layer norm).
+    # Without an error: https://github.com/pytorch/pytorch/issues/186256 (batch norm, training) and 175754 (layer norm).
     module, h = smooth_network(norm(12)), 1e-5
     vat = VAT(0.5, direction="exact", gradient_through_r=True)
     try:
@@ -197,7 +197,7 @@ def test_gradient_through_an_exact_r_is_right_or_refused_where_torchs_third_deri
 
 @pytest.mark.parametrize("direction", ["finite_difference", "exact", "margin", "random_margin", "ascent"])
 def test_the_gradients_through_r_and_target_are_not_negligible(direction):
-    # Otherwise the comparison above could not tell the options apart.
+    # Otherwise the comparison above could not distinguish the options.
     module, found = smooth_network(nn.GroupNorm(3, 12) if direction == "exact" else None), {}
     for options in ((False, False), (True, False), (False, True)):
         vat = VAT(0.5, direction=direction, gradient_through_r=options[0], gradient_through_target=options[1])
@@ -214,8 +214,8 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
     ("options", "message"),
     [
         ({"eps_start": -1.0, "eps_steps": 5}, "eps_start must be a finite number >= 0, got -1.0"),
-        ({"eps_start": 1.0}, "eps_start=1.0 and eps_steps=0 need each other"),
-        ({"eps_steps": 5}, "eps_start=None and eps_steps=5 need each other"),
+        ({"eps_start": 1.0}, "eps_start=1.0 and eps_steps=0 go together"),
+        ({"eps_steps": 5}, "eps_start=None and eps_steps=5 go together"),
         ({"eps_steps": -2}, "eps_steps must be a finite number >= 0, got -2"),
         ({"direction": "newton"}, "unknown direction 'newton': choose one of finite_difference, exact, margin, random_margin, ascent"),
         ({"norm": "l3"}, "unknown norm 'l3': choose one of l2, linf"),
@@ -236,7 +236,7 @@ def test_the_gradients_through_r_and_target_are_not_negligible(direction):
         ({"xi": 0.0}, "xi must be a finite number > 0, got 0.0"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_by_name(options, message):
+def test_an_invalid_option_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         VAT(1.0, **options)
 
@@ -267,7 +267,7 @@ def report_of(module, eps=0.5, **options):
     return report, penalty
 
 
-def test_report_says_what_was_reached_beside_chance_and_nothing():
+def test_the_report_compares_r_with_chance_and_with_no_r():
     module = smooth_network()
     report, penalty = report_of(module, direction="exact")
     names = ("lds", "kl_random", "kl_at_zero", "kl_ascent", "curvature", "cosine", "flip_rate", "margin")
@@ -318,7 +318,7 @@ def test_report_shows_randomness_that_torch_does_not_know_of():
 
 
 def test_flip_rate_of_labels_counts_each_yes_or_no():
-    # two labels, the second of which flips: neither class comes out on top of another
+    # two labels, and the second flips: the order of the classes does not matter
     module = nn.Linear(1, 2, bias=True).double()
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[0.0], [1.0]]))
@@ -352,7 +352,7 @@ def test_two_lines_in_a_bare_loop_make_a_network_smoother():
     assert measured[1.0] < 0.7 * measured[0.0]
 
 
-def test_lds_by_no_iteration_is_refused():
+def test_lds_with_0_iterations_is_refused():
     with pytest.raises(ValueError, match="num_power_iterations must be >= 1, got 0"):
         local_distributional_smoothness(smooth_network().eval(), rows(), eps=0.5, num_power_iterations=0)
 
@@ -378,7 +378,7 @@ def test_lds_never_exceeds_the_divergence_of_the_best_of_many_perturbations_by_m
     x = rows(N, 2)
     best = torch.stack([KL(plane(x), plane(x + 0.1 * u)) for u in circle]).amax(0)
     value = local_distributional_smoothness(plane, x, eps=0.1, direction="exact", num_power_iterations=30)
-    torch.testing.assert_close(value, best, rtol=0.05, atol=0)  # a small eps: the quadratic part is almost all of it
+    torch.testing.assert_close(value, best, rtol=0.05, atol=0)  # at a small eps the quadratic part dominates
 
 
 @pytest.mark.parametrize("options", [{}, {"choose_sign": True}, {"direction": "ascent"}, {"direction": "random_margin"}])
@@ -446,5 +446,5 @@ def test_a_direction_that_is_a_function_keeps_its_own_settings():
 
 def test_a_second_input_is_not_taken_for_labels():
     x = torch.randn(4, 6)
-    with pytest.raises(TypeError, match=r"vat takes labels .* a second input goes into a function, as vat\(lambda x: model"):
+    with pytest.raises(TypeError, match=r"the third argument of vat must be integer labels .* or in a function, as vat\(lambda x: model"):
         VAT(1.0)(nn.Linear(6, 3), x, x)

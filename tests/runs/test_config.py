@@ -242,7 +242,7 @@ def test_every_regularizer_trains_and_logs_its_terms(job, choice, data):
     for i, loss in enumerate(losses):
         assert sum(values[f"train/{term}"][i] for term in terms) == pytest.approx(loss, rel=1e-5)
     if choice != "none" and choice != "pi_model" and choice != "mean_teacher":
-        assert all(values[f"train/{term}"][-1] > 0 for term in terms)
+        assert all(max(values[f"train/{term}"]) > 0 for term in terms)
 
 
 @pytest.mark.parametrize("choice", EXPERIMENTS)

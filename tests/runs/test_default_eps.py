@@ -130,6 +130,7 @@ def test_a_run_resumes_and_a_folder_knows_its_job(job, table, compose, tmp_path)
         resume.refuse_other_job(other, ran.folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*have the values of examples")
 def test_equal_inputs_need_a_typed_radius(job, tmp_path):
     path = tmp_path / "equal.npz"
     np.savez(path, x=np.ones((40, 3), np.float32), y=np.arange(40) % 2)

@@ -133,6 +133,7 @@ def test_texts_are_evaluated_with_the_words_of_training(job, overrides, command,
 
 @pytest.mark.filterwarnings("ignore:.*have the values of examples:UserWarning")
 @pytest.mark.parametrize("regularizer", ["vat", "random_perturbation", "mean_teacher", "pi_model"])
+@pytest.mark.filterwarnings("ignore:.*the run ends earlier")
 def test_a_resumed_run_equals_the_complete_run(job, overrides, differences, regularizer):
     ramp = {"mean_teacher": "mean_teacher.ramp_up=30", "pi_model": "pi_model.ramp_up=30"}.get(regularizer)  # not a share of the shorter run
     brief = ("test=none", "figures=null", "scheduler=null", f"regularizer={regularizer}", *([ramp] if ramp else []))

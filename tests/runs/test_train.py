@@ -345,6 +345,7 @@ RESTARTS = {
 
 
 @pytest.mark.parametrize("overrides", RESTARTS.values(), ids=RESTARTS)
+@pytest.mark.filterwarnings("ignore:.*examples of CIFAR10 instead")
 def test_a_killed_run_resumes_to_the_same_weights(job, kill, differences, overrides, tmp_path, monkeypatch):
     if "data=cifar10" in overrides:
         official.write_cifar10(tmp_path)

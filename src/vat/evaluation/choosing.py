@@ -1,7 +1,7 @@
-"""Choose a radius without validation labels, by what networks say of unlabelled inputs.
+"""Choose a radius without validation labels, by what networks predict for unlabelled inputs.
 
-A radius that is too large reaches into other classes. Then even a random r of its length changes the predictions, far as it is from the
-worst r. So the rule takes the largest radius at which a random r changes them by less than 0.003 nats. It looks at no label.
+A radius that is too large reaches into other classes. Then even a random r of its length changes the predictions, although a random r is
+far from the worst one. So the rule takes the largest radius at which a random r changes them by at most 0.003 nats. It uses no labels.
 docs/choosing_eps.md compares it with other rules on nine data sets.
 """
 
@@ -24,19 +24,19 @@ MOST_KL = 0.003
 LEFT_OUT = 0.5
 """A radius is excluded if the rarest class is predicted less than this many times as often as without VAT: two classes have merged."""
 RESAMPLED = 200
-"""Bootstrap samples of the unlabelled examples, which tell how sure a choice is."""
+"""Number of bootstrap samples of the unlabelled examples, which measure how stable a choice is."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What networks trained with one radius say of some unlabelled examples. They differ in their initial weights.
+    """Predictions for unlabelled examples from networks trained with one radius. The networks differ in their initial weights.
 
     Args:
-        eps: The radius; 0 for training without VAT.
-        predictions: The class that each predicts, int64 (networks, N), or for each position that counts.
+        eps: Radius; 0 for training without VAT.
+        predictions: Predicted class of each network and example, int64 (networks, N), or of each position that counts.
         kl_random: Mean over the networks of the KL at a random r of length `eps`, in nats, (N,).
-        num_classes: Classes that there are.
-        prior: Expected share of each class, (C,); all alike if None.
+        num_classes: Number of classes.
+        prior: Expected share of each class, (C,); equal shares if None.
     """
 
     eps: float
@@ -47,16 +47,16 @@ class Pilot:
 
     @property
     def disagreement(self) -> Tensor:
-        """Share of the pairs of networks that disagree, for each example: (N,)."""
+        """Share (N,) of the pairs of networks that disagree, for each example."""
         pairs = torch.combinations(torch.arange(len(self.predictions)))
         first, second = self.predictions[pairs].unbind(1)
         return (first != second).double().mean(0)
 
     @property
     def smallest_share(self) -> float:
-        """How often a network predicts its rarest class, as a share of what is expected: the mean over the networks.
+        """How often a network predicts its rarest class, divided by that class's expected share: the mean over the networks.
 
-        Not of all predictions together: two networks that each predict one class, but not the same one, would look balanced.
+        It is computed for each network: two networks that each predict a single class, but different ones, would look balanced together.
         """
         counts = torch.stack([torch.bincount(row, minlength=self.num_classes) for row in self.predictions]).double()
         found = counts / counts.sum(1, keepdim=True)
@@ -66,12 +66,12 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Choice:
-    """A radius, and what it was chosen by.
+    """The chosen radius and the evidence for it.
 
     Args:
-        eps: The radius; 0 if every candidate is excluded.
-        pilots: Of every candidate, by radius.
-        sure: Share of resampled sets of examples by which the same radius is chosen, or one next to it among the candidates.
+        eps: Radius; 0 if every candidate is excluded.
+        pilots: Pilots of every candidate, in order of the radius.
+        sure: Share of the resampled sets of examples that lead to the same radius or a neighbouring candidate.
     """
 
     eps: float
@@ -79,7 +79,7 @@ class Choice:
     sure: float
 
     def rows(self) -> list[dict[str, float]]:
-        """The table: a row for each candidate, in plain numbers."""
+        """Table with a row for each candidate, in plain numbers."""
         merged = _merged(self.pilots)
         return [
             {
@@ -107,25 +107,25 @@ def pilot(
     at: str | int | None = None,
     **of_step: Any,
 ) -> Pilot:
-    """Look at networks that were trained with one radius.
+    """Compute a `Pilot` of networks that were trained with one radius.
 
     Args:
-        networks: x -> logits (N, C), in evaluation mode; they differ in their initial weights.
-        x: Unlabelled inputs (N, …); a tuple or a mapping is the arguments of the call, see `Step`.
-        eps: The radius.
-        prior: Expected share of each class, (C,); all alike if None.
-        batch_size: Examples at a time.
-        norm: Of r, as for `VAT`.
-        per: What has a norm of its own, as for `VAT`.
-        at: What is perturbed: the name of a layer, of which the output is, or the name or number of an argument.
-        **of_step: What else the term is given for all of x, as `mask` or `class_dim`; see `Step`.
+        networks: Functions x -> logits (N, C), in evaluation mode; they differ in their initial weights.
+        x: Unlabelled inputs (N, …), or a tuple or mapping of the network's arguments; see `Step`.
+        eps: Radius, in the units of the perturbed tensor.
+        prior: Expected share of each class, (C,); equal shares if None.
+        batch_size: Number of examples in a batch.
+        norm: Norm of r, as for `VAT`.
+        per: Unit whose r has norm ε, as for `VAT`.
+        at: What to perturb: the name of a layer, whose output is perturbed, or the name or number of an argument.
+        **of_step: Further arguments of the term for all of x, as `mask` or `class_dim`; see `Step`.
 
     Raises:
         ValueError: If there is no network or no input.
     """
     number = _num_rows(x)
     if not networks or not number:
-        raise ValueError(f"{len(networks)} networks and {number} inputs: there must be one of each at least")
+        raise ValueError(f"pilot needs at least one network and one input, got {len(networks)} networks and {number} inputs")
     norm, kind = by_name("norm", NORMS, norm), DIVERGENCES["categorical"]
     predictions, kl, num_classes = [], [], 0
     size = batch_size if of_step.get("group") is None else number  # graphs are not divided
@@ -147,13 +147,13 @@ def pilot(
 
 
 def _num_rows(x: Any) -> int:
-    """Of inputs, which are the first tensor in a call."""
+    """Number of inputs: the rows of the first tensor in a call."""
     call = Call.of(x)
     return next((len(value) for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.dim()), 0)
 
 
 def _part(value: Any, rows: slice, number: int) -> Any:
-    """Some rows of a tensor of so many rows, also inside a call."""
+    """Take some rows of each tensor that has `number` rows, also inside a call."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() and len(value) == number else value
     if isinstance(value, Call):
@@ -164,17 +164,18 @@ def _part(value: Any, rows: slice, number: int) -> Any:
 
 
 def choose(pilots: Iterable[Pilot]) -> Choice:
-    """Choose among radii.
+    """Choose a radius from pilots.
 
     Args:
-        pilots: One for each radius, of the same examples. One at radius 0 tells which classes are found without VAT.
+        pilots: One pilot for each radius, all of the same examples. A pilot at radius 0 shows which classes are predicted without VAT.
 
     Raises:
-        ValueError: If there are none, or they are of different numbers of examples.
+        ValueError: If there are none, or their numbers of examples differ.
     """
     ordered = tuple(sorted(pilots, key=lambda pilot: pilot.eps))
     if len({pilot.predictions.shape[1] for pilot in ordered}) != 1:
-        raise ValueError("choose needs pilots of the same examples: one for each radius")
+        numbers = sorted({pilot.predictions.shape[1] for pilot in ordered})
+        raise ValueError(f"choose needs a pilot for each radius, all of the same examples, got numbers of examples {numbers}")
     merged, number = _merged(ordered), ordered[0].predictions.shape[1]
     eps = _largest(ordered, merged)
     radii = [pilot.eps for pilot in ordered]
@@ -193,7 +194,7 @@ def choose_eps(
     prior: Tensor | None = None,
     **of_pilot: Any,
 ) -> Choice:
-    """Train with each radius from each seed, and choose the radius by unlabelled inputs alone.
+    """Train with each radius and seed, and choose the radius by unlabelled inputs only.
 
         >>> def train(eps, seed):
         ...     torch.manual_seed(seed)
@@ -204,32 +205,32 @@ def choose_eps(
         >>> model = train(choice.eps, 0)
 
     Args:
-        train: (eps, seed) -> a trained network in evaluation mode, x -> logits. The seed sets its initial weights; a radius of 0 means
+        train: Function (eps, seed) -> trained network x -> logits in evaluation mode. The seed sets its initial weights. Radius 0 means
             training without VAT. A quarter of the final run's steps is enough.
-        x: Some hundred unlabelled inputs (N, …), as for `pilot`.
-        candidates: Radii > 0, each about twice the last one. 0 is always trained too.
-        seeds: One or more; with two, the table tells how often their networks disagree.
-        prior: Expected share of each class, (C,); all alike if None.
-        **of_pilot: What the term is given in training, for all of x: `norm`, `per`, `at`, `mask`, `class_dim`; see `pilot`.
+        x: Several hundred unlabelled inputs (N, …), as for `pilot`.
+        candidates: Radii > 0, each about twice the last one. 0 is always trained, too.
+        seeds: One or more seeds. With two or more, the table shows how often their networks disagree.
+        prior: Expected share of each class, (C,); equal shares if None.
+        **of_pilot: The term's arguments in training, for all of x: `norm`, `per`, `at`, `mask`, `class_dim`; see `pilot`.
 
     Raises:
         ValueError: If there is no candidate or no seed, or a candidate is not positive.
     """
     if not candidates or min(candidates) <= 0:
-        raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: 0 is trained anyway")
+        raise ValueError(f"candidates must be radii > 0, got {list(candidates)}: leave 0 out, it is always trained")
     if not seeds:
-        raise ValueError("seeds must hold one seed at least, got none")
+        raise ValueError("seeds must have at least one seed, got none")
     radii = (0.0, *sorted(set(candidates)))
     return choose(pilot([train(eps, seed) for seed in seeds], x, eps=eps, prior=prior, **of_pilot) for eps in radii)
 
 
 def _merged(pilots: Sequence[Pilot]) -> set[float]:
-    """The radii at which a class that is found without VAT is left out."""
+    """Radii at which a class that is predicted without VAT is hardly predicted any more."""
     without = next((pilot.smallest_share for pilot in pilots if not pilot.eps), 1.0)
     return {pilot.eps for pilot in pilots if pilot.eps and pilot.smallest_share < LEFT_OUT * without}
 
 
 def _largest(pilots: Sequence[Pilot], merged: set[float], rows: Tensor | None = None) -> float:
-    """The largest radius that is not excluded, by all examples or by some rows; 0 if all are."""
+    """Largest radius that is not excluded, by all examples or by some rows; 0 if all are excluded."""
     means = {p.eps: float((p.kl_random if rows is None else p.kl_random[rows]).mean()) for p in pilots if p.eps not in merged}
     return max((eps for eps, kl in means.items() if eps and kl <= MOST_KL), default=0.0)

@@ -1,4 +1,4 @@
-"""Is VAT working? What r reaches, beside what nothing, chance and a long search reach; and a sentence where a value is abnormal."""
+"""Is VAT working? Compare the divergence at r with no r, a random r and a long search, and explain abnormal values."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,53 +20,53 @@ from vat.regularizers import VAT, RandomPerturbation
 from vat.step import Key, Step
 
 FLAT = 1e-5
-"""Nats below which a penalty teaches nothing."""
+"""Nats below which a penalty has no effect."""
 FAR = 0.1
-"""Nats by which a random r changes predictions if eps is too large: see docs/choosing_eps.md for where this fires."""
+"""Nats by which a random r changes predictions if eps is too large. docs/choosing_eps.md shows at which eps the warning appears."""
 MOST_OUTPUTS = 1024
-"""Outputs of an example up to which its Hessian is computed, by as many backward passes."""
+"""Largest number of outputs of an example for which its Hessian is computed. It costs a backward pass for each output."""
 
 FELT = 0.02
-"""Nats at a random r from which a useless direction is the fault of eps: at the default radius short runs have at most 0.007."""
+"""Nats at a random r above which eps causes a useless direction. At the default radius, short runs have at most 0.007 nats."""
 
 
 def looks_for_r(regularizer: object) -> TypeGuard[VAT]:
-    """Whether it is a `VAT` that can be judged: `RandomPerturbation`, its control, looks for nothing."""
+    """Whether it is a `VAT` whose r can be judged. `RandomPerturbation`, its control, does not search for r."""
     return isinstance(regularizer, VAT) and not isinstance(regularizer, RandomPerturbation)
 
 
 def diagnose(
     forward: Forward, x: Any, vat: VAT, *, key: Key | None = None, module: Modules | None = None, **of_step: Any
 ) -> dict[str, Tensor]:
-    """What `vat` does to a network around `x`, in evaluation mode, beside what it could do; a value for each example.
+    """Compare what `vat` does to a network around `x` with what it could do, in evaluation mode; a value for each example.
 
     Args:
-        forward: x -> logits (N, …), as for `Step`. Its module's mode is left as it was.
-        x: inputs (N, …), as for `Step`.
-        vat: of which radius, direction, norm and divergence are judged.
-        key: of all that is drawn; a fresh one if None.
-        module: as for `Step`.
-        **of_step: what else the term is given, as `at`, `mask`, `class_dim`, `group`; see `Step`.
+        forward: Function x -> logits (N, …), as for `Step`. Its module's mode is restored.
+        x: Inputs (N, …), as for `Step`.
+        vat: Regularizer whose radius, direction, norm and divergence are judged.
+        key: Key of all random numbers; a new one if None.
+        module: Module, as for `Step`.
+        **of_step: Further arguments of the term, as `at`, `mask`, `class_dim`, `group`; see `Step`.
 
     Returns:
-        Tensors (N,) by name, or of groups (G,) if the outputs are theirs; divergences in nats where they are KL:
+        Tensors (N,) by name, or (G,) if there is one output for each group. KL divergences are in nats.
 
-        - `lds`: the divergence at r;
-        - `kl_at_zero`: without any r, in training mode, where passes may differ in their noise; a single example has batch norm's running
-        statistics;
-        - `kl_random`, `kl_maximum`: at a random r, and at the worst r that a long search finds;
-        - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and the largest there is, in nats per squared unit of x;
+        - `lds`: divergence at r;
+        - `kl_at_zero`: divergence without r in training mode, in which passes may differ by noise; for a single example batch norm uses its
+        running statistics;
+        - `kl_random`, `kl_maximum`: divergence at a random r, and at the worst r that a long search finds;
+        - `curvature`, `eigenvalue`: dᵀ H d along r's direction d, and its largest possible value, in nats per squared unit of x;
         - `cosine`: |⟨d, the top eigenvector⟩|;
-        - `flip_rate`, `margin`: the share of decisions that r changes, and how far they are from changing, in logits; where there are
+        - `flip_rate`, `margin`: share of decisions that r changes, and their distance from a change, in logits; only for outputs with
         decisions.
 
-        The values of the Hessian are there for one L2 norm of each example, and up to 1024 outputs of each.
+        The three values of the Hessian need an L2 norm of each example, and at most 1024 outputs of each.
 
     Raises:
-        ValueError: the radius is 0, so that there is no r to judge.
+        ValueError: If the radius is 0, so that there is no r to judge.
     """
     if not vat.current_eps:
-        raise ValueError("eps must be > 0 for an r to be judged, got 0")
+        raise ValueError("eps must be > 0 to judge r, got 0: set a positive eps, or diagnose later in its schedule")
     network = Network(forward, module).module or nn.Identity()
     with _mode(network, training=True), torch.no_grad():
         batch_norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
@@ -83,7 +83,7 @@ def diagnose(
 
 
 def _around(step: Step, vat: VAT) -> dict[str, Tensor]:
-    """What `diagnose` finds in evaluation mode."""
+    """Compute the values of `diagnose` in evaluation mode."""
     eps, divergence, norm = step.radius(vat.current_eps), step.divergence(vat.divergence), step.norm(vat.norm, vat.per)
     r = vat.virtual_adversarial_perturbation(step).detach()
     d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
@@ -107,13 +107,13 @@ def _around(step: Step, vat: VAT) -> dict[str, Tensor]:
 
 
 def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
-    """A (N, K, D) with H = AᵀA the Hessian of D(x, x + r) in r at r = 0, exactly, for each example of D entries and K outputs.
+    """Exact square root A (N, K, D) of the Hessian H = AᵀA of D(x, x + r) in r at r = 0; each example has D entries and K outputs.
 
-    H = Jᵀ F J with J = ∂outputs/∂x and F the Hessian of D in its outputs, so A = F^½ J: K pull-backs on the one clean pass.
+    H = Jᵀ F J with J = ∂outputs/∂x and F the Hessian of D in its outputs. So A = F^½ J costs K backward passes through one clean pass.
 
     Args:
-        step: a live one, of a network that treats its rows one by one (in evaluation mode, where there is batch norm).
-        divergence: D.
+        step: A live step. Its network must treat each row separately (with batch norm: in evaluation mode).
+        divergence: Divergence D.
     """
     x, logits = step.clean.x, step.clean.logits
     outputs = logits[:1].numel()
@@ -126,7 +126,7 @@ def root_of_hessian(step: Step, divergence: Divergence) -> Tensor:
 
 
 def top_eigenpair(root: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalue (N,) of AᵀA and its unit eigenvector (N, D), 0 where the eigenvalue is, from A (N, K, D)."""
+    """Largest eigenvalue (N,) of AᵀA and its unit eigenvector (N, D), from A (N, K, D). For an eigenvalue 0 the eigenvector is 0."""
     values, vectors = torch.linalg.eigh(root @ root.mT)  # K × K: the other eigenvalues of AᵀA are 0
     top = (root.mT @ vectors[..., -1:]).squeeze(-1)
     length = top.norm(dim=1, keepdim=True)
@@ -136,18 +136,18 @@ def top_eigenpair(root: Tensor) -> tuple[Tensor, Tensor]:
 def maximum(
     step: Step, divergence: Divergence, norm: Norm, *, eps: float | Tensor, starts: Iterable[Tensor] | None = None, steps: int = 40
 ) -> tuple[Tensor, Tensor]:
-    """The largest D(x, x + r) within ‖r‖ ≤ ε that a long search finds: projected ascent from several starts.
+    """Largest D(x, x + r) within ‖r‖ ≤ ε that a long search finds, by projected ascent from several starts.
 
     Args:
-        step: a live one.
-        divergence: D.
-        norm: of r.
-        eps: ε.
-        starts: r / ε (N, …) to start from; `usual_starts` if None.
-        steps: from each start; their length falls from ε to 0.
+        step: A live step.
+        divergence: Divergence D.
+        norm: Norm of r.
+        eps: Radius ε, in the units of x.
+        starts: Starting points r / ε (N, …); `usual_starts` if None.
+        steps: Number of steps from each start. Their length decreases from ε to 0.
 
     Returns:
-        The divergence reached (N,), and r / ε (N, …).
+        The divergence found (N,), and its r / ε (N, …).
     """
     best = torch.full_like(divergence(step.target, step.target), -1.0)
     where = torch.zeros_like(step.x)
@@ -165,10 +165,10 @@ def maximum(
 
 
 def usual_starts(step: Step, divergence: Divergence, norm: Norm) -> Iterator[Tensor]:
-    """A random direction and its opposite; where there are decisions, towards the runner-up and towards a random class. (N, …) each."""
+    """Starting directions (N, …): a random one, its opposite, and for outputs with decisions both margin directions."""
     random = norm.sample(step.normal("search")).to(step.x.dtype)
     yield random
-    yield -random  # close to r = 0 the divergence is even, and climbs to both sides
+    yield -random  # near r = 0 the divergence is symmetric, so the search climbs on both sides
     if divergence.decision(step.target) is not None:
         yield margin(step, divergence, norm)
         yield random_margin(step, divergence, norm)
@@ -176,7 +176,7 @@ def usual_starts(step: Step, divergence: Divergence, norm: Norm) -> Iterator[Ten
 
 @contextmanager
 def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Within it, the network and its parts train or do not; after it they are as before."""
+    """Context in which the network and its parts are in training or evaluation mode; their modes are restored afterwards."""
     before = {module: module.training for module in network.modules()}
     network.train(training)
     try:
@@ -187,11 +187,11 @@ def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def interpretation(values: Mapping[str, float], *, direction: str | None = None) -> list[str]:
-    """A sentence for each value that is abnormal; none where VAT works.
+    """Explain each abnormal value in a sentence; the list is empty if VAT works.
 
     Args:
-        values: means over examples, by the names of `diagnose` or of VAT's report; those that are absent are not judged.
-        direction: the name of how r was found, on which the cause depends; None if it is not known.
+        values: Means over examples, by the names of `diagnose` or of VAT's report. Missing values are not judged.
+        direction: Name of the direction that found r, on which the cause depends; None if it is not known.
     """
     lds, at_zero, chance = (values.get(name, math.nan) for name in ("lds", "kl_at_zero", "kl_random"))
     most = values.get("kl_maximum", values.get("kl_ascent", math.nan))
@@ -199,35 +199,34 @@ def interpretation(values: Mapping[str, float], *, direction: str | None = None)
     found = []
     if at_zero > max(1e-6, 0.01 * lds):
         found.append(
-            f"KL without any r is {at_zero:.2g}: the passes of a step differ by noise of the network's own, which drowns r. Draw that "
-            "noise from torch's default generators, or outside the network"
+            f"KL without any r is {at_zero:.2g}: the network's own noise makes the passes of a step differ and hides the effect of r. "
+            "Draw that noise from torch's default generators, or outside the network"
         )
     if lds < FLAT:
         found.append(
-            f"r changes the predictions by {lds:.2g} nats only: eps is too small to matter, or the network is flat (untrained, "
+            f"r changes the predictions by only {lds:.2g} nats: eps is too small to matter, or the network is flat (untrained, "
             "saturated, or collapsed to one prediction)"
         )
     elif lds < 1.5 * chance:
         found.append(
-            f"r reaches {lds:.2g} nats and a random one {chance:.2g}: the direction is hardly better than noise. "
-            f"{_noise(direction, chance)}"
+            f"r reaches {lds:.2g} nats and a random r {chance:.2g}: the direction is hardly better than noise. {_noise(direction, chance)}"
         )
     elif lds < 0.1 * most:
         found.append(
-            f"r reaches {lds:.2g} nats where a longer search reaches {most:.2g}: at this eps the direction misses most of what there is. "
-            "A direction is found close to x, so a smaller eps helps, or direction=ascent"
+            f"r reaches {lds:.2g} nats but a longer search reaches {most:.2g}: at this eps the direction is far from the worst one. "
+            "It is found close to x, so lower eps, or use direction=ascent"
         )
     if chance > FAR or (flips > 0.5 and math.isnan(chance)):
         said = [f"a random r changes the predictions by {chance:.2g} nats"] if chance > FAR else []
         said += [f"r flips {100 * flips:.0f} % of the decisions"] if flips > 0.5 else []
-        found.append(f"{', and '.join(said)}: eps reaches into other classes; if it stays so, lower it by half or more")
+        found.append(f"{', and '.join(said)}: eps reaches into other classes. If this persists, lower eps to half or less")
     return found
 
 
 def _noise(direction: str | None, chance: float) -> str:
-    """Why a direction is as good as noise."""
+    """Explain why a direction is no better than noise."""
     if direction == "random":
-        return "direction=random asks for that: it is VAT's control"
+        return "This is expected of direction=random: it is VAT's control"
     if chance <= FELT and direction in (None, "finite_difference", "ascent"):
-        return "Finite differences in half precision or with a tiny xi are so: take direction=random_margin, margin or exact"
+        return "Half precision or a tiny xi does this to finite differences: use direction=random_margin, margin or exact"
     return "eps is so large that r leaves the region where it was found. Lower eps"

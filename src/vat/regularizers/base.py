@@ -14,22 +14,22 @@ from vat.step import Step
 
 REASONS = {
     "use_reentrant": (
-        "torch.utils.checkpoint cannot give them with use_reentrant=True: say use_reentrant=False, or take VAT(direction='random')"
+        "torch.utils.checkpoint with use_reentrant=True cannot compute them: pass use_reentrant=False, or use VAT(direction='random')"
     ),
     "not currently support double backward": (
-        "What torch.compile has compiled cannot be differentiated twice, as direction 'exact' and gradient_through_r do: call the "
-        "regularizer outside of torch.compile, or take direction='random_margin'"
+        "A function that torch.compile compiled cannot be differentiated twice, but direction 'exact' and gradient_through_r do so: call "
+        "the regularizer outside of torch.compile, or use direction='random_margin'"
     ),
     "not have been used in the graph": NO_GRADIENT[0].upper() + NO_GRADIENT[1:],
 }
-"""What to do about errors of torch, by words in them."""
+"""What to do about torch's errors, by words in their messages."""
 
 
 class Regularizer(nn.Module):
     """A term added to the loss of a training step: weight × penalty, a scalar.
 
-    Callback-style: beside the penalty it may follow the run (a schedule of its weight, a teacher's moving average) through
-    `on_fit_start` and `on_optimizer_step_end`; what it carries is in its `state_dict`.
+    A regularizer may also follow the run, for a schedule of its weight or a teacher's moving average. It does so in `on_fit_start` and
+    `on_optimizer_step_end`. Its `state_dict` has the state that it keeps between steps.
 
         >>> class SmallLogits(Regularizer):
         ...     differentiates_clean_pass = True
@@ -40,19 +40,19 @@ class Regularizer(nn.Module):
         >>> loss = F.cross_entropy(model(x), y) + regularizer(model, x)
 
     Args:
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises as exp(-5 (1 - t)²), from 0.7 % of itself (Laine and Aila, arXiv 1610.02242);
-            0 for full weight from the start. A loop of your own that uses it calls `on_optimizer_step_end` after each step.
+        weight: Factor of the penalty, >= 0.
+        ramp_up: Optimizer steps over which the weight rises as exp(-5 (1 - t)²), from 0.7 % of its value (Laine and Aila, arXiv
+            1610.02242); 0 for full weight from the start. Your own loop must then call `on_optimizer_step_end` after each step.
     """
 
     needs_labels = False
-    """Takes the labelled rows rather than all of them."""
+    """Whether it takes only the labelled rows instead of all rows."""
     needs_view = False
-    """Uses a second augmented view of the inputs where there is one."""
+    """Whether it uses a second augmented view of the inputs, if there is one."""
     differentiates_clean_pass = False
-    """Sends gradients to the parameters through the clean pass."""
+    """Whether it sends gradients to the parameters through the clean pass."""
     number = 1
-    """Which it is of several of its kind, see `by_unique_name`."""
+    """Its number among several of its kind; see `by_unique_name`."""
 
     def __init__(self, *, weight: float = 1.0, ramp_up: int = 0):
         super().__init__()
@@ -66,52 +66,52 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def term(self, step: Step) -> Tensor:
-        """Current weight × penalty, which is not computed where the weight is 0.
+        """Current weight × penalty. If the weight is 0, the penalty is not computed.
 
         Raises:
-            ValueError: the step's clean pass carries no gradient to the parameters, and this regularizer needs one.
+            ValueError: If this regularizer needs a gradient through the clean pass and the step is not live.
         """
         if not self.current_weight:
-            return torch.zeros((), device=step.x.device, requires_grad=True).clone()  # backward() may be called on it alone
+            return torch.zeros((), device=step.x.device, requires_grad=True).clone()  # so that its backward() works
         if self.differentiates_clean_pass and not step.live:
-            raise ValueError(f"{self.name} differentiates the clean pass: make the step with live=True")
+            raise ValueError(f"{self.name} differentiates the clean pass, got a step with live=False: pass live=True to Step")
         return self.current_weight * self.through_checkpoints(self.penalty, step)
 
     def through_checkpoints(self, function: Callable[[Step], Any], step: Step) -> Any:
-        """What `function` returns of a step, of a network under `torch.utils.checkpoint`, too.
+        """Return `function(step)`, also if the network uses `torch.utils.checkpoint`.
 
         Raises:
-            RuntimeError: If the function needs a gradient that torch cannot give, as under a reentrant checkpoint.
+            RuntimeError: If the function needs a gradient that torch cannot compute, as with a reentrant checkpoint.
         """
         try:
             return function(step)
-        except CheckpointError:  # it computes activations again, with the module's own weights
+        except CheckpointError:  # the checkpoint computed activations again, with the module's weights instead of constants
             step.keep_own_weights()
             return function(step)
         except RuntimeError as error:
             reason = next((reason for words, reason in REASONS.items() if words in str(error)), None)
             if reason is None:
                 raise
-            raise RuntimeError(f"{self.name} asks for gradients with respect to the inputs. {reason}") from error
+            raise RuntimeError(f"{self.name} needs gradients with respect to the inputs. {reason}") from error
 
     def forward(self, forward: Forward, x: Any, y: Tensor | None = None, *, module: Modules | None = None, **of_step: Any) -> Tensor:
-        """The term of one batch: a scalar to add to the loss.
+        """Compute the term of one batch, a scalar to add to the loss.
 
         Args:
-            forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
-            x: inputs (N, …), of a floating dtype; a tuple or a mapping of the network's arguments, see `Step`.
-            y: labels (N,), for regularizers that need them.
-            module: the module that another function uses, a list of several, or `()` if there is none.
-            **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
+            forward: Function x -> logits (N, …): a module, a method of one, a `functools.partial` of these, or any function with `module`.
+            x: Inputs (N, …), of a floating dtype; or a tuple or mapping of the network's arguments, see `Step`.
+            y: Labels (N,), for regularizers that need them.
+            module: Module that another function uses, a list of several, or `()` if there is none.
+            **of_step: Further arguments of `Step`: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`.
 
         Raises:
-            TypeError: `y` are not integers, and are not needed: another input of the model, perhaps.
+            TypeError: If `y` is not needed and cannot be labels: it may be another input of the model.
         """
         if y is not None and not self.needs_labels and (y.dim() != 1 or y.is_floating_point() or y.dtype is torch.bool):
             raise TypeError(
-                f"{self.name} takes labels (N,) as its third argument, and has no use for them; this is {y.dtype} of shape "
-                f"{tuple(y.shape)}. A mask goes as mask=…, a second input goes into a function, as vat(lambda x: model(x, z), x, "
-                "module=model), or into the call, as vat(model, (x, z))"
+                f"the third argument of {self.name} must be integer labels (N,), which it does not use, got {y.dtype} of shape "
+                f"{tuple(y.shape)}. Pass a mask as mask=…, and a second input in the call, as vat(model, (x, z)), or in a function, as "
+                "vat(lambda x: model(x, z), x, module=model)"
             )
         step = Step(forward, x, y, module=module, live=self.differentiates_clean_pass, **of_step)
         term = self.term(step)
@@ -121,7 +121,7 @@ class Regularizer(nn.Module):
         return term
 
     def first_call(self, step: Step) -> None:
-        """Called after the term of a batch in a loop of one's own: to look, once for a network, for what makes a wrong number."""
+        """Check once for each network for causes of a wrong number. Called after the term of a batch in the user's own loop."""
 
     @property
     def current_weight(self) -> float:
@@ -132,35 +132,35 @@ class Regularizer(nn.Module):
 
     @property
     def name(self) -> str:
-        """Its name in logs."""
+        """The regularizer's name in logs."""
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         return kind if self.number == 1 else f"{kind}_{self.number}"
 
     def on_fit_start(self, model: nn.Module) -> None:
-        """Called once the model stands on its device, before the first step; after a restart, once the state is loaded."""
+        """Called before the first step, when the model is on its device; after a restart, when the state is loaded."""
 
     def on_optimizer_step_end(self, model: nn.Module) -> None:
-        """Called after every optimizer step. An override calls this one."""
+        """Called after every optimizer step. An override must call this method, too."""
         self.num_updates += 1
 
     def reset(self) -> None:
-        """Forget what was carried from step to step, before another run. An override calls this one."""
+        """Discard the state kept between steps, before another run. An override must call this method, too."""
         self.num_updates = 0
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Whatever is carried from step to step: tensors and plain numbers."""
+        """State kept between steps: tensors and plain numbers."""
         return {"num_updates": self.num_updates}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` gave."""
+        """Load the state that `get_extra_state` returned."""
         self.num_updates = int(state["num_updates"])
 
 
 def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer]:
-    """Regularizers by their names in logs; a second one of a kind gets a number.
+    """Map names in logs to regularizers. The second of a kind gets a number.
 
     Raises:
-        TypeError: If one is no `Regularizer`.
+        TypeError: If one is not a `Regularizer`.
     """
     named: dict[str, Regularizer] = {}
     for regularizer in regularizers:
@@ -174,30 +174,30 @@ def by_unique_name(regularizers: Iterable[Regularizer]) -> dict[str, Regularizer
 
 
 def live(regularizers: Collection[Regularizer]) -> bool:
-    """Whether their `Step` is to be live: several of them use the one clean pass, or one sends gradients through it."""
+    """Whether their `Step` must be live: several of them use its clean pass, or one sends gradients through it."""
     at_work = [regularizer for regularizer in regularizers if regularizer.current_weight]
     return len(at_work) > 1 or any(regularizer.differentiates_clean_pass for regularizer in at_work)
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the examples; 0, with a gradient of 0, where there are none.
+    """Mean over the examples; 0, with a gradient of 0, if there are none.
 
     Raises:
-        ValueError: it is a single number.
+        ValueError: If the value is a single number.
     """
     if not value.dim():
         raise ValueError(
-            "a divergence gives a value for each example, of shape (N,), got a single number: leave the mean to the regularizer"
+            "a divergence must return a value for each example, of shape (N,), got a single number: the regularizer takes the mean"
         )
     return value.sum() / max(1, len(value))
 
 
 def not_negative(name: str, value: float) -> float:
-    """`value`, if it is a finite number >= 0.
+    """Return `value` if it is a finite number >= 0.
 
     Raises:
-        ValueError: it is negative, NaN or infinite.
-        TypeError: it is no number.
+        ValueError: If it is negative, NaN or infinite.
+        TypeError: If it is not a number.
     """
     try:
         possible = math.isfinite(value) and value >= 0
@@ -209,10 +209,10 @@ def not_negative(name: str, value: float) -> float:
 
 
 def share(name: str, value: float) -> float:
-    """`value`, if it lies in [0, 1).
+    """Return `value` if it is in [0, 1).
 
     Raises:
-        ValueError: it does not.
+        ValueError: If it is outside.
     """
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be >= 0 and < 1, got {value}")

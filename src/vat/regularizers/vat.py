@@ -31,8 +31,11 @@ from vat.step import PER, Key, Step
 class VAT(Regularizer):
     """Local distributional smoothness: the mean of D[p(y|x) ‖ p(y|x + r)] at the r within ‖r‖ ≤ ε that changes the prediction most.
 
-    Miyato et al., arXiv 1507.00677 and 1704.03976. Labels are not used. Neither r nor the target p(y|x) carries a gradient, unless asked
-    to. Cost in forward passes F of the batch: 4 F and the direction's.
+    Miyato et al., arXiv 1507.00677 and 1704.03976. VAT does not use labels. By default neither r nor the target p(y|x) carries a gradient.
+    Cost in forward passes F of the batch: 4 F plus the direction's.
+
+    For outputs with positions (tags, nodes), `direction="finite_difference"` had a lower mean error than the default in both cases tried
+    (n = 5): 12.0 against 25.9 % in examples/graph_nodes.py, 0.7 against 4.6 % in examples/sequence_tagging.py.
 
         >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
         >>> vat = VAT(eps=2.0)
@@ -40,22 +43,22 @@ class VAT(Regularizer):
         >>> loss.backward()
 
     Args:
-        eps: radius ε, in the units of the tensor that is handed in; 0 gives a penalty of 0.
-        direction: how r is found: a name in `vat.directions.DIRECTIONS`, or a function as described there. If None, "random_margin"
-            where the output decides something, otherwise "finite_difference".
-        num_power_iterations: iterations of the direction's search, or steps of its ascent; the direction's own choice if None.
-        xi: length of the finite differences' probe, as a share of the examples' mean length; the direction's own choice if None.
-        choose_sign: take the better of +r and -r, for 2 F more: an eigenvector has no sign.
-        gradient_through_r: let the gradient flow through r's dependence on the parameters too.
-        gradient_through_target: let it flow through the target p(y|x) too.
-        norm: of r: "l2", "linf", or a `vat.norms.Norm`.
-        per: what has a norm of its own: each "example", each "token" (a vector along the last dimension), or each "input" of several.
+        eps: Radius ε, in the units of the perturbed tensor, >= 0. At 0 the penalty is 0.
+        direction: Method that finds r: a name in `vat.directions.DIRECTIONS`, or a function as described there. If None, "random_margin"
+            for outputs with decisions, otherwise "finite_difference".
+        num_power_iterations: Iterations of the direction's search, or steps of its ascent; the direction's default if None.
+        xi: Length of the finite differences' probe, as a share of the examples' mean length; the direction's default if None.
+        choose_sign: Whether to take the better of +r and -r, for 2 F more: an eigenvector has no sign.
+        gradient_through_r: Whether the gradient also flows through r, which depends on the parameters.
+        gradient_through_target: Whether the gradient also flows through the target p(y|x).
+        norm: Norm of r: "l2", "linf", or a `vat.norms.Norm`.
+        per: Unit whose r has norm ε: each "example", each "token" (a vector along the last dimension), or each "input" of several.
         divergence: "categorical" (softmax; a single logit is a Bernoulli), "bernoulli" (multi-label), "gaussian", or a
             `vat.functional.Divergence`.
-        eps_start: radius at the start, from which it moves to `eps` linearly; `eps` from the start if None.
-        eps_steps: optimizer steps over which it does. A loop of your own calls `on_optimizer_step_end` after each step.
-        weight: factor of the penalty.
-        ramp_up: optimizer steps over which the weight rises.
+        eps_start: Radius at the start, which moves linearly to `eps`; `eps` from the start if None.
+        eps_steps: Optimizer steps of this move. Your own loop must call `on_optimizer_step_end` after each step.
+        weight: Factor of the penalty.
+        ramp_up: Optimizer steps over which the weight rises.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class VAT(Regularizer):
         self.eps_start = self.eps if eps_start is None else not_negative("eps_start", eps_start)
         self.eps_steps = int(not_negative("eps_steps", eps_steps))
         if (eps_start is None) == bool(self.eps_steps):
-            raise ValueError(f"eps_start={eps_start} and eps_steps={eps_steps} need each other: where ε starts, and when it is eps")
+            raise ValueError(f"eps_start={eps_start} and eps_steps={eps_steps} go together: give the first radius and the steps to eps")
         if num_power_iterations is not None and num_power_iterations < 1:
             raise ValueError(f"num_power_iterations must be >= 1, got {num_power_iterations}")
         if xi is not None and not 0 < xi < float("inf"):
@@ -100,17 +103,18 @@ class VAT(Regularizer):
         if direction is None:
             direction = "random_margin" if self.divergence.decides else "finite_difference"
         self.direction = by_name("direction", DIRECTIONS, direction)
+        chosen = getattr(self.direction, "__name__", self.direction)
         if self.direction in ACROSS_A_BOUNDARY and not self.divergence.decides:
             others = ", ".join(name for name, function in DIRECTIONS.items() if function not in ACROSS_A_BOUNDARY)
-            raise ValueError(f"{type(self.divergence).__name__} outputs have no decision to change: choose one of the directions {others}")
+            wrong = type(self.divergence).__name__
+            raise ValueError(f"direction={chosen} needs outputs with decisions, got divergence {wrong}: choose one of {others}")
         for name, value in self._options().items():
             if name not in options_of(self.direction):
-                chosen = getattr(self.direction, "__name__", self.direction)
                 others = ", ".join(known for known, function in DIRECTIONS.items() if name in options_of(function))
-                raise ValueError(f"direction {chosen} takes no {name}, got {value}: leave it out, or choose one of {others}")
+                raise ValueError(f"direction={chosen} takes no {name}, got {value}: leave {name} out, or choose one of {others}")
 
     def _options(self) -> dict[str, Any]:
-        """The options of the direction's search that are set."""
+        """Options of the direction's search that the user set."""
         options: dict[str, Any] = {"num_power_iterations": self.num_power_iterations, "xi": self.xi}
         return {name: value for name, value in options.items() if value is not None}
 
@@ -125,12 +129,12 @@ class VAT(Regularizer):
         """The perturbation r (N, …) of the step's inputs: ‖r‖ = ε, the current one, for each example.
 
         Raises:
-            RuntimeError: under torch.inference_mode, where no gradient can be had.
+            RuntimeError: If torch.inference_mode is on, which has no gradients.
         """
         if torch.is_inference_mode_enabled() and self.direction is not random:
             raise RuntimeError(
-                "r is found by a gradient, and there is none under inference mode: give the Trainer inference_mode=False, or measure "
-                "by local_distributional_smoothness"
+                "r needs a gradient, and inference mode has none: pass inference_mode=False to the Trainer, or measure with "
+                "local_distributional_smoothness"
             )
         with torch.set_grad_enabled(self.gradient_through_r):
             options = self._options()
@@ -143,7 +147,7 @@ class VAT(Regularizer):
         return step.radius(self.current_eps) * d
 
     def penalty(self, step: Step) -> Tensor:
-        """Mean divergence of the perturbed from the clean prediction."""
+        """Mean divergence between the clean and the perturbed prediction."""
         r = self.virtual_adversarial_perturbation(step)
         warn_of_rounding(step, r)
         clean = step.clean.logits if self.gradient_through_target else step.target
@@ -154,7 +158,7 @@ class VAT(Regularizer):
         return step.mean(value)
 
     def first_call(self, step: Step) -> None:
-        """Look for what makes a wrong number: passes that differ without r, classes that lie elsewhere, a derivative or bits that lack.
+        """Look for causes of a wrong number: passes that differ without r, misread outputs, a wrong derivative, too little precision.
 
         Raises:
             RuntimeError: If the direction needs a derivative that the network's backward pass does not have.
@@ -178,7 +182,7 @@ class VAT(Regularizer):
 
     @torch.no_grad()
     def _diagnose(self, step: Step, clean: Tensor, perturbed: Tensor, value: Tensor, r: Tensor) -> dict[str, Tensor]:
-        """Is it working? See `vat.evaluation.diagnosis`, which reads these. 7 F."""
+        """Compute the values that `vat.evaluation.diagnosis` interprets. 7 F."""
         eps, divergence, norm = step.radius(self.current_eps), step.divergence(self.divergence), step.norm(self.norm, self.per)
 
         def at(p: Tensor) -> Tensor:
@@ -189,12 +193,12 @@ class VAT(Regularizer):
             "kl_at_zero": at(torch.zeros_like(step.x)),
             "kl_random": at(eps * norm.sample(step.normal("diagnosis")).to(step.x.dtype)),
         }
-        if self.current_eps:  # from r one more step along the gradient, as long as ε
+        if self.current_eps:  # one more step of length ε from r along the gradient
             d = (r / eps).nan_to_num(nan=0.0)  # a scale may be 0
             further = norm.project(d + norm.dual(gradient(step, divergence, r), otherwise=d), 1.0)
             found["kl_ascent"] = at(eps * further)
             one_length = isinstance(self.norm, L2) and self.per == "example" and step.group is None
-            if one_length and not coarse(step.x, clean, step.module):  # there a finite difference is noise
+            if one_length and not coarse(step.x, clean, step.module):  # in coarse precision, finite differences are noise
                 product = hessian_product(step, divergence, norm, d)
                 found["curvature"] = step.mean(flat(d * product).sum(1))
                 found["cosine"] = step.mean(flat(d * norm.dual(product, otherwise=d)).sum(1))
@@ -206,7 +210,7 @@ class VAT(Regularizer):
 
 
 def _share(flips: Tensor, mask: Tensor | None) -> Tensor:
-    """The share of decisions, of classes (N, …) or of each output (N, C, …), that flip among those that count."""
+    """Share of the decisions that flip, of positions (N, …) or of each output (N, C, …), among those that count."""
     if mask is None:
         return flips.float().mean()
     counted = (mask if flips.dim() == mask.dim() else mask[:, 0]).expand_as(flips)
@@ -227,31 +231,31 @@ def local_distributional_smoothness(
     key: Key | None = None,
     **of_step: Any,
 ) -> Tensor:
-    """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that is found, for each example; >= 0, small where the model is smooth.
+    """LDS as a measure: D[p(y|x) ‖ p(y|x + r)] at the r that the search finds, for each example; >= 0, small if the model is smooth.
 
-    The papers monitor it with five power iterations; the sign of r is chosen as well here, since only half of all eigenvectors
-    point to where the divergence rises most. The module's mode is the caller's: put it into `eval()` to measure a model. Autocast is
-    off meanwhile, and so is cuDNN's TF32: finite differences are noise in them.
+    The papers monitor it with five power iterations. Here the sign of r is chosen too, because only half of all eigenvectors point to
+    where the divergence rises most. To measure a model, put it into `eval()` mode first. Autocast and cuDNN's TF32 are off during the
+    measure: finite differences are noise in them.
 
         >>> local_distributional_smoothness(nn.Linear(4, 3), torch.randn(8, 4), eps=2.0).shape
         torch.Size([8])
 
     Args:
-        forward: x -> logits (N, …); a module, a method of one, a `functools.partial` of these, or any function with its `module`.
-        x: inputs (N, …).
-        eps: radius, in the units of x.
-        direction: how r is found.
-        num_power_iterations: iterations of that search; 5 where it iterates if None.
-        norm: of r.
-        per: what has a norm of its own, as for `VAT`.
-        divergence: between the predictions.
-        module: the module that another function uses, a list of several, or `()` if there is none.
-        key: of the random direction the search starts from; a fresh one if None.
-        **of_step: what else a `Step` takes: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`; of several processes `start`, the
-            place of the first row in the batch of all of them, from which its random direction follows, and `total`, its rows.
+        forward: Function x -> logits (N, …): a module, a method of one, a `functools.partial` of these, or any function with its `module`.
+        x: Inputs (N, …).
+        eps: Radius, in the units of x.
+        direction: Method that finds r.
+        num_power_iterations: Iterations of the search; if None, 5 for a search that iterates.
+        norm: Norm of r.
+        per: Unit whose r has norm ε, as for `VAT`.
+        divergence: Divergence between the predictions.
+        module: Module that another function uses, a list of several, or `()` if there is none.
+        key: Key of the random direction from which the search starts; a new one if None.
+        **of_step: Further arguments of `Step`: `at`, `mask`, `output_mask`, `class_dim`, `group`, `scale`. With several processes also
+            `start`, the position of the first row in the global batch, and `total`, the rows of that batch: random directions follow them.
 
     Returns:
-        (N,), in nats for the KL divergences.
+        Divergence of each example (N,), in nats for the KL divergences.
     """
     direction = by_name("direction", DIRECTIONS, direction)
     if num_power_iterations is None and "num_power_iterations" in options_of(direction):
@@ -268,7 +272,7 @@ def local_distributional_smoothness(
     device = x.device if isinstance(x, Tensor) else Perturbed(forward, x, of_step.get("at")).device
     if isinstance(x, Tensor) and x.is_floating_point() and torch.is_autocast_enabled(device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.inference_mode(False), full_precision(device):  # Lightning's validation and test allow no gradients otherwise
+    with torch.inference_mode(False), full_precision(device):  # Lightning validates and tests in inference mode
         step = Step(forward, x, module=module, key=key, **of_step)
         measure.through_checkpoints(measure.first_call, step)
         r = measure.through_checkpoints(measure.virtual_adversarial_perturbation, step)

@@ -33,8 +33,8 @@ from vat.norms import NORMS
 from vat.runs import checkpoints, folders, records, report
 from vat.runs.subject import Subject, preparation, refuse_other_columns, refuse_other_data
 
-BYSTANDERS = ("ckpt_path", "source", "logger", "device", "allow_targets")
-"""Keys that do not affect a result, or only by the content of the file that they name."""
+SETTINGS = ("report", "norms", "cascade", "limit", "batch_size", "seed", "attacks", "data")
+"""Keys that a result depends on, in addition to the files that `ckpt_path` and `source` name."""
 
 SHARES_OF_LDS_EPS = (0.25, 0.5, 1.0, 2.0)
 
@@ -135,10 +135,10 @@ def default_radii(norm: str, data: ResidentDataModule) -> list[float]:
 
 def described(cfg: DictConfig, of: Subject, grid: dict[str, list[float]]) -> dict[str, Any]:
     """Everything that the result depends on, in plain values."""
-    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in BYSTANDERS]), resolve=True)
-    assert isinstance(settings, dict)
+    nodes = {key: cfg[key] for key in SETTINGS if key in cfg}
+    settings = {key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node for key, node in nodes.items()}
     contents = {key: hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest() for key in ("ckpt_path", "source") if cfg[key] is not None}
-    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest, "data_digest": records.data_digest(of.data)}  # pyright: ignore[reportReturnType]
+    return {**settings, "eps": grid, "contents": contents, "split": of.data.split.digest, "data_digest": records.data_digest(of.data)}
 
 
 def source(cfg: DictConfig, of: Subject) -> nn.Module:

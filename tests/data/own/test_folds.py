@@ -29,6 +29,7 @@ def rows(part):
 
 
 @pytest.mark.parametrize("groups", [None, [row // 2 for row in range(len(Y))]], ids=["rows", "groups"])
+@pytest.mark.filterwarnings("ignore:no labelled example")
 def test_folds_are_disjoint_and_share_the_test_part(made, groups):
     whole, parts = made(groups=groups).split, [made(fold, groups=groups).split for fold in range(4)]
     assert len(whole.validation) == 0
@@ -55,6 +56,7 @@ def test_folds_keep_the_classes_shares(made):
         assert torch.bincount(torch.tensor(y)[validation]).tolist() == [8, 4]
 
 
+@pytest.mark.filterwarnings("ignore:no labelled example")
 def test_folds_vary_with_the_seed(made):
     one, same, other = (made(0, seed=seed).split.validation for seed in (0, 0, 1))
     assert torch.equal(one, same)
@@ -75,6 +77,7 @@ def test_folds_that_cannot_be_are_refused(made, options, words):
         made(**options)
 
 
+@pytest.mark.filterwarnings("ignore:no labelled example")
 def test_without_folds_the_parts_are_as_before(made):
     split = made(folds=None, seed=3).split
     assert (split.sizes["validation"], split.sizes["test"], split.sizes["labeled"]) == (2, 4, 16)

@@ -124,6 +124,7 @@ def test_no_group_is_in_two_parts(files):
         made(files("train.csv", texts(100), group=lambda i: f"writer {i // 4}"), group="writer", test=test)
 
 
+@pytest.mark.filterwarnings("ignore:validation_share=0")
 def test_copies_among_the_test_texts_are_reported(files):
     rows = texts(60)
     test = files("test.csv", rows[:20])
