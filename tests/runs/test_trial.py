@@ -107,7 +107,7 @@ def networks(tmp_path, monkeypatch):
 def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks, tmp_path, name, said):
     with pytest.raises(SystemExit) as end:
         main("model=custom", f"model._target_=trial_networks.{name}")
-    expected = rf"error: model={name} must map inputs of shape \(2, 1, 8, 8\) to logits of shape \(2, 10\); {said}"
+    expected = rf"error: model={name} must map inputs of shape \(2, 1, 8, 8\) to logits of shape \(2, 10\), but {said}"
     assert re.match(expected, str(end.value.code))
     assert "\n" not in str(end.value.code)
     assert not list(tmp_path.glob("outputs/*/*/checkpoints/*.ckpt"))

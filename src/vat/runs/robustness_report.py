@@ -235,7 +235,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
             table.add_row(shown, *(with_interval(a, number) for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
     if found["spared"]:
-        report.console.print("* tried only on examples that the white-box attacks above it did not change to another class")
+        report.console.print("* tried only on examples robust to the white-box attacks above it")
     heads = (f"severity {s}" for s in SEVERITIES)
     table = Table("corruption", *heads, title=f"Accuracy in %, corruptions{below}", title_justify="left")
     for kind, accuracies in found["corruptions"].items():
