@@ -130,8 +130,8 @@ def test_accuracy_falls_with_eps_and_the_worst_case_is_the_lowest(honest):
 class Counted(Attack):
     """Wraps an attack and counts the examples that it gets."""
 
-    def __init__(self, attack, *, spared=False):
-        self.attack, self.spared, self.white_box, self.given = attack, spared, attack.white_box, 0
+    def __init__(self, attack, *, on_the_rest=False):
+        self.attack, self.on_the_rest, self.white_box, self.given = attack, on_the_rest, attack.white_box, 0
 
     @property
     def name(self):
@@ -142,14 +142,14 @@ class Counted(Attack):
         return self.attack(network, x, y, threat, generator)
 
 
-@pytest.mark.parametrize(("spared", "cascade"), [(False, False), (True, False), (False, True)])
-def test_an_attack_skips_what_gradients_before_it_misclassified(spared, cascade):
+@pytest.mark.parametrize(("on_the_rest", "cascade"), [(False, False), (True, False), (False, True)])
+def test_an_attack_skips_what_gradients_before_it_misclassified(on_the_rest, cascade):
     radii = (0.5, 1.0)
-    later = Counted(APGD(steps=5), spared=spared)
+    later = Counted(APGD(steps=5), on_the_rest=on_the_rest)
     found = measured(Blobs(), attacks=(RandomNoise(draws=5), PGD(steps=10), later), eps={"l2": radii}, cascade=cascade)
     stands = {name: [round(120 * a) for a in accuracy] for name, accuracy in found["robust"]["l2"]["accuracy"].items()}
     assert stands["pgd"][0] > stands["pgd"][1]
-    if spared or cascade:  # it still gets what only random noise misclassified
+    if on_the_rest or cascade:  # it still gets what only random noise misclassified
         assert later.given == sum(stands["pgd"])
         assert stands["worst"] == stands["counted_apgd_ce"]
     else:

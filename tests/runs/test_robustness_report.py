@@ -19,7 +19,7 @@ def found(number):
     }
     robust = {"l2": {"eps": [0.5, 1.0, 2.0, 4.0], "accuracy": {"apgd": [0.9, 0.8, 0.5, 0.0], "worst": [0.9, 0.7, 0.5, 0.0]}}}
     corruptions = {"noise": [0.9, 0.8, 0.7, 0.6, 0.5]}
-    return {"examples": number, "of": number, "unit": "pixels", "spared": [], "warnings": {}} | {
+    return {"examples": number, "of": number, "unit": "pixels", "on_the_rest": [], "warnings": {}} | {
         "clean": clean,
         "robust": robust,
         "corruptions": corruptions,

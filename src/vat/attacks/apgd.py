@@ -29,7 +29,7 @@ class APGD(Attack):
         self.loss, self._loss_name = by_name("loss", LOSSES, loss), loss
         if targets < 0:
             raise ValueError(f"targets must be >= 0, got {targets}")
-        self.targets, self.spared = targets, targets > 0
+        self.targets, self.on_the_rest = targets, targets > 0
 
     @property
     def name(self) -> str:

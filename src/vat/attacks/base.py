@@ -40,12 +40,12 @@ class Attack:
 
     Attributes:
         white_box: Whether the attack uses gradients of the attacked network. None: in part.
-        spared: Whether the attack is expensive. It then gets only the examples that the white-box attacks before it in the list left
+        on_the_rest: Whether the attack is expensive. It then gets only the examples that the white-box attacks before it in the list left
             robust.
     """
 
     white_box: bool | None = True
-    spared: bool = False
+    on_the_rest: bool = False
 
     @property
     def name(self) -> str:

@@ -191,7 +191,7 @@ def _parts(
 
     def attacked(attack: Attack, norm: str, before: Mapping[str, Result]) -> Result:
         standing, found = from_bits(before["clean"]["correct"], x.device), []
-        earlier = [a for a in attacks[: attacks.index(attack)] if a.white_box] if cascade or attack.spared else []
+        earlier = [a for a in attacks[: attacks.index(attack)] if a.white_box] if cascade or attack.on_the_rest else []
         for place, radius in enumerate(grid[norm]):
             for other in earlier:
                 standing &= from_bits(before[f"{other.name} {norm}"]["standing"][place], x.device)

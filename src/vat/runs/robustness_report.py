@@ -80,8 +80,8 @@ def robustness_report(cfg: DictConfig, of: Subject) -> None:
         except KeyboardInterrupt:
             progress.console.print("interrupted: the same command resumes from here")
             raise
-    spared = [attack.name for attack in attacks[1:] if attack.spared or cfg.cascade]
-    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "spared": spared, "settings": settings}
+    on_the_rest = [attack.name for attack in attacks[1:] if attack.on_the_rest or cfg.cascade]
+    found |= {"of": len(of.data.split.test), "unit": of.data.unit, "on_the_rest": on_the_rest, "settings": settings}
     keep(folder, found, lambda: drawings(of, found, grid))
     log(cfg, of, found, sorted(folder.glob("*.png")))
     show(found, folder)
@@ -231,10 +231,10 @@ def show(found: dict[str, Any], folder: Path) -> None:
             "attack", *(f"ε = {e:g}" for e in robust["eps"]), title=f"Accuracy in %, {norm}, {found['unit']}{below}", title_justify="left"
         )
         for name, accuracies in robust["accuracy"].items():
-            shown = f"{name} *" if name in found["spared"] else name
+            shown = f"{name} *" if name in found["on_the_rest"] else name
             table.add_row(shown, *(with_interval(a, number) for a in accuracies), style="bold" if name == "worst" else "")
         report.console.print(table)
-    if found["spared"]:
+    if found["on_the_rest"]:
         report.console.print("* tried only on examples robust to the white-box attacks above it")
     heads = (f"severity {s}" for s in SEVERITIES)
     table = Table("corruption", *heads, title=f"Accuracy in %, corruptions{below}", title_justify="left")
