@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from vat.data.files import download
 from vat.data.own.arrays import Arrays
 from vat.models import MLP
 from vat.runs import exporting, predicting, records, resume, subject, user_errors
@@ -224,6 +225,9 @@ def uses(path, folder, network, record, data):
 def main(folder, number, seed):
     warnings.simplefilter("ignore")
     rank_zero_only.rank = 0
+    import pyarrow.parquet  # noqa: F401  # trusted, and otherwise imported by the first record that names a Parquet file
+
+    download._only_reading.set(True)  # a record that names MNIST may have it downloaded into the user's own folder, which is no fault
     (folder / "checkpoints").mkdir()
     import numpy as np
 
