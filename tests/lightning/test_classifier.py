@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import logging
 import math
 import warnings
 
@@ -530,12 +531,15 @@ def test_cross_entropy_is_the_mean_over_examples_and_not_over_batches():
     assert metric.compute().item() == pytest.approx(F.cross_entropy(logits, y).item())
 
 
-def test_the_warnings_at_the_end_judge_the_mean_of_the_last_logged_steps(caplog):
+def test_the_warnings_at_the_end_judge_the_mean_of_the_last_logged_steps(caplog, monkeypatch):
     """One of ten batches does not decide: neither one on which r is no better than a random r, nor one on which it is better."""
     from types import SimpleNamespace
 
     from vat.lightning.training import LAST_REPORTS, explain, last_reports
 
+    logger = logging.getLogger("vat.lightning.training")
+    monkeypatch.setattr(logger, "disabled", False)  # Hydra's job_logging of another test disables it
+    monkeypatch.setattr(logger, "propagate", True)
     bad, good = ({"vat/lds": torch.tensor(lds), "vat/kl_random": torch.tensor(0.01)} for lds in (0.01, 0.03))
     for reports, said in (([*[good] * 9, bad], 0), ([*[bad] * 9, good], 1)):
         caplog.clear()

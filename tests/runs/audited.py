@@ -4,7 +4,9 @@ Prints as JSON how many were used and how many refused, what was called, and by 
 the file, or a user's error; anything else is a fault.
 """
 
+import contextlib
 import copy
+import importlib
 import json
 import random
 import resource
@@ -225,8 +227,9 @@ def uses(path, folder, network, record, data):
 def main(folder, number, seed):
     warnings.simplefilter("ignore")
     rank_zero_only.rank = 0
-    import pyarrow.parquet  # noqa: F401  # trusted, and otherwise imported by the first record that names a Parquet file
-
+    for name in ("pandas", "pyarrow.dataset", "pyarrow.parquet"):  # trusted, and otherwise imported by the first Parquet file or folder
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     download._only_reading.set(True)  # a record that names MNIST may have it downloaded into the user's own folder, which is no fault
     (folder / "checkpoints").mkdir()
     import numpy as np

@@ -119,7 +119,7 @@ def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks
         ("trial_networks.Frozen", r"model=Frozen has no weights to train"),
         ("trial_networks.Detached", r"model=Detached: no gradient leads from its output to its inputs.* add regularizer=none test=none"),
         ("trial_networks.NoGradient", r"model=NoGradient: no gradient leads from its output to its inputs"),
-        ("trial_networks.Width", r"makes no network \(.*missing 1 required positional argument: 'width'\): \+model\.NAME=value gives it"),
+        ("trial_networks.Width", r"makes no network \(.*missing 1 required positional argument: 'width'\)\. \+model\.NAME=value gives it"),
         ("trial_networks.number", r"model\._target_=trial_networks\.number must make a torch\.nn\.Module, got int"),
         ("trial_networks.module", r"is a Net: name a class or a function that makes a network"),
         ("trial_networks", r"is a module: name a class or a function that makes a network"),
