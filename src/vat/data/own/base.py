@@ -112,11 +112,7 @@ class OwnData(ResidentDataModule):
         known = y[train] >= 0
         labeled, unlabeled = train[known], train[~known]
         said = ", ".join(f"{number} × {spelling}" for spelling, number in (unlabeled_as or {}).items())
-        if len(found := y[labeled].unique()) < 2:
-            hint = f". Without a label: {said}" if said else ""
-            if (unlabeled_as or {}).get("-1"):
-                hint = f". -1 means that there is no label, in {said}. If it is a class, number the classes from 0, or give them names"
-            raise ValueError(f"labelled examples must be of at least two classes, got {len(labeled)} examples of {len(found)}{hint}")
+        _refuse_one_class(y[labeled], unlabeled_as or {}, said)
         sizes = [] if num_test else [max(1, round(self.test_share * len(labeled)))]
         if self.validation_share and not num_validation:
             sizes.append(max(1, round(self.validation_share * len(labeled))))
@@ -259,3 +255,11 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
     variance = torch.stack(squares).sum(0) / len(pool) - mean.square()
     constant = torch.stack(lows).amin(0) == torch.stack(highs).amax(0)  # not variance == 0, which rounding misses
     return tuple((mean + near.squeeze(1)).tolist()), tuple(variance.sqrt().where(~constant, 1.0).tolist())
+
+
+def _refuse_one_class(y: Tensor, unlabeled_as: Mapping[str, int], said: str) -> None:
+    if len(found := y.unique()) < 2:
+        hint = f". Without a label: {said}" if said else ""
+        if unlabeled_as.get("-1"):
+            hint = f". -1 means that there is no label, in {said}. If it is a class, number the classes from 0, or give them names"
+        raise ValueError(f"labelled examples must be of at least two classes, got {len(y)} examples of {len(found)}{hint}")
