@@ -179,19 +179,6 @@ def live(regularizers: Collection[Regularizer]) -> bool:
     return len(at_work) > 1 or any(regularizer.differentiates_clean_pass for regularizer in at_work)
 
 
-def mean(value: Tensor) -> Tensor:
-    """Mean over the examples; 0, with a gradient of 0, if there are none.
-
-    Raises:
-        ValueError: If the value is a single number.
-    """
-    if not value.dim():
-        raise ValueError(
-            "a divergence must return a value for each example, of shape (N,), got a single number: the regularizer takes the mean"
-        )
-    return value.sum() / max(1, len(value))
-
-
 def not_negative(name: str, value: float) -> float:
     """Return `value` if it is a finite number >= 0.
 

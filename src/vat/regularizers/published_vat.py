@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vat.functional import Categorical, entropy
 from vat.norms import L2
-from vat.regularizers.base import Regularizer, mean, not_negative
+from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
 
@@ -63,8 +63,8 @@ class PublishedVAT(Regularizer):
                 (g,) = torch.autograd.grad(self._kl(clean, network(step.x + r)).sum(), r)
             d = L2().dual(g, otherwise=d)
         perturbed = network(step.inputs + self.eps * d)
-        penalty = mean(self._kl(clean, perturbed))
-        return penalty + self.adversarial_entropy * mean(entropy(perturbed)) if self.adversarial_entropy else penalty
+        penalty = step.mean(self._kl(clean, perturbed))
+        return penalty + self.adversarial_entropy * step.mean(entropy(perturbed)) if self.adversarial_entropy else penalty
 
     def _kl(self, clean: Tensor, perturbed: Tensor) -> Tensor:
         return Categorical()(perturbed, clean) if self.reverse_kl else Categorical()(clean, perturbed)
