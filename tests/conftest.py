@@ -102,21 +102,29 @@ def job(compose, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def main(tmp_path, monkeypatch):
-    """Function from overrides to what the command line does with them, in this process and a new folder."""
-    import train
+def command(tmp_path, monkeypatch):
+    """Function from an entry and its arguments to what the command line does with them, in this process and a new folder."""
     from vat.runs import report
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.console, "quiet", True)
-    quiet = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+
+    def run(entry, *arguments):
+        argv = [f"{entry.__name__}.py", "--config-path", str(ROOT / "conf"), *arguments]
+        monkeypatch.setattr(sys, "argv", [*argv, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"])
+        entry.main()
+
+    return run
+
+
+@pytest.fixture
+def main(command):
+    """`command` for `train`, with a short run."""
+    import train
 
     def run(*arguments):
         flags = [a for a in arguments if a.startswith("-")]
-        overrides = [a for a in arguments if not a.startswith("-")]
-        argv = ["train.py", "--config-path", str(ROOT / "conf"), *flags, *QUICK, *quiet, *overrides]
-        monkeypatch.setattr(sys, "argv", argv)
-        train.main()
+        command(train, *flags, *QUICK, *(a for a in arguments if a not in flags))
 
     return run
 

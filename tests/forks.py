@@ -3,6 +3,7 @@
 import os
 import signal
 import traceback
+from functools import partial
 
 
 def forked(job):
@@ -27,6 +28,12 @@ def forked(job):
 def ended(child):
     """Exit status of a fork, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def two_ranks(run):
+    """Run `run(rank)` in two forks, both of which must succeed."""
+    children = [forked(partial(run, rank)) for rank in range(2)]
+    assert [ended(child) for child in children] == [0, 0]
 
 
 def die(*_, **__):

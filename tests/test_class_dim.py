@@ -84,8 +84,8 @@ def test_a_penalty_and_its_gradient_use_the_classes_of_class_dim(make, dim, leng
     wanted = by_hand(model, x, r, dim, kind, known(mask.double()))
     torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=0)
     gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss in (ours, wanted)]
-    for g, hand in zip(*gradients, strict=True):
-        torch.testing.assert_close(g, hand, rtol=1e-8, atol=1e-12)
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 
 
 READERS = {

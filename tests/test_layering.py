@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 
-# A module may import modules of a lower floor and of its own package.
+# A module imports only modules with a smaller number here, and those of its own package.
 FLOORS = {
     "vat.seeds": 0,
     "vat.files": 0,

@@ -1,13 +1,12 @@
 """Networks inside DDP and Fabric: a step is the same as without them, however the network is passed."""
 
-import os
 import signal
-import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forks import two_ranks
 from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -58,18 +57,11 @@ def work(rank, folder):
 
 
 def test_ranks_train_as_one_process_whether_the_graph_is_static_and_however_the_network_is_named(tmp_path):
-    children = []
-    for rank in range(2):
-        if not (child := os.fork()):
-            try:
-                signal.alarm(300)
-                work(rank, tmp_path)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    def job(rank):
+        signal.alarm(300)
+        work(rank, tmp_path)
+
+    two_ranks(job)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for direction in DIRECTIONS:
         one = network()

@@ -4,9 +4,7 @@ import copy
 import csv
 import json
 import os
-import signal
 import socket
-import traceback
 from pathlib import Path
 
 import networks
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forks import two_ranks
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -110,26 +109,10 @@ def work(rank, world, folder):
     torch.save(found, folder / f"{rank}.pt")  # the process ends with its group: see `process_group` in regularizers/test_mean_teacher.py
 
 
-def forked(run):
-    """`run(rank)` in two processes, both of which must finish."""
-    children = []
-    for rank in range(2):
-        if not (child := os.fork()):
-            try:
-                signal.alarm(600)
-                run(rank)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
-
-
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    forked(lambda rank: work(rank, 2, folder))
+    two_ranks(lambda rank: work(rank, 2, folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -180,7 +163,7 @@ def in_two_processes(folder, jobs):
             found.append(training.train(*job))
         (folder / f"metrics-{rank}.json").write_text(json.dumps(found))
 
-    forked(run)
+    two_ranks(run)
     ranks = [json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(2)]
     for one, other in zip(*ranks, strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}

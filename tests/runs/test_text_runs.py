@@ -2,16 +2,16 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 
 import evaluate
 import export
 import predict
-from vat.runs import checkpoints, exporting, records, report
+from vat.runs import checkpoints, exporting, records
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"good": ["great", "fine"], "bad": ["dull", "awful"]}
@@ -48,29 +48,6 @@ def overrides(tmp_path):
         "data.steps_per_epoch=20",
         "test=last",
     )
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """An entry and its overrides, in this process and a separate folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.console, "quiet", True)
-
-    def run(entry, *given):
-        argv = [f"{entry.__name__}.py", "--config-path", str(ROOT / "conf"), *given]
-        monkeypatch.setattr(sys, "argv", [*argv, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"])
-        entry.main()
-
-    return run
-
-
-def refused(command, entry, *given):
-    with pytest.raises(SystemExit) as error:
-        command(entry, *given)
-    message = str(error.value.code)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.filterwarnings("ignore:.*have the values of examples:UserWarning")
