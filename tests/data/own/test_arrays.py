@@ -17,7 +17,7 @@ from vat.data.own.arrays import Arrays
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{said}")
     for said in (
-        ".*numbers the rows",
+        ".* seems? to",
         "no labelled example is",
         ".*have the values of examples",
         ".*column names of mixed type",
@@ -572,21 +572,6 @@ def test_blanks_after_the_commas_are_no_part_of_names_and_labels(tmp_path):
     table = read_table(tmp_path / "a.csv", label="y", group="owner")
     assert (table.x.tolist(), table.columns) == ([[7, 2.5], [9, 3.5]], ["age", "weight, kg"])
     assert (table.labels, table.groups) == (["cat, tabby", ""], ["ann", "bob"])
-
-
-@pytest.mark.parametrize(("first", "step", "said"), [(0, 1, 1), (41, 1, 1), (0.5, 1, 0), (0, 2, 0)])
-def test_a_column_that_numbers_the_rows_is_named(tmp_path, first, step, said):
-    pytest.importorskip("pandas")
-    (tmp_path / "a.csv").write_text("id,x,y\n" + "".join(f"{first + step * row},{row % 2},{row % 2}\n" for row in range(4)))
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        assert read_table(tmp_path / "a.csv", label="y", group=None).columns == ["id", "x"]
-        read_table(
-            tmp_path / "a.csv", label=None, group=None, features=["id", "x"]
-        )  # as for predictions, when it is too late for a warning
-    assert len(found) == said
-    expected = "column 'id' numbers the rows and is a feature. Remove it if it has no meaning"
-    assert all(str(warning.message).endswith(expected) for warning in found)
 
 
 def test_what_was_measured_is_no_label(tmp_path):

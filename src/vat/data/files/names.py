@@ -74,6 +74,13 @@ def composed(name: str) -> str:
     return CONTROL.sub(" ", unicodedata.normalize("NFC", name)).strip().strip(EDGES)
 
 
+def ignoring(names: Sequence[str]) -> str:
+    """The setting that ignores these columns, with the quotes that a shell and Hydra need."""
+    plain = all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) for name in names)
+    listed = ",".join(names if plain else ("'" + name.replace("'", "\\'") + "'" for name in names))
+    return f"data.ignore=[{listed}]" if plain else f'"data.ignore=[{listed}]"'
+
+
 def lookalikes(names: Sequence[str]) -> list[str]:
     """The first names that look the same to a reader: 01 and 1, or names that differ only in case, blanks or form of characters."""
     alike: dict[str, list[str]] = {}

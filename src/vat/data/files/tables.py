@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import re
-import warnings
 import zipfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
+from vat.data.files.names import UNKNOWN, composed, ignoring, names_of, refuse_measured
 from vat.data.files.npz import read_array, refuse_beyond_memory
 from vat.data.files.rows import opened_csv
 
@@ -153,12 +152,6 @@ def read_table(
                 raise ValueError(f"{table.place(table.groups.index(UNKNOWN))} is of no group. {group} must be known in every row")
         if len(set(lengths.values())) > 1:
             raise ValueError(f"its arrays must have the same length, got {lengths}")
-        if table.columns and features is None:
-            for k, name in enumerate(table.columns):
-                if _numbers_the_rows(table.x[:, k]):
-                    warnings.warn(
-                        f"{path}: column {name!r} numbers the rows and is a feature. Remove it if it has no meaning", stacklevel=2
-                    )
     return table
 
 
@@ -181,11 +174,6 @@ def _inputs(table: Table) -> np.ndarray:
         at = table.place(int(broken[0]))
         raise ValueError(f"{at} is the first of {len(broken)} with a feature that is NaN, infinite or beyond float32")
     return x
-
-
-def _numbers_the_rows(values: np.ndarray) -> bool:
-    first = float(values[0])
-    return len(values) > 2 and first.is_integer() and abs(first) < 2**53 and np.array_equal(values, first + np.arange(len(values)))
 
 
 @contextmanager
@@ -281,9 +269,7 @@ def _number(cell: str, name: str, line: int) -> float:
             return TRUTH[text] if text in TRUTH else float(text)
     except ValueError:
         pass
-    raise ValueError(
-        f"column {name!r} is not numeric ({cell!r} in line {line}). Encode it as numbers, or remove it by data.ignore=[{name}]"
-    )
+    raise ValueError(f"column {name!r} is not numeric ({cell!r} in line {line}). Encode it as numbers, or remove it by {ignoring([name])}")
 
 
 def _table(
@@ -336,7 +322,7 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     for k, name in enumerate(features):
         column = content.column(original[name])
         if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
-            raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by data.ignore=[{name}]")
+            raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by {ignoring([name])}")
         x[:, k] = column.to_numpy()
         if (missing := np.flatnonzero(np.isnan(x[:, k]))).size:
             raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vat.data.files.names import UNKNOWN, is_number
+from vat.data.files.names import UNKNOWN, ignoring, is_number
 from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.own.leaks import determining_the_class, numbers_the_rows
 from vat.data.splits import Split
 
 MISSING = NOT_KNOWN | {
@@ -25,6 +26,8 @@ MISSING = NOT_KNOWN | {
     "infinity",
     "-infinity",
 }  # as R, pandas, SQL, ARFF, Excel write it
+
+MOST_NAMED = 8  # columns in a warning
 
 
 class Arrays(OwnData):
@@ -92,6 +95,7 @@ class Arrays(OwnData):
             x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
             groups = None if groups is None else groups + (held_out.groups or [])
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
+        self._warn_of_leaks(table, y[: len(table.x)])
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
@@ -125,6 +129,28 @@ class Arrays(OwnData):
         elif x.dtype == torch.uint8:
             x = x.unsqueeze(1)
         return x, torch.tensor([number[name] for name in table.labels])
+
+    def _warn_of_leaks(self, table: Table, y: Tensor) -> None:
+        """Warn of features that number the rows, and of those that determine the class."""
+        if table.x.ndim != 2:
+            return
+        names = table.columns or [f"x[:, {k}]" for k in range(table.x.shape[1])]
+        known = (y >= 0).numpy()
+        numbering = [k for k, name in enumerate(names) if numbers_the_rows(table.x[:, k], name)]
+        groups = None if table.groups is None else [group for group, row in zip(table.groups, known, strict=True) if row]
+        determining = [k for k in determining_the_class(table.x[known], y.numpy()[known], groups) if k not in numbering]
+        for columns, said in (
+            (numbering, "to number the rows. A feature that does may predict the class in this file alone, for example if rows are sorted"),
+            (determining, f"to be the label in another form: each alone determines the class of all {known.sum()} labelled rows"),
+        ):
+            if columns:
+                shown = [names[k] for k in columns[:MOST_NAMED]]
+                more = f" and {len(columns) - len(shown)} more" if len(columns) > len(shown) else ""
+                remedy = "leave it out of x" if table.columns is None else f"add {ignoring(shown)}"
+                warnings.warn(
+                    f"{self.train}: {', '.join(map(repr, shown))}{more} seem{'s' * (len(columns) == 1)} {said}. If so, {remedy}",
+                    stacklevel=2,
+                )
 
     def _fitting(self, path: Path, table: Table, train: Table) -> Table:
         """The test examples, with columns in the order of the training examples."""

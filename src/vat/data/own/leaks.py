@@ -1,0 +1,84 @@
+"""Finds features that give the class away: numbers of the rows, and copies or codes of the label."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+LEAST_ROWS = 10  # fewer rows may rise by chance: ten do in one of 1.8 million orders
+SAME_STEP = 0.8  # share of the steps from row to row that are the same. Files in sequence restart, and removed rows leave gaps
+CHANCE = 1e-3  # probability below which a column of a table determines the label by chance
+MOST_CODES = 3  # values of a code for each class. With more, a feature that differs between patients would seem to be a code
+FIRST_LOOK = 1000  # labelled rows that are looked at first, because a table may have many columns
+ID = {"id", "ids", "uid", "idx", "rowid", "unnamed"}  # words in names of columns that identify a row. pandas reads "Unnamed: 0"
+
+
+def numbers_the_rows(values: np.ndarray, name: str = "") -> bool:
+    """Whether a feature identifies the rows, or is their time: such as 0, 1, 2, … in any order, or an increasing number in each row.
+
+    Args:
+        values: The feature in the order of the rows, (N,).
+        name: Its name.
+    """
+    if len(values) < LEAST_ROWS:
+        return False
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
+    if low == high:
+        return False
+    steps = np.diff(values)
+    if (steps > 0).all() or (steps < 0).all():
+        return True
+    whole = bool(np.all(values == np.floor(values)))
+    if whole and ID & {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}:
+        return True
+    usual = np.median(steps)
+    if usual != 0 and np.mean(steps == usual) >= SAME_STEP:
+        return True
+    step, rest = divmod(high - low, len(values) - 1)
+    return whole and not rest and np.array_equal(np.sort(values), low + step * np.arange(len(values)))
+
+
+def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashable] | None = None) -> list[int]:
+    """The features of which one alone determines the class: each of its values occurs in one class only.
+
+    A feature counts if it has few values, as a copy or a code of the label, or if each class has an interval of its values. It does not
+    count if the labels could fit by chance, as those of few rows can. Equal rows and those of one group are not independent.
+
+    Args:
+        x: Features of labelled rows, (N, D).
+        y: Their classes, (N,).
+        groups: Their groups.
+    """
+    found = []
+    independent = {*zip((row.tobytes() for row in x) if groups is None else groups, y.tolist(), strict=True)}
+    sizes = Counter(c for _, c in independent).values()
+    some = np.linspace(0, len(y) - 1, min(len(y), FIRST_LOOK)).astype(int)
+    for k in range(x.shape[1]):
+        if _classes_of_values(x[some, k], y[some]) is None or (classes := _classes_of_values(x[:, k], y)) is None:
+            continue
+        limit = math.log(CHANCE / x.shape[1])
+        codes = len(classes) * math.log(len(sizes)) - _log_orders(sizes)
+        borders = (
+            math.log(math.comb(len(classes) - 1, len(sizes) - 1)) - _log_orders(Counter(classes).values()) + math.lgamma(len(sizes) + 1)
+        )
+        in_intervals = sum(a != b for a, b in pairwise(classes)) == len(sizes) - 1
+        if (len(classes) <= MOST_CODES * len(sizes) and codes < limit) or (in_intervals and borders < limit):
+            found.append(k)
+    return found
+
+
+def _classes_of_values(values: np.ndarray, y: np.ndarray) -> list[int] | None:
+    """The class of each value, in the order of the values. None if a value has two classes."""
+    order = np.lexsort((y, values))
+    values, y = values[order], y[order]
+    new = np.append(True, values[1:] != values[:-1])
+    return None if np.any((y[1:] != y[:-1]) & ~new[1:]) else y[new].tolist()
+
+
+def _log_orders(sizes: Collection[int]) -> float:
+    """Logarithm of the number of orders of labels, of which each class has some."""
+    return math.lgamma(sum(sizes) + 1) - sum(math.lgamma(size + 1) for size in sizes)
