@@ -2,8 +2,10 @@
 
 import json
 import re
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,19 @@ class Nan(Net):
 class Dictionary(Net):
     def forward(self, x):
         return {"logits": self.layers(x)}
+
+class AlwaysDropout(Net):
+    def forward(self, x):
+        return self.layers(nn.functional.dropout(x, 0.3))
+
+class OfTheBatch(Net):
+    def forward(self, x):
+        return self.layers(x - x.mean(0))
+
+class Normalised(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, num_classes))
 
 class Frozen(Net):
     def __init__(self, num_classes):
@@ -145,6 +160,25 @@ def test_a_network_that_draws_random_numbers_is_not_exported(main, networks, tmp
     main("model=custom", "model._target_=trial_networks.Random", "hydra.run.dir=run", "test=none")
     with pytest.raises(ValueError, match=r"last\.ckpt: the network gives another output at each call"):
         export(tmp_path / "run" / "checkpoints" / "last.ckpt", "safetensors", allow_targets=["trial_networks"])
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"), [("Net", False), ("Random", True), ("AlwaysDropout", True), ("OfTheBatch", True), ("Normalised", False)]
+)
+@pytest.mark.parametrize("number", [1, 40])
+def test_predictions_that_differ_from_run_to_run_are_said(main, networks, tmp_path, name, warned, number):
+    from vat.runs.predicting import predict
+
+    main("model=custom", f"model._target_=trial_networks.{name}", "hydra.run.dir=run", "test=none")
+    x = np.random.default_rng(0).random((number, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "new.npz", x=x)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        given = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "new.npz", tmp_path / "out.csv"
+        assert predict(*given, allow_targets=["trial_networks"]) == number
+    said = [str(warning.message) for warning in found if "the predictions differ from run to run" in str(warning.message)]
+    alone = name == "OfTheBatch" and number == 1  # without others, nothing differs
+    assert len(said) == (warned and not alone)
 
 
 @pytest.mark.parametrize("name", ["Net", "build"])
