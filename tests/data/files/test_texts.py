@@ -68,7 +68,7 @@ def test_plain_text_is_one_a_line(tmp_path):
         ("r.jsonl", '{"text": "a", "label": 1}\n', "no 'review' but 'text', 'label'"),
         ("r.jsonl", '{"review": "a"}\n[1]\n', "line 2 must be an object"),
         ("r.jsonl", '{"review": "a"\n', "line 1 cannot be read as JSON"),
-        ("r.jsonl", '{"review": "a"}\n{"review": "b", "label": 1, "label": 2}\n', "line 2 .* it has 'label' twice. Remove one"),
+        ("r.jsonl", '{"review": "a"}\n{"review": "b", "label": 1, "label": 2}\n', "line 2 .* it has 'label' twice"),
         ("r.jsonl", '{"review": "b", " review": "c"}\n', "line 1 .* it has 'review' twice"),
         ("r.jsonl", "[" * 100_000 + "\n", "line 1 is nested too deeply"),
         ("r.jsonl", '{"review": "a", "label": ["b"]}\n', "one name or number"),

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vat.data.files.names import ignoring
 from vat.data.own.arrays import Arrays
-from vat.data.own.leaks import determining_the_class, numbers_the_rows
+from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 
 N = 60
 GENERATOR = np.random.default_rng(0)
@@ -77,6 +77,28 @@ def test_copies_of_rows_and_rows_of_one_patient_count_once():
     assert determining_the_class(np.stack([NOISE, size], 1), y, patient.tolist()) == []
     assert determining_the_class(np.stack([NOISE, -y], 1), y) == [1]
     assert determining_the_class(np.stack([NOISE, -y], 1), y, np.arange(N).tolist()) == [1]
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_row_of_totals_is_found(number):
+    x = GENERATOR.integers(0, 50, (N, number)) + GENERATOR.random((N, number)).round(2)
+    constant = np.full((N + 1, 1), 3.5)
+    for last, expected in ((x.sum(0), True), (x.mean(0).round(3), number > 1), (x[3], False), (np.zeros(number), False), (2 * x[0], False)):
+        table = np.concatenate([x, last[None]])
+        assert is_total(table) is expected
+        assert is_total(np.concatenate([table, constant], 1)) is expected
+    assert not is_total(np.concatenate([x[:5], x[:5].sum(0, keepdims=True)]))  # few rows
+    assert not is_total(np.zeros((N, number)))
+
+
+@pytest.mark.parametrize("label", ["", "ill", "Total"])
+@pytest.mark.filterwarnings("ignore:no labelled example is")
+def test_a_total_is_named_by_its_line(tmp_path, label):
+    path = tmp_path / "a.csv"
+    rows = (f"{NOISE[k] + 5:.3f},{['ill', 'well'][k % 2]}" for k in range(N))
+    path.write_text("\n".join(["a,y", *rows, f"{sum(round(value + 5, 3) for value in NOISE):.3f},{label}"]))
+    with pytest.warns(UserWarning, match=r"a\.csv: line 62 holds the sums or means of the rows above it\. If it is no example, remove it"):
+        Arrays(train=str(path), batch_size_labeled=4, batch_size_unlabeled=8).setup()
 
 
 @pytest.mark.parametrize("num_features", [1, 100])

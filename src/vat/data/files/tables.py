@@ -84,7 +84,10 @@ class Columns(NamedTuple):
             return list(self.features)
         if "" in present:
             raise ValueError("it has a column without a name, which would be a feature. Name it, or remove it if it numbers the rows")
-        return [name for name in present if name not in (self.label, self.group, *self.ignore)]
+        left = [name for name in present if name not in (self.label, self.group, *self.ignore)]
+        if not left:
+            raise ValueError(f"it has no feature: {', '.join(map(repr, present))} are named by data.label, data.group or data.ignore")
+        return left
 
 
 def refuse_unreadable(path: Path) -> None:
@@ -217,7 +220,10 @@ def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence
 
 def _names(values: np.ndarray, name: str) -> tuple[list[str], Mapping[str, int]]:
     if values.ndim != 1 or values.dtype.kind not in "biufUS":
-        remedy = f". Save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        one_hot = values.ndim == 2 and values.dtype.kind in "biuf" and bool((np.sort(values, 1) == [0] * (values.shape[1] - 1) + [1]).all())
+        remedy = (
+            f". Save {name}.argmax(1)" if one_hot and values.shape[1] > 1 else f". Save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        )
         raise ValueError(f"{name} must be a vector of whole numbers or strings, got {values.dtype} of shape {values.shape}{remedy}")
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
@@ -255,7 +261,7 @@ def _read_csv(path: Path, columns: Columns) -> Table:
     x = np.frombuffer(values, np.float64).reshape(len(lines), len(chosen))
     if (missing := np.argwhere(np.isnan(x))).size:
         row, k = missing[0].tolist()
-        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them")
+        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them, or remove such rows")
     return _table(x, features, columns, *written, lines)
 
 
@@ -321,10 +327,12 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     x = np.empty((content.num_rows, len(features)))
     for k, name in enumerate(features):
         column = content.column(original[name])
+        if types.is_decimal(column.type):
+            column = column.cast(pa.float64())
         if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
             raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by {ignoring([name])}")
         x[:, k] = column.to_numpy()
         if (missing := np.flatnonzero(np.isnan(x[:, k]))).size:
-            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them")
+            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them, or remove such rows")
     labels, groups = ([] if name is None else content.column(original[name]).to_pylist() for name in (columns.label, columns.group))
     return _table(x, features, columns, labels, groups)

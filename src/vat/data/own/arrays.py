@@ -12,7 +12,7 @@ from torch import Tensor
 from vat.data.files.names import UNKNOWN, ignoring, is_number
 from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
 from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
-from vat.data.own.leaks import determining_the_class, numbers_the_rows
+from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 from vat.data.splits import Split
 
 MISSING = NOT_KNOWN | {
@@ -28,6 +28,7 @@ MISSING = NOT_KNOWN | {
 }  # as R, pandas, SQL, ARFF, Excel write it
 
 MOST_NAMED = 8  # columns in a warning
+STAND_INS = {99, 999, 9999, *(2**bits - 1 for bits in (8, 16, 32, 64))}  # for no label; the latter are -1 as an unsigned number
 
 
 class Arrays(OwnData):
@@ -77,6 +78,8 @@ class Arrays(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The examples of `test` come last."""
+        if self.group == self.label:
+            raise ValueError(f"data.group={self.group}: must not be data.label too, or all examples of a class would be in one part")
         table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
         self.class_names = table.class_names or classes_of(table.labels, self.train)
         self.warn_of_lookalikes()
@@ -134,6 +137,11 @@ class Arrays(OwnData):
         """Warn of features that number the rows, and of those that determine the class."""
         if table.x.ndim != 2:
             return
+        if is_total(table.x):
+            place = table.place(len(table.x) - 1)
+            warnings.warn(
+                f"{self.train}: {place} holds the sums or means of the rows above it. If it is no example, remove it", stacklevel=2
+            )
         names = table.columns or [f"x[:, {k}]" for k in range(table.x.shape[1])]
         known = (y >= 0).numpy()
         numbering = [k for k, name in enumerate(names) if numbers_the_rows(table.x[:, k], name)]
@@ -185,6 +193,9 @@ def classes_of(labels: list[str], path: Path) -> list[str]:
         raise ValueError(
             f"{path}: {lookalikes[0]} would be a class of that name. If the examples have no label, leave it empty, or write -1"
         )
+    numbers = sorted(int(name) for name in found if name.isdecimal())
+    if len(numbers) > 2 and numbers[-1] in STAND_INS and 2 * numbers[-2] < numbers[-1]:
+        missing.add(str(numbers[-1]))
     if missing:
         warnings.warn(
             f"{path}: {', '.join(sorted(missing))} is a class of that name. If the examples have no label, leave it empty, or write -1",

@@ -222,8 +222,10 @@ def says_unlabeled(name: str) -> bool:
 
 
 def numbered(groups: Sequence[str]) -> Tensor:
-    """Equal numbers for equal names, int64."""
+    """Equal numbers for equal names, int64. Warns of groups whose names look the same to a reader."""
     numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
+    if alike := lookalikes([*numbers]):
+        warnings.warn(f"{', '.join(map(ascii, alike))} are {len(alike)} groups. If they are one, give them one name", stacklevel=2)
     return torch.tensor([numbers[name] for name in groups], dtype=torch.int64)
 
 

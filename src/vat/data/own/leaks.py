@@ -12,6 +12,7 @@ LEAST_ROWS = 10  # fewer rows may rise by chance: ten do in one of 1.8 million o
 SAME_STEP = 0.8  # share of the steps from row to row that are the same. Files in sequence restart, and removed rows leave gaps
 CHANCE = 1e-3  # probability below which a column of a table determines the label by chance
 MOST_CODES = 3  # values of a code for each class. With more, a feature that differs between patients would seem to be a code
+ROUNDED = 1e-3  # standard deviations by which a sum or mean may be rounded
 FIRST_LOOK = 1000  # labelled rows that are looked at first, because a table may have many columns
 ID = {"id", "ids", "uid", "idx", "rowid", "unnamed"}  # words in names of columns that identify a row. pandas reads "Unnamed: 0"
 
@@ -40,6 +41,23 @@ def numbers_the_rows(values: np.ndarray, name: str = "") -> bool:
         return True
     step, rest = divmod(high - low, len(values) - 1)
     return whole and not rest and np.array_equal(np.sort(values), low + step * np.arange(len(values)))
+
+
+def is_total(x: np.ndarray) -> bool:
+    """Whether the last row has the sums of the rows above it, or their means.
+
+    Args:
+        x: Features, (N, D).
+    """
+    if len(x) <= LEAST_ROWS:
+        return False
+    *_, last = x = x.astype(np.float64)
+    above = x[:-1]
+    varies = above.min(0) < above.max(0)
+    last, above = last[varies], above[:, varies]
+    sums, means, scale = above.sum(0), above.mean(0), ROUNDED * above.std(0)
+    is_sum = np.abs(last - sums) <= scale
+    return bool((is_sum.all() and (np.abs(last) > np.abs(above).max(0)).any()) or (len(last) > 1 and (np.abs(last - means) <= scale).all()))
 
 
 def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashable] | None = None) -> list[int]:

@@ -84,6 +84,8 @@ class Texts(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The texts of `unlabeled` come after those of `train`, and those of `test` last."""
+        if self.group == self.label:
+            raise ValueError(f"data.group={self.group}: must not be data.label too, or all texts of a class would be in one part")
         same = [path for path in (self.unlabeled, self.test) if path is not None and os.path.realpath(path) == os.path.realpath(self.train)]
         if same:
             raise ValueError(f"{same[0]} is data.train too. Leave it out. Without data.test, a test part is cut from data.train")
