@@ -54,6 +54,34 @@ class Dictionary(Net):
     def forward(self, x):
         return {"logits": self.layers(x)}
 
+class Auxiliary(Net):
+    def forward(self, x):
+        logits = self.layers(x)
+        return (logits, logits) if self.training else logits
+
+class Untrainable(Net):
+    def forward(self, x):
+        if self.training:
+            raise KeyError("mode")
+        return self.layers(x)
+
+class OfTwo(Net):
+    def forward(self, x):
+        return self.layers(x.reshape(2, 64))
+
+class InPlace(Net):
+    def forward(self, x):
+        return self.layers(x.mul_(0.5))
+
+class Lazy(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+class NoInit(nn.Module):
+    def __init__(self, num_classes):
+        self.layer = nn.Linear(64, num_classes)
+
 class AlwaysDropout(Net):
     def forward(self, x):
         return self.layers(nn.functional.dropout(x, 0.3))
@@ -116,13 +144,17 @@ def networks(tmp_path, monkeypatch):
         ("Classes", r"it returned shape \(2,\), int64"),
         ("Wide", r"it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         ("Nan", r"it returned (NaN|an infinite value) before any training"),
+        ("Auxiliary", r"in training mode it returned a tuple: return output\[0\] in its forward"),
+        ("Untrainable", r"in training mode it raised KeyError: 'mode'"),
+        ("OfTwo", r"in training mode it raised RuntimeError: shape '\[2, 64\]' is invalid"),
+        ("InPlace", r"it changed its inputs\. Replace operations in place, such as x \*= 2 by x = x \* 2"),
         ("Dictionary", r'it returned a dict: return output\["logits"\] in its forward'),
     ],
 )
 def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks, tmp_path, name, said):
     with pytest.raises(SystemExit) as end:
         main("model=custom", f"model._target_=trial_networks.{name}")
-    expected = rf"error: model={name} must map inputs of shape \(2, 1, 8, 8\) to logits of shape \(2, 10\), but {said}"
+    expected = rf"error: model={name} must map inputs of shape \(([23]), 1, 8, 8\) to logits of shape \(\1, 10\), but {said}"
     assert re.match(expected, str(end.value.code))
     assert "\n" not in str(end.value.code)
     assert not list(tmp_path.glob("outputs/*/*/checkpoints/*.ckpt"))
@@ -135,6 +167,8 @@ def test_what_a_network_returned_and_what_is_expected_is_one_line(main, networks
         ("trial_networks.Detached", r"model=Detached: no gradient leads from its output to its inputs.* add regularizer=none test=none"),
         ("trial_networks.NoGradient", r"model=NoGradient: no gradient leads from its output to its inputs"),
         ("trial_networks.Width", r"makes no network \(.*missing 1 required positional argument: 'width'\)\. \+model\.NAME=value gives it"),
+        ("trial_networks.NoInit", r"NoInit makes no network \(cannot assign module before Module\.__init__\(\) call\)$"),
+        ("trial_networks.Lazy", r"Lazy has layers without a size, such as nn\.LazyLinear\. Give their sizes, or call the network once"),
         ("trial_networks.number", r"model\._target_=trial_networks\.number must make a torch\.nn\.Module, got int"),
         ("trial_networks.module", r"is a Net: name a class or a function that makes a network"),
         ("trial_networks", r"is a module: name a class or a function that makes a network"),
