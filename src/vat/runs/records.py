@@ -81,6 +81,8 @@ def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     try:
         made = instantiate(model, **facts, _convert_="all")
     except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):  # whose message says what is wrong
+            raise
         hint = ". +model.NAME=value gives it an argument" if isinstance(error.__cause__, TypeError) else ""
         raise ValueError(f"model._target_={model['_target_']} makes no network ({error.__cause__ or error}){hint}") from error
     if not isinstance(made, nn.Module):

@@ -13,6 +13,8 @@ import torch
 from vat.data.files.tables import read_table
 from vat.data.files.texts import read_texts
 from vat.data.own.arrays import Arrays
+from vat.data.own.images import Images
+from vat.data.own.text import Texts
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{said}")
@@ -255,6 +257,18 @@ def test_a_number_that_may_stand_for_no_label_is_named(path, y, stand_in):
         ready(written(path, x=X, y=y))
     said = [str(warning.message) for warning in found if "is a class of that name" in str(warning.message)]
     assert [text.partition(": ")[2].partition(" ")[0] for text in said] == [stand_in] * (stand_in is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "is empty. Name a file or a folder"), (" ", "is empty"), ("https://a.org/b.csv", "is an address. Download it")]
+)
+@pytest.mark.parametrize("make", [Arrays, Texts, Images])
+def test_what_names_no_file_is_refused(path, text, said, make):
+    key = "dir" if make is Images else "train"
+    with pytest.raises(ValueError, match=rf"data\.{key}=.* {said}"):
+        make(**{key: text})
+    with pytest.raises(ValueError, match=rf"data\.test=.* {said}"):
+        make(**{key: str(path), "test": text})
 
 
 def test_the_label_is_no_group(path):

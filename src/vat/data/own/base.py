@@ -59,7 +59,7 @@ class OwnData(ResidentDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
+        self.test: Any = as_path(test, "test") if isinstance(test, str) else test
         if folds is not None and folds < 2:
             raise ValueError(f"folds={folds}: must be >= 2, or null for none")
         if fold is not None and not 0 <= fold < (folds or 0):
@@ -209,6 +209,19 @@ class OwnData(ResidentDataModule):
         absent = {part: [name for c, name in enumerate(self.class_names) if not (y == c).any()] for part, y in parts.items()}
         if lacks := "; ".join(f"{part} of {', '.join(names)}" for part, names in absent.items() if names):
             warnings.warn(f"no labelled example is {lacks}. Label more, or choose another split_seed", stacklevel=2)
+
+
+def as_path(text: str, key: str) -> Path:
+    """The path of a user's setting.
+
+    Raises:
+        ValueError: If it is empty, as a shell variable without a value, or an address.
+    """
+    if not text.strip():
+        raise ValueError(f"data.{key}= is empty. Name a file or a folder")
+    if "://" in text:
+        raise ValueError(f"data.{key}={text} is an address. Download it first")
+    return Path(text).expanduser()
 
 
 def _dealt(y: Tensor, groups: Tensor | None, sizes: Sequence[int], seed: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ from vat.data.files.names import composed
 from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
 from vat.data.own.arrays import MISSING, classes_of
-from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
 from vat.data.own.image_labels import LABELS, read_labels
 from vat.data.splits import Split
 
@@ -107,7 +107,7 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir = Path(dir).expanduser()
+        self.dir = as_path(dir, "dir")
         self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 
