@@ -1,5 +1,6 @@
 """Reads a table next to images in one folder: the file of each image, and its class."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -45,6 +46,25 @@ def read_labels(path: Path, files: Sequence[str]) -> dict[str, str]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     return {image: name for image, name in labels.items() if name != UNKNOWN}
+
+
+def overrules_folders(path: Path, files: Sequence[str]) -> bool:
+    """Whether a table names other classes of images than their folders, which are then not classes. Warns if so, or if it names no image.
+
+    Args:
+        path: The CSV file.
+        files: As for `read_labels`.
+    """
+    try:
+        labels = read_labels(path, files)
+    except ValueError:  # a table of something else
+        labels = {}
+    if other := [image for image, name in labels.items() if name != composed(PurePosixPath(image).parts[0])]:
+        example = f"{other[0]} is of class {labels[other[0]]!r}"
+        warnings.warn(f"the classes are those in {path}, not the folders next to it: {example}", stacklevel=2)
+    elif not labels:
+        warnings.warn(f"{path} is not used: the folders next to it are the classes", stacklevel=2)
+    return bool(other)
 
 
 def _by_name(files: Sequence[str]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
 from vat.data.own.arrays import MISSING, classes_of
 from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
-from vat.data.own.image_labels import LABELS, read_labels
+from vat.data.own.image_labels import LABELS, overrules_folders, read_labels
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
@@ -55,7 +55,8 @@ class Images(OwnData):
     followed, also out of `dir`, but no folder is entered twice.
 
     A folder without folders of classes holds `labels.csv`, with the file of each image and its class
-    (`vat.data.own.image_labels.read_labels`). An image without a row or a class there has no label.
+    (`vat.data.own.image_labels.read_labels`). An image without a row or a class there has no label. If such a table names other classes
+    than the folders, it is right.
 
     Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: `setup` checks the
     headers of the files, and each image is decoded when it is needed. A damaged file then ends the run with an error that names it. The
@@ -232,7 +233,9 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
         if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
             raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
     classes = [path for path in folders if path.name != UNLABELED]
-    if (folder / LABELS).is_file() and (loose is not None or len(classes) < least or _overrules_folders(folder)):
+    if (folder / LABELS).is_file() and (
+        loose is not None or len(classes) < least or overrules_folders(folder / LABELS, images_within(folder)[0])
+    ):
         return _labelled_by_table(folder, least=least)
     if loose is not None:
         raise ValueError(
@@ -273,20 +276,6 @@ def _is_part(folder: Path) -> bool:
     """Whether a folder's name is one of a part of the data, such as train, Test_set or val2."""
     words = {*re.findall("[a-z]+", folder.name.lower())}
     return bool(words & PARTS) and words <= PARTS | {"set", "data", "dataset", "split", "images", "imgs"}
-
-
-def _overrules_folders(folder: Path) -> bool:
-    """Whether the table names other classes of images than their folders, which are then not classes."""
-    try:
-        labels = read_labels(folder / LABELS, images_within(folder)[0])
-    except ValueError:  # a table of something else
-        labels = {}
-    if other := [within for within, name in labels.items() if name != composed(PurePath(within).parts[0])]:
-        example = f"{other[0]} is of class {labels[other[0]]!r}"
-        warnings.warn(f"the classes are those in {folder / LABELS}, not the folders next to it: {example}", stacklevel=2)
-    elif not labels:
-        warnings.warn(f"{folder / LABELS} is not used: the folders next to it are the classes", stacklevel=2)
-    return bool(other)
 
 
 def _labelled_by_table(folder: Path, *, least: int) -> tuple[list[str], list[FoundImage]]:
