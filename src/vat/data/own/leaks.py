@@ -51,10 +51,9 @@ def is_total(x: np.ndarray) -> bool:
     """
     if len(x) <= LEAST_ROWS:
         return False
-    *_, last = x = x.astype(np.float64)
-    above = x[:-1]
+    above, last = x[:-1].astype(np.float64), x[-1].astype(np.float64)
     varies = above.min(0) < above.max(0)
-    last, above = last[varies], above[:, varies]
+    above, last = above[:, varies], last[varies]
     sums, means, scale = above.sum(0), above.mean(0), ROUNDED * above.std(0)
     is_sum = np.abs(last - sums) <= scale
     return bool((is_sum.all() and (np.abs(last) > np.abs(above).max(0)).any()) or (len(last) > 1 and (np.abs(last - means) <= scale).all()))
@@ -72,29 +71,28 @@ def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashabl
         groups: Their groups.
     """
     found = []
-    independent = {*zip((row.tobytes() for row in x) if groups is None else groups, y.tolist(), strict=True)}
+    independent = {*zip((hash(row.tobytes()) for row in x) if groups is None else groups, y.tolist(), strict=True)}
     sizes = Counter(c for _, c in independent).values()
     some = np.linspace(0, len(y) - 1, min(len(y), FIRST_LOOK)).astype(int)
+    limit = math.log(CHANCE / x.shape[1])
     for k in range(x.shape[1]):
         if _classes_of_values(x[some, k], y[some]) is None or (classes := _classes_of_values(x[:, k], y)) is None:
             continue
-        limit = math.log(CHANCE / x.shape[1])
-        codes = len(classes) * math.log(len(sizes)) - _log_orders(sizes)
-        borders = (
-            math.log(math.comb(len(classes) - 1, len(sizes) - 1)) - _log_orders(Counter(classes).values()) + math.lgamma(len(sizes) + 1)
-        )
-        in_intervals = sum(a != b for a, b in pairwise(classes)) == len(sizes) - 1
-        if (len(classes) <= MOST_CODES * len(sizes) and codes < limit) or (in_intervals and borders < limit):
+        if len(classes) <= MOST_CODES * len(sizes) and len(classes) * math.log(len(sizes)) - _log_orders(sizes) < limit:
             found.append(k)
+        elif np.count_nonzero(np.diff(classes)) == len(sizes) - 1:
+            borders = math.log(math.comb(len(classes) - 1, len(sizes) - 1)) + math.lgamma(len(sizes) + 1)
+            if borders - _log_orders(Counter(classes.tolist()).values()) < limit:
+                found.append(k)
     return found
 
 
-def _classes_of_values(values: np.ndarray, y: np.ndarray) -> list[int] | None:
+def _classes_of_values(values: np.ndarray, y: np.ndarray) -> np.ndarray | None:
     """The class of each value, in the order of the values. None if a value has two classes."""
     order = np.lexsort((y, values))
     values, y = values[order], y[order]
     new = np.append(True, values[1:] != values[:-1])
-    return None if np.any((y[1:] != y[:-1]) & ~new[1:]) else y[new].tolist()
+    return None if np.any((y[1:] != y[:-1]) & ~new[1:]) else y[new]
 
 
 def _log_orders(sizes: Collection[int]) -> float:
