@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
