@@ -25,6 +25,7 @@ NOISE = GENERATOR.normal(size=N)
         (0.1 * np.arange(N), "seconds", True),
         (np.cumsum(GENERATOR.integers(1, 9, N)), "a", True),  # after rows were removed
         (np.arange(N) % 20, "a", True),  # three files in sequence
+        (np.arange(24 * 14) % 24, "hour", False),
         (GENERATOR.permutation(N), "a", True),
         (GENERATOR.permutation(N) * 5 + 3, "a", True),
         (GENERATOR.integers(10**6, size=N), "patient_id", True),
@@ -63,6 +64,14 @@ def test_a_feature_that_numbers_the_rows_is_found(values, name, expected):
 def test_a_feature_that_determines_the_class_is_found(values, expected):
     for order in (np.arange(N), GENERATOR.permutation(N)):
         assert determining_the_class(np.stack([NOISE, values], 1)[order], Y[order]) == [1] * expected
+
+
+def test_an_indicator_of_each_class_is_found():
+    indicators = np.eye(3)[Y]
+    assert determining_the_class(np.concatenate([NOISE[:, None], indicators], 1), Y) == [1, 2, 3]
+    assert determining_the_class(np.concatenate([1 - 2 * indicators[:, :2], NOISE[:, None]], 1), Y) == [0, 1]
+    assert determining_the_class(np.stack([NOISE, Y == 0], 1), Y) == []  # as feathers, which tell a bird but not the other classes
+    assert determining_the_class(np.eye(3)[Y[:7]], Y[:7]) == []
 
 
 def test_a_rare_class_counts_too():
@@ -136,7 +145,7 @@ def test_the_start_names_the_columns_and_the_setting_that_leaves_them_out(tmp_pa
         """are sorted. If so, add "data.ignore=['Unnamed: 0']\""""
     )
     assert determining == (
-        f"{path}: 'code', 'größe' seem to be the label in another form: each alone determines the class of all 60 labelled rows. If so, "
+        f"{path}: 'code', 'größe' seem to be the label in another form: the class of all 60 labelled rows follows from them. If so, "
         """add "data.ignore=['code','größe']\""""
     )
     assert read(path, ignore=["Unnamed: 0", "code", "größe"]) == []

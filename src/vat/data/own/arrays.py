@@ -147,9 +147,10 @@ class Arrays(OwnData):
         numbering = [k for k, name in enumerate(names) if numbers_the_rows(table.x[:, k], name)]
         groups = None if table.groups is None else [group for group, row in zip(table.groups, known, strict=True) if row]
         determining = [k for k in determining_the_class(table.x[known], y.numpy()[known], groups) if k not in numbering]
+        them = "it" if len(determining) == 1 else "them"
         for columns, said in (
             (numbering, "to number the rows. A feature that does may predict the class in this file alone, for example if rows are sorted"),
-            (determining, f"to be the label in another form: each alone determines the class of all {known.sum()} labelled rows"),
+            (determining, f"to be the label in another form: the class of all {known.sum()} labelled rows follows from {them}"),
         ):
             if columns:
                 shown = [names[k] for k in columns[:MOST_NAMED]]

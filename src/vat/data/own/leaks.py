@@ -1,5 +1,6 @@
 """Finds features that give the class away: numbers of the rows, and copies or codes of the label."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -8,7 +9,8 @@ from collections.abc import Collection, Hashable, Sequence
 import numpy as np
 
 LEAST_ROWS = 10  # fewer rows may rise by chance: ten do in one of 1.8 million orders
-SAME_STEP = 0.8  # share of the steps from row to row that are the same. Files in sequence restart, and removed rows leave gaps
+SAME_STEP = 0.8  # share of the steps from row to row that are the same
+OTHER_STEPS = 5  # most steps that are not: where files in sequence restart. Hours of a day restart more often
 CHANCE = 1e-3  # probability below which a column of a table determines the label by chance
 MOST_CODES = 3  # values of a code for each class. With more, a feature that differs between patients would seem to be a code
 ROUNDED = 1e-3  # standard deviations by which a sum or mean may be rounded
@@ -36,7 +38,7 @@ def numbers_the_rows(values: np.ndarray, name: str = "") -> bool:
     if whole and ID & {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}:
         return True
     usual = np.median(steps)
-    if usual != 0 and np.mean(steps == usual) >= SAME_STEP:
+    if usual != 0 and np.sum(steps != usual) <= min(OTHER_STEPS, (1 - SAME_STEP) * len(steps)):
         return True
     step, rest = divmod(high - low, len(values) - 1)
     return whole and not rest and np.array_equal(np.sort(values), low + step * np.arange(len(values)))
@@ -61,21 +63,24 @@ def is_total(x: np.ndarray) -> bool:
 def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashable] | None = None) -> list[int]:
     """The features of which one alone determines the class: each of its values occurs in one class only.
 
-    A feature counts if it has few values, as a copy or a code of the label, or if each class has an interval of its values. It does not
-    count if the labels could fit by chance, as those of few rows can. Equal rows and those of one group are not independent.
+    A feature counts if it has few values, as a copy or a code of the label, or if each class has an interval of its values. Features of
+    two values count too, if there is one for each class. None counts if the labels could fit by chance, as those of few rows can. Equal
+    rows and those of one group are not independent.
 
     Args:
         x: Features of labelled rows, (N, D).
         y: Their classes, (N,).
         groups: Their groups.
     """
-    found = []
+    found, indicators = [], {}
     independent = {*zip((hash(row.tobytes()) for row in x) if groups is None else groups, y.tolist(), strict=True)}
     sizes = Counter(c for _, c in independent).values()
     some = np.linspace(0, len(y) - 1, min(len(y), FIRST_LOOK)).astype(int)
     limit = math.log(CHANCE / x.shape[1])
     for k in range(x.shape[1]):
         if _classes_of_values(x[some, k], y[some]) is None or (classes := _classes_of_values(x[:, k], y)) is None:
+            if len(sizes) > 2 and (only := _class_that_is_indicated(x[:, k], y)) is not None:
+                indicators.setdefault(only, []).append(k)
             continue
         if len(classes) <= MOST_CODES * len(sizes) and len(classes) * math.log(len(sizes)) - _log_orders(sizes) < limit:
             found.append(k)
@@ -83,7 +88,20 @@ def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashabl
             borders = math.log(math.comb(len(classes) - 1, len(sizes) - 1)) + math.lgamma(len(sizes) + 1)
             if borders - _log_orders(Counter(classes.tolist()).values()) < limit:
                 found.append(k)
-    return found
+    if len(indicators) >= len(sizes) - 1 and len(sizes) * math.log(len(sizes)) - _log_orders(sizes) < limit:
+        found += itertools.chain(*indicators.values())
+    return sorted(found)
+
+
+def _class_that_is_indicated(values: np.ndarray, y: np.ndarray) -> int | None:
+    """The class of which a feature of two values has one value, and all other classes the other. None without such a class."""
+    one = values == values[0]
+    if one.all() or (values[~one] != values[~one][0]).any():
+        return None
+    for of in (one, ~one):
+        if (y[of] == y[of][0]).all() and (y[~of] != y[of][0]).all():
+            return int(y[of][0])
+    return None
 
 
 def _classes_of_values(values: np.ndarray, y: np.ndarray) -> np.ndarray | None:
