@@ -13,7 +13,7 @@ train: $(VENV)/train   ## make the environment and run the main job: digits, 50 
 	$(BIN)/python src/train.py model=cnn vat.eps=2.0
 
 test: $(VENV)/test     ## make the environment and run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-long: $(VENV)/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=3600

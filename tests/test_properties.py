@@ -45,7 +45,7 @@ def cases(draw):
     return network, x, eps, seed
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [30, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.filterwarnings("ignore:finite differences are noise")

@@ -336,7 +336,7 @@ class Cheat(Attack):
         ({"attacks": (Cheat(),)}, RuntimeError, "attack cheat must stay in the ball of radius 0.2"),
         ({"bounds": (0.0, 1.0)}, ValueError, r"inputs must be in the declared range \[0, 1\], got values from -"),
     ],
-    ids=str,
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else str(value),
 )
 def test_a_mistake_is_refused(options, error, words):
     with pytest.raises(error, match=words):

@@ -229,9 +229,8 @@ def steps(n):
 
 
 @pytest.mark.parametrize("choice", REGULARIZERS)
-@pytest.mark.parametrize("data", [["data=digits", "model=cnn"], ["data=moons", "model=mlp", "model.hidden=[20]"]], ids=" ".join)
-def test_every_regularizer_trains_and_logs_its_terms(job, choice, data):
-    run = job(*steps(3), f"regularizer={choice}", *data)
+def test_every_regularizer_trains_and_logs_its_terms(job, choice):
+    run = job(*steps(3), f"regularizer={choice}", "data=moons", "model=mlp", "model.hidden=[20]")
     values = logged(run.folder)
     losses = values["train/loss"]
     assert len(losses) == 3

@@ -70,9 +70,12 @@ def is_there(term, network):
     return term.device == META and any(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+# a regularizer does not look at the network's kind, except through its direction
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [*((name, "MLP") for name in REGULARIZERS), *((name, network) for network in NETWORKS if network != "MLP" for name in DIRECTIONS)],
+)
 @pytest.mark.parametrize("reported", [False, True], ids=["", "reported"])
-@pytest.mark.parametrize("name", REGULARIZERS)
 def test_a_regularizer_asks_the_device_for_no_value(name, reported, network):
     module, regularizer = NETWORKS[network]().to(META), REGULARIZERS[name]()
     regularizer.on_fit_start(module)

@@ -60,6 +60,7 @@ def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):
 
 
 def test_if_vat_does_not_help_the_run_trains_without(job, overrides, monkeypatch):
+    monkeypatch.setattr(pilots, "FACTORS", (1.0,))
     monkeypatch.setattr(pilots, "choose", lambda found: Choice(0.0, tuple(found), 1.0))
     run = job(*overrides)
     assert OmegaConf.load(run.folder / "config.yaml").regularizers == []
@@ -69,6 +70,7 @@ def test_if_vat_does_not_help_the_run_trains_without(job, overrides, monkeypatch
 def test_pilot_runs_that_are_done_are_not_done_again(job, overrides, monkeypatch):
     from vat.runs import training
 
+    monkeypatch.setattr(pilots, "FACTORS", (1.0,))
     first = job(*overrides, name="first")
     trained, real = [], training.train
 

@@ -88,9 +88,9 @@ def register() -> None:
 def tuned() -> dict[str, Any]:
     """The values in `conf/tuned.yaml`, by `<experiment>_<data>_<regularizer>`: of Hydra's own files each would need one."""
     found = {}
-    for experiment, data in tuned_for().items():
-        for several, node in _table()[experiment].items():
-            found |= {f"{experiment}_{data}_{one}": node for one in several.split(", ") if one != "data"}
+    for experiment, of in _table().items():
+        for several, node in of.items():
+            found |= {f"{experiment}_{of['data']}_{one}": node for one in several.split(", ") if one != "data"}
     return found
 
 

@@ -195,7 +195,7 @@ def test_bytes_are_images_whose_channels_the_network_normalises(path, shape, axe
     assert ready(path, standardize=False).mean is None
 
 
-@pytest.mark.filterwarnings("ignore:images are floats")
+@pytest.mark.filterwarnings("ignore:.*images are floats")
 def test_floating_point_images_keep_their_units(path):
     x = np.random.default_rng(0).normal(100, 20, size=(60, 8, 6, 3))
     data = ready(written(path, x=x, y=HALF))
