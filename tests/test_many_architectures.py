@@ -273,6 +273,20 @@ class Bag(nn.Module):
         return self.head(torch.cat([x, self.numbers(numbers)], 1).tanh())
 
 
+def hooked():
+    """Hooks that count and keep outputs in the whole network, and that change an output."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model.calls, model.outputs = 0, []
+
+    def count(layer, inputs, output):
+        model.calls += 1
+        model.outputs.append(output.detach())
+
+    model[0].register_forward_hook(count)
+    model[1].register_forward_hook(lambda layer, inputs, output: output * 2)
+    return model
+
+
 X, IMAGES, NUMBERS = rows(5, 6), rows(4, 1, 5, 5), rows(4, 3)
 SERIES = rows(4, 5)
 
@@ -294,6 +308,7 @@ KINDS = {
     "energy": (Energy, X, None, {}),
     "prototypes": (Prototypes, X, None, {}),
     "signal, padded": (Signal, SERIES * WORDS, None, {"mask": WORDS, "class_dim": -1}),
+    "hooks": (hooked, X, None, {}),
     "recommender": embedded(Bag, IDS, NUMBERS),
 }
 

@@ -99,7 +99,8 @@ class Network:
         self._quantized = any(map(is_quantized, kinds))
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, weights_of(self._layers)))
-        self._keepers = [layer for layer in self._layers if not (is_torchs(type(layer)) and has_no_hooks(layer))]
+        hooked = not all(map(has_no_hooks, self._layers))  # a hook may change any layer, as a counter in the whole network
+        self._keepers = [layer for layer in self._layers if hooked or not is_torchs(type(layer))]
         self._draws_from_torch = isinstance(forward, nn.Module) and not self._keepers
         self._kept_values = kept_values(self._keepers)
         self._constants: list[tuple[Tensor, Places]] = []
