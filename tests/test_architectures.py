@@ -1,12 +1,11 @@
 """A dozen kinds of networks: the term, its gradient and the unchanged state, compared with a few lines of code by hand."""
 
-import copy
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 import torch
+from by_hand import check, embedded, made
 from networks import rows
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -14,9 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from vat import VAT
 from vat.calls import Call
-from vat.step import Key, Step
 
-EPS = 0.5
 IDS = torch.randint(1, 20, (4, 9), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([9, 5, 3, 7])
 MASK = (torch.arange(9) < LENGTHS[:, None]).long()
@@ -186,11 +183,6 @@ def two(first, second=lambda layer: layer):
     return lambda: nn.Sequential(first(nn.Linear(6, 8)), nn.Tanh(), second(nn.Linear(8, 3)))
 
 
-def embedded(make, ids, *rest, **options):
-    """Options that put r on the words' embeddings."""
-    return make, (ids, *rest), lambda m, x: m.rest(x, *rest), {"at": "embedding", "mask": None, **options}
-
-
 X = rows(5, 6)
 PAIR = (rows(4, 6), rows(4, 6).flip(0))
 NUMBERS = rows(4, 3)
@@ -229,78 +221,9 @@ KINDS = {
 }
 
 
-def made(make):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that lazy layers are new and that norms by hooks are old
-        torch.manual_seed(0)
-        model = make().double()
-    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
-        torch.manual_seed(0)
-        model(X)  # creates lazy layers
-        for part in model.modules():
-            if isinstance(part, nn.BatchNorm1d):
-                part.reset_running_stats()
-    return model
-
-
-def by_hand(make, batch, output, at=None, mask=None, class_dim=None):
-    """The penalty along the margin's gradient. Every pass uses a new network."""
-    output = output or (lambda m, x: m(x))
-
-    def logits(model, x):
-        z = output(model, x)
-        return z if class_dim is None else z.movedim(class_dim, 1)
-
-    def mean(value):
-        if value.dim() == 1:
-            return value
-        counts = torch.ones_like(value) if mask is None else (mask if mask.dim() == value.dim() else mask[:, 0]).to(value)
-        return (value * counts).flatten(1).sum(1) / counts.flatten(1).sum(1)
-
-    def inputs(model):
-        if at == "embedding":
-            return model.embedding(batch[0])
-        if at is not None:
-            return batch[at]
-        return torch.cat(batch, 1) if isinstance(batch, tuple) else batch
-
-    x = inputs(made(make)).detach().requires_grad_()
-    clean = logits(made(make), x)
-    top = clean.topk(2, dim=1).values
-    (g,) = torch.autograd.grad(mean(top[:, 1] - top[:, 0]).sum(), x)
-    if mask is not None:
-        g = g * (mask if mask.dim() == g.dim() else mask[..., None])
-    r = EPS * g / g.flatten(1).norm(dim=1).view(-1, *[1] * (g.dim() - 1))
-    model = made(make)
-    p, q = clean.detach().log_softmax(1), logits(model, inputs(model) + r).log_softmax(1)
-    penalty = mean((p.exp() * (p - q)).sum(1)).mean()
-    penalty.backward()
-    return penalty.detach(), [p.grad for p in model.parameters()]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_term_gradient_and_state_are_those_of_code_written_by_hand(kind):
-    make, batch, output, options = KINDS[kind]
-    model = made(make)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    kept = {name: copy.copy(value) for name, value in vars(model).items() if name not in vars(nn.Module())}
-    place = model.embedding if options.get("at") == "embedding" else options.get("at")
-    step = Step(model, batch, key=Key(3), **{**options, "at": place})
-    vat = VAT(EPS, direction="margin")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        term = vat.term(step)
-        vat.first_call(step)
-    term.backward()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(vars(model)[name] == value for name, value in kept.items() if not isinstance(value, Tensor))
-    wanted, gradients = by_hand(make, batch, output, **options)
-    torch.testing.assert_close(term.detach(), wanted, rtol=1e-8, atol=0)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        zero = torch.zeros_like(parameter)
-        torch.testing.assert_close(
-            zero if parameter.grad is None else parameter.grad, zero if gradient is None else gradient, rtol=1e-6, atol=1e-11
-        )
+    check(*KINDS[kind])
 
 
 @pytest.mark.parametrize(
@@ -315,4 +238,4 @@ def test_term_gradient_and_state_are_those_of_code_written_by_hand(kind):
 )
 def test_outputs_that_are_not_logits_and_integer_inputs_are_refused_in_a_sentence(make, batch, options, message):
     with pytest.raises(TypeError, match=message):
-        VAT(EPS)(made(make), batch, **options)
+        VAT(0.5)(made(make), batch, **options)

@@ -228,3 +228,21 @@ def test_outputs_to_which_a_mask_of_positions_does_not_apply_give_a_warning(dive
     p, q = model(x).detach(), model(x + r)
     kl = kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q)) if divergence == "bernoulli" else (p - q).square() / 2
     torch.testing.assert_close(vat.penalty(step), (kl * mask).sum(1).mean(), rtol=1e-9, atol=0)
+
+
+def test_a_mask_shaped_like_the_inputs_says_nothing_about_pixels_and_is_refused():
+    x, mask = rows(2, 3, 4, 4), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.3
+    with pytest.raises(ValueError, match=r"does not fit the positions of an output .*the mask of the outputs as output_mask=…"):
+        VAT(0.7)(pixels(classes_last=False), x, mask=mask)
+    step = Step(pixels(classes_last=False), x, mask=mask, output_mask=mask.any(1), key=KEY)
+    assert VAT(0.7).penalty(step) > 0
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES)).double()
+    assert not VAT(0.7).virtual_adversarial_perturbation(Step(whole, x, mask=mask, key=KEY))[~mask].any()
+
+
+def test_a_mask_of_a_signal_without_features_that_does_not_reach_its_outputs_gives_a_warning():
+    x, mask = rows(2, 6), torch.arange(6).expand(2, -1) < 4
+    vat = VAT(0.7, divergence="bernoulli")
+    with pytest.warns(UserWarning, match=r"outputs of shape \(2, 6\) are read as 6 outputs of each example.*pass output_mask, too"):
+        vat(nn.Linear(6, 6).double(), x, mask=mask)

@@ -29,7 +29,7 @@ def texts(n=8):
     return rows
 
 
-def trained(model, folder, *regularizers, at=None, data=None, **options):
+def trained(model, folder, *regularizers, at=None, output_mask=None, data=None, **options):
     settings = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0}
     settings |= {"lr_scheduler_type": "constant", "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
     args = transformers.TrainingArguments(output_dir=str(folder), logging_steps=1, seed=5, **(settings | options))
@@ -37,7 +37,7 @@ def trained(model, folder, *regularizers, at=None, data=None, **options):
     batches, plain = [], trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, *a, **k: batches.append(inputs) or plain(model, inputs, *a, **k)
     if regularizers:
-        add_regularizers(trainer, *regularizers, at=at)
+        add_regularizers(trainer, *regularizers, at=at, output_mask=output_mask)
     trainer.train()
     return trainer, batches
 
@@ -75,6 +75,29 @@ def test_images_are_perturbed_directly(tmp_path):
     data = [{"pixel_values": torch.randn(3, 8, 8), "labels": torch.tensor(i % 3)} for i in range(8)]
     trainer, _ = trained(model, tmp_path, VAT(eps=1.0), data=data)
     assert any("vat" in entry for entry in trainer.state.log_history)
+
+
+def test_a_decoder_reads_its_labels_and_only_its_real_outputs_count(tmp_path):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+
+    def t5():
+        torch.manual_seed(0)
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=30, decoder_start_token_id=0, **sizes))
+
+    rows = [{**row, "labels": torch.tensor([4, 5, 1, 6, 7, -100, -100, -100])} for row in texts()]  # as many as the inputs
+    with pytest.raises(ValueError, match=r"is not called in a pass .* as encoder.embed_tokens, decoder.embed_tokens"):
+        trained(t5(), tmp_path, VAT(eps=0.7), data=rows)
+    with pytest.raises(ValueError, match="the outputs are a decoder's"):
+        trained(t5(), tmp_path, VAT(eps=0.7), data=rows, at="encoder.embed_tokens")
+    plain, regularized = t5(), t5()
+    trained(plain, tmp_path, data=rows)
+    options = {"at": "encoder.embed_tokens", "output_mask": lambda batch: batch["labels"] != -100}
+    _, (batch,) = trained(regularized, tmp_path, VAT(eps=0.7), data=rows, **options)
+    model = t5().train()
+    at, known = model.encoder.embed_tokens, batch["labels"] != -100
+    VAT(eps=0.7).term(Step(model, batch, at=at, mask=batch["attention_mask"], output_mask=known, key=Key(5))).backward()
+    for a, b, p in zip(plain.parameters(), regularized.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a - b, p.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_missing_layers_and_inputs_are_refused(tmp_path):

@@ -146,6 +146,26 @@ def test_noise_from_python_and_numpy_is_the_same_in_all_passes_and_their_generat
     assert not torch.equal(outputs[0], outputs[2])
 
 
+def test_a_generator_of_numpy_that_cannot_be_seeded_again_and_passes_in_passes_keep_their_streams():
+    class Nested(nn.Module):
+        def forward(self, x):
+            first = np.random.rand()
+            Network(DrawsElsewhere())(rows(), seed=9)
+            return x * first + np.random.rand()
+
+    own = np.random.get_bit_generator()
+    wanted = np.random.RandomState(np.random.PCG64(3)).rand(2)
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))
+        assert np.random.rand() == wanted[0]
+        output = Network(Nested())(torch.ones(1, 1), seed=4)
+        assert np.random.rand() == wanted[1]
+    finally:
+        np.random.set_bit_generator(own)
+    first, second = np.random.RandomState(4).rand(2)
+    assert output.item() == pytest.approx(first + second)
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vat.layers import weights_of
+
 At = nn.Module | str | int | Sequence[nn.Module] | Sequence[str] | Sequence[int]
 
 
@@ -79,7 +81,7 @@ class Perturbed:
             raise TypeError(f"at must be a layer, or the name or number of an argument, or several of one kind, got {at!r}")
         known = [*range(len(self.call.args)), *self.call.kwargs]
         if unknown := [name for name in self.names if name not in known]:
-            raise KeyError(f"at={unknown[0]!r} is not an argument of the call: choose one of {known}")
+            raise KeyError(f"at={unknown[0]!r} is not an argument of the call: choose one of {known}, or pass a layer, as at=model.body")
         self.shapes: list[torch.Size] = []
 
     @property
@@ -95,9 +97,12 @@ class Perturbed:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
                 kind = f"the output of at={type(place).__name__}" if isinstance(place, nn.Module) else f"the argument {place!r}"
+                call = {**dict(enumerate(self.call.args)), **self.call.kwargs}
+                others = [name for name, value in call.items() if isinstance(value, Tensor) and value.is_floating_point()]
+                argument = f"an argument, as vat(model, batch, at={others[0]!r}), or " if others else ""
                 raise TypeError(
-                    f"{kind} must be a tensor of a floating dtype, got {what}: name one that can be perturbed, as vat(model, batch, "
-                    "at='inputs_embeds') or vat(model, batch, at=model.get_input_embeddings())"
+                    f"{kind} must be a tensor of a floating dtype, got {what}: name what can be perturbed: {argument}a layer's output, as "
+                    "vat(model, batch, at=model.get_input_embeddings())"
                 )
         self.shapes = [tensor.shape for tensor in tensors]
         if len({shape[0] for shape in self.shapes if shape}) != 1 or not all(self.shapes):
@@ -144,9 +149,7 @@ class Perturbed:
                 handle.remove()
         for layer, number in zip(self.layers, calls, strict=True):
             if number != 1:
-                raise ValueError(
-                    f"at={type(layer).__name__} must be called once in a pass, got {number} calls: pass a layer that is called once"
-                )
+                raise ValueError(f"at={type(layer).__name__} must be called once in a pass, got {number} calls: {self._others()}")
         return output
 
     def _outputs(self) -> list[Any]:
@@ -169,7 +172,26 @@ class Perturbed:
             for handle in handles:
                 handle.remove()
         missing = type(self.layers[next(n for n in range(len(self.layers)) if n not in found)]).__name__
-        raise ValueError(f"at={missing} is not called in a pass of the network: pass a layer that is")
+        raise ValueError(f"at={missing} is not called in a pass of the network: {self._others()}")
+
+    def _others(self) -> str:
+        """Advice which layers to pass: those of the same kind with the same weights, as a T5's `encoder.embed_tokens`, or others."""
+        calls: dict[nn.Module, list[bool]] = {}
+
+        def count(layer: nn.Module, _: Any, output: Any) -> None:
+            calls.setdefault(layer, []).append(isinstance(output, Tensor) and output.is_floating_point())
+
+        handle = nn.modules.module.register_module_forward_hook(count)
+        try:
+            self.forward(*self.call.args, **self.call.kwargs)
+        finally:
+            handle.remove()
+        weights = {*map(id, weights_of(self.layers))}
+        names = {layer: name for name, layer in [*calls][-1].named_modules()} if calls else {}  # the outermost module returns last
+        others = [layer for layer, floats in calls.items() if floats == [True] and names.get(layer)]
+        kinds = {*map(type, self.layers)}
+        others = [one for one in others if type(one) in kinds and not weights.isdisjoint(map(id, weights_of([one])))] or others
+        return "pass a layer that is called once" + (f", as {', '.join(names[layer] for layer in others[:3])}" if others else "")
 
 
 def _in_checkpoint() -> bool:

@@ -64,7 +64,7 @@ def warn_of_misread_outputs(step: Step, *, classes: bool) -> None:
             "class_dim=-1 if the classes are last, and class_dim=1 if they are not",
             stacklevel=4,
         )
-    if step.mask is not None and logits.dim() == 2 and logits.shape == inputs[:2] and len(inputs) > 2 and step.mask_of(logits) is None:
+    if step.mask is not None and logits.dim() == 2 and logits.shape == inputs[:2] and step.mask_of(logits) is None:
         warnings.warn(
             f"outputs of shape {tuple(logits.shape)} are read as {logits.shape[1]} outputs of each example, to which the mask of the "
             "inputs does not apply. If there is one output for each position, pass output_mask, too",

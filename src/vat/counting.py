@@ -219,11 +219,15 @@ def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
-    """Mask of positions (N, …) from a mask of inputs: without the dimensions of features. None if there are no positions."""
+    """Mask of positions (N, …) from a mask of inputs: without dimensions of size 1, as those of features. None if there are no positions.
+
+    A mask shaped like x stays as it is. It is one of positions if x has no features, as a signal (N, T). Otherwise it fits no output with
+    positions, so `mask_of_outputs` refuses it there.
+    """
     if mask.dim() < x.dim() or mask.dim() == 1:
         return mask if mask.dim() > 1 else None
     dims = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
-    return mask.reshape([mask.shape[n] for n in dims]) if 1 < len(dims) < x.dim() else None
+    return mask.reshape([mask.shape[n] for n in dims]) if len(dims) > 1 else None
 
 
 def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | None:

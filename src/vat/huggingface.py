@@ -1,6 +1,6 @@
 """Regularizers in the Trainer of Hugging Face's transformers. The library is imported only when it is used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ def add_regularizers(
     *regularizers: Regularizer,
     at: str | None = None,
     mask: str | None = "attention_mask",
+    output_mask: Callable[[Mapping[str, Any]], Tensor] | None = None,
     class_dim: int | None = None,
 ) -> None:
     """Add regularizers to the loss of a `transformers.Trainer` and log them. The model does not change.
@@ -31,6 +32,8 @@ def add_regularizers(
         at: What to perturb: the name of a layer, whose output is perturbed, or of an input of floats, as "pixel_values". If None: the only
             input of floats, otherwise the output of the model's input embeddings.
         mask: Name of the input that is 1 where tokens count; None if all count.
+        output_mask: Function from the batch to the mask of the outputs, if it does not follow from `mask`, as for a decoder's outputs:
+            `lambda batch: batch["labels"] != -100`.
         class_dim: Dimension of the outputs with the classes; see `Step`.
 
     Raises:
@@ -42,11 +45,12 @@ def add_regularizers(
 
     def regularized(model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labels = inputs.get("labels")  # before compute_loss: a label smoother removes them
-        call = {name: value for name, value in inputs.items() if name != "labels"}
+        call = _without_labels(trainer.accelerator.unwrap_model(model), inputs)
+        counted = None if output_mask is None else output_mask(inputs)
         output = compute_loss(model, inputs, *args, **kwargs)
         if not (model.training and torch.is_grad_enabled()):
             return output
-        step = _step(trainer, model, call, labels, at, mask, class_dim=class_dim, live=live(named.values()))
+        step = _step(trainer, model, call, labels, at, mask, output_mask=counted, class_dim=class_dim, live=live(named.values()))
         terms = {name: regularizer.term(step) for name, regularizer in named.items()}
         for regularizer in named.values():
             regularizer.through_checkpoints(regularizer.first_call, step)
@@ -60,6 +64,15 @@ def add_regularizers(
     trainer.compute_loss = regularized
     trainer.log = logged
     trainer.add_callback(_follower(trainer, named))
+
+
+def _without_labels(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's inputs without labels, from which it would compute its loss. A decoder that reads them gets its own inputs instead."""
+    call = {name: value for name, value in inputs.items() if name != "labels"}
+    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is not None and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & call.keys():
+        call["decoder_input_ids"] = shifted(labels=inputs["labels"])
+    return call
 
 
 def _step(

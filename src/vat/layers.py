@@ -1,7 +1,7 @@
-"""Access to the weights, buffers and plain attributes of a network's layers."""
+"""The modules of a function, and the weights, buffers and plain attributes of their layers."""
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from operator import is_
 from typing import Any
 
@@ -120,3 +120,34 @@ def divides(kind: type) -> bool:
 def is_divided(module: nn.Module | None) -> bool:
     """Whether FSDP2 divides weights of the module among processes. All processes must then call it together."""
     return module is not None and any(divides(type(layer)) for layer in all_layers([module]))
+
+
+def modules_of(forward: Callable[..., Any], module: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """Modules that a function uses: those given, or those found in the function itself.
+
+    Raises:
+        TypeError: If they are not known, or `module` holds something else.
+    """
+    if module is not None:
+        modules = [module] if isinstance(module, nn.Module) else list(module)
+        if not all(isinstance(part, nn.Module) for part in modules):
+            raise TypeError(f"module must be an nn.Module, a list of several, or () if there is none, got {module!r}")
+        return modules or _shown(forward)
+    modules = _shown(forward)
+    if not modules:
+        name = getattr(forward, "__name__", type(forward).__name__)
+        raise TypeError(
+            f"the module that the function {name} uses is not known: pass it, as vat(lambda x: model(x), x, module=model). Pass several "
+            "as module=[encoder, head], and module=() if there is none"
+        )
+    return modules
+
+
+def _shown(forward: Callable[..., Any]) -> list[nn.Module]:
+    """The module that a function is or belongs to, also in a `functools.partial`, and the modules among the partial's arguments."""
+    given: list[Any] = []
+    while isinstance(forward, partial):
+        given += (*forward.args, *forward.keywords.values())
+        forward = forward.func
+    owner = getattr(forward, "__self__", forward)
+    return [part for part in (owner, *given) if isinstance(part, nn.Module)] if isinstance(owner, nn.Module) else []

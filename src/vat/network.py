@@ -6,7 +6,7 @@ By construction, a pass leaves nothing to repair: during a pass the layers hold 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
@@ -27,6 +27,7 @@ from vat.layers import (
     is_quantized,
     is_torchs,
     kept_values,
+    modules_of,
     places_of,
     put_back,
     size_of,
@@ -74,7 +75,7 @@ class Network:
     """
 
     def __init__(self, forward: Forward, module: Modules | None = None, *, class_dim: int | None = None, grouped: bool = False):
-        modules = _modules(forward, module)
+        modules = modules_of(forward, module)
         if isinstance(forward, DistributedDataParallel):
             modules = [forward.module if part is forward else part for part in modules]
         for part in modules:
@@ -85,9 +86,11 @@ class Network:
         self._class_dim = class_dim
         self._classes_at = 1
         self._undecided: torch.Size | None = None
+        self._decodes = False
         self._grouped = grouped
         self._own = all_layers(modules)
-        self._layers = all_layers([*modules, forward]) if isinstance(forward, nn.Module) else self._own
+        whole = isinstance(forward, nn.Module) and forward not in modules  # a wrapper of the modules
+        self._layers = all_layers([*modules, forward]) if whole else self._own
         self._wrappers = [layer for layer in self._layers if isinstance(layer, DistributedDataParallel)]
         self._fabric = [layer for layer in self._layers if type(layer).__name__ == "_FabricModule"]
         # FSDP2 puts its own weights into the layers, and keeps forever what it finds there in its first pass.
@@ -96,7 +99,8 @@ class Network:
         self._quantized = any(map(is_quantized, kinds))
         self._recomputes = bool(modules) and modules[0] in _RECOMPUTE
         self._unbuilt = any(map(is_lazy, weights_of(self._layers)))
-        self._keepers = [layer for layer in self._layers if not (is_torchs(type(layer)) and has_no_hooks(layer))]
+        hooked = not all(map(has_no_hooks, self._layers))  # a hook may change any layer, as a counter in the whole network
+        self._keepers = [layer for layer in self._layers if hooked or not is_torchs(type(layer))]
         self._draws_from_torch = isinstance(forward, nn.Module) and not self._keepers
         self._kept_values = kept_values(self._keepers)
         self._constants: list[tuple[Tensor, Places]] = []
@@ -122,6 +126,7 @@ class Network:
         """
         if self.module is None and parameters is not None:
             raise ValueError("parameters need a module, and the function has none: pass module=model, the module that it uses")
+        differentiable = x.requires_grad and torch.is_grad_enabled()
         x = x.clone()  # the first layer may change its input in place
         try:
             output = self.called(lambda: self.forward(x), device=x.device, seed=seed, parameters=parameters, constant=constant, track=track)
@@ -131,13 +136,14 @@ class Network:
             raise
         logits = self._logits(output)
         if not logits.dim() or (len(logits) != len(x) and not self._grouped):
+            shape = tuple(logits.movedim(1, self._classes_at).shape if logits.dim() > 1 else logits.shape)
             raise ValueError(
-                f"the first dimension of inputs and outputs must count the examples, got {tuple(x.shape)} and {tuple(logits.shape)}: "
-                "pass a function that returns outputs (N, …)"
+                f"the first dimension of inputs and outputs must count the examples, got {tuple(x.shape)} and {shape}: pass a function "
+                "that returns outputs (N, …), or group=… if several rows share an output, as the nodes of a graph do"
             )
-        if x.requires_grad and self._quantized:
+        if differentiable and self._quantized:
             raise RuntimeError(QUANTIZED)
-        if x.requires_grad and not logits.requires_grad:
+        if differentiable and not logits.requires_grad:
             raise RuntimeError(NO_GRADIENT)
         return logits
 
@@ -169,11 +175,14 @@ class Network:
         """Logits in an output, with the classes in dimension 1."""
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
+            values = output.items() if isinstance(output, Mapping) else ()
+            place = next((name for name, value in values if isinstance(value, Tensor) and value.dim()), 0)
             raise TypeError(
-                f"the network must return logits, got a {type(output).__name__}: pass a function that selects them, "
-                "as vat(lambda x: model(x)[0], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[0])"
+                f"the network must return logits, got a {type(output).__name__}: pass a function that selects them, as vat(lambda x: "
+                f"model(x)[{place!r}], x, module=model) or RegularizerCallback(forward=lambda module, x: module(x)[{place!r}])"
             )
         class_dim = self._class_dim
+        self._decodes = logits.dim() > 2 and isinstance(output, Mapping) and "encoder_last_hidden_state" in output
         if class_dim is None and logits.dim() == 3:
             if _is_huggingfaces(type(output)):
                 class_dim = -1  # of tokens (N, T, C)
@@ -200,6 +209,18 @@ class Network:
             raise ValueError(
                 f"the classes of the network's output, of shape {tuple(self._undecided)}, are in dimension 1 or the last: pass "
                 "class_dim=-1 if they are last, as in (N, T, C) of tokens, or class_dim=1 if not, as in (N, C, L) of a convolution"
+            )
+
+    def refuse_decoder(self) -> None:
+        """Refuse the outputs of a decoder, whose positions are not those of the encoder's inputs, even if there are as many.
+
+        Raises:
+            ValueError: If the network returned such an output.
+        """
+        if self._decodes:
+            raise ValueError(
+                "the outputs are a decoder's, and a mask of the inputs says nothing about their positions: pass output_mask=…, too, as "
+                "output_mask=labels != -100"
             )
 
     def keep_own_weights(self) -> None:
@@ -287,33 +308,6 @@ class Network:
                 vars(wrapper).pop("forward", None)
             for wrapper in self._fabric:
                 vars(wrapper).pop("_register_backward_hook", None)
-
-
-def _modules(forward: Forward, module: Modules | None) -> list[nn.Module]:
-    """Modules that a function uses: those given, or those found in the function itself."""
-    if module is not None:
-        modules = [module] if isinstance(module, nn.Module) else list(module)
-        if not all(isinstance(part, nn.Module) for part in modules):
-            raise TypeError(f"module must be an nn.Module, a list of several, or () if there is none, got {module!r}")
-        return modules or _shown(forward)
-    modules = _shown(forward)
-    if not modules:
-        name = getattr(forward, "__name__", type(forward).__name__)
-        raise TypeError(
-            f"the module that the function {name} uses is not known: pass it, as vat(lambda x: model(x), x, module=model). Pass several "
-            "as module=[encoder, head], and module=() if there is none"
-        )
-    return modules
-
-
-def _shown(forward: Forward) -> list[nn.Module]:
-    """The module that a function is or belongs to, also in a `functools.partial`, and the modules among the partial's arguments."""
-    given: list[Any] = []
-    while isinstance(forward, partial):
-        given += (*forward.args, *forward.keywords.values())
-        forward = forward.func
-    owner = getattr(forward, "__self__", forward)
-    return [part for part in (owner, *given) if isinstance(part, nn.Module)] if isinstance(owner, nn.Module) else []
 
 
 def _same(value: Any) -> Any:

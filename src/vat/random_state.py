@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -35,13 +36,29 @@ def random_state(seed: int, device: torch.device, *, torch_alone: bool = False) 
 def _state_of_python_and_numpy(seed: int) -> Iterator[None]:
     numpy = sys.modules.get("numpy")  # not imported here: the core does not need numpy, and a network that draws from it has imported it
     python = random.getstate()
-    arrays = None if numpy is None else numpy.random.get_state()
     try:
         random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
-        yield
+        with nullcontext() if numpy is None else _other_generator(numpy.random, seed % 2**32):
+            yield
     finally:
         random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
+
+
+_FREE: list[Any] = []
+"""Generators of numpy that no block uses. A new one takes 60 µs."""
+
+
+@contextmanager
+def _other_generator(numpy_random: Any, seed: int) -> Iterator[None]:
+    """Let numpy draw from another generator. To copy the state of the user's generator back would take 24 µs, to exchange them takes 1."""
+    own, state = numpy_random.get_bit_generator(), numpy_random.get_state(legacy=False)
+    other = _FREE.pop() if _FREE else numpy_random.MT19937()
+    try:
+        numpy_random.set_bit_generator(other)
+        numpy_random.seed(seed)
+        yield
+    finally:
+        numpy_random.set_bit_generator(own)
+        if state["has_gauss"]:  # the exchange drops the second of two normal numbers that numpy drew together
+            numpy_random.set_state(state)
+        _FREE.append(other)

@@ -204,11 +204,13 @@ class Step:
         """Boolean mask of the outputs (N, C, …) that count: (N, 1, …) or shaped like them; None if all count.
 
         Raises:
-            ValueError: If it is not known which dimension has the classes.
+            ValueError: If it is not known which dimension has the classes, or which outputs of a decoder count.
         """
         self._network.refuse_undecided()
         mask = self._positions
-        if mask is not None and self._names_outputs and mask.dim() == logits.dim():
+        if mask is not None and not self._names_outputs:
+            self._network.refuse_decoder()
+        elif mask is not None and mask.dim() == logits.dim():
             mask = self._network.with_classes_first(mask)
         return None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
 

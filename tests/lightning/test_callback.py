@@ -656,6 +656,32 @@ def test_the_callback_puts_r_on_the_output_of_a_layer_of_a_part():
         torch.testing.assert_close(b - a, g, rtol=1e-8, atol=1e-12)
 
 
+class Tagger(Reader):
+    """A module with an output for each token, whose labels say which outputs count."""
+
+    def classify(self, ids, attention_mask=None):
+        return {"logits": self.model["head"](self.model["embeddings"](ids).tanh().cumsum(1))}
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.model(batch["ids"], attention_mask=batch["mask"])["logits"].mT, batch["y"])
+
+
+def test_the_callback_leaves_out_the_outputs_that_do_not_count():
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    batch = {"ids": ids, "mask": ids.clamp(max=1), "y": torch.tensor([[0, -100, 1, -100], [-100, 2, -100, -100]])}
+    plain, module, counted = Tagger(), Tagger(), batch["y"] != -100
+    fit(plain, loader=DataLoader([batch], batch_size=None))
+    options = {"network": "model", "at": "model.embeddings", "mask": "attention_mask", "class_dim": -1}
+    callback = RegularizerCallback(VAT(0.7), output_mask=lambda batch: batch["y"] != -100, **options)
+    fit(module, callback, loader=DataLoader([batch], batch_size=None))
+    by_hand = Tagger()
+    at = by_hand.model["embeddings"]
+    options = {"at": at, "mask": batch["mask"], "output_mask": counted, "class_dim": -1, "key": Key(5, 0, 0)}
+    wanted = torch.autograd.grad(VAT(0.7).term(Step(by_hand.classify, (ids, batch["mask"]), **options)), [*by_hand.model.parameters()])
+    for a, b, g in zip(plain.gradients[0], module.gradients[0], wanted, strict=True):
+        torch.testing.assert_close(b - a, g, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

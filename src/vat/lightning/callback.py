@@ -67,6 +67,7 @@ class RegularizerCallback(pl.Callback):
         network: Name of the submodule that `training_step` calls once. None: the module itself.
         at: Tensor to perturb: the name of a layer, for its output, or the name or number of an argument of the call. See `Step`.
         mask: Name or number of the call's argument that is 1 for inputs that count, or a function from the batch to the mask. See `Step`.
+        output_mask: Function from the batch to the mask of the outputs, if it does not follow from `mask`. See `Step`.
         class_dim: Dimension of the outputs that holds the classes. See `Step`.
     """
 
@@ -78,6 +79,7 @@ class RegularizerCallback(pl.Callback):
         network: str | None = None,
         at: str | int | None = None,
         mask: str | int | Callable[[Any], Tensor] | None = None,
+        output_mask: Callable[[Any], Tensor] | None = None,
         class_dim: int | None = None,
     ):
         if not regularizers:
@@ -90,6 +92,7 @@ class RegularizerCallback(pl.Callback):
         self.network = network
         self.at = at
         self.mask = mask
+        self.output_mask = output_mask
         self.class_dim = class_dim
         self._num_updates = 0
         self._reports = last_reports()
@@ -256,6 +259,7 @@ class RegularizerCallback(pl.Callback):
         step = Step(
             **called,
             module=pl_module,
+            output_mask=None if self.output_mask is None else self.output_mask(batch),
             class_dim=self.class_dim,
             key=Key(torch.initial_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank),
             start=trainer.global_rank * n,

@@ -20,6 +20,10 @@ REASONS = {
         "A function that torch.compile compiled cannot be differentiated twice, but direction 'exact' and gradient_through_r do so: call "
         "the regularizer outside of torch.compile, or use direction='random_margin'"
     ),
+    "can only change requires_grad flags of leaf": (
+        "The network sets requires_grad on what it computed from them: call model.freeze_feature_encoder(), if the model has it, or "
+        "perturb a later layer with at=…"
+    ),
     "not have been used in the graph": NO_GRADIENT[0].upper() + NO_GRADIENT[1:],
 }
 """What to do about torch's errors, by words in their messages."""
