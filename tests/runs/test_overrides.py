@@ -40,6 +40,17 @@ def test_what_is_to_be_typed_in_a_shell_is_read_as_the_name(name):
     assert getattr(value, "text", value) == f"{name}.npz"
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("[größe]", ["größe"]), ("[größe, a b,c!]", ["größe", "a b", "c!"]), ("['a b' ,größe]", ["a b", "größe"])]
+)
+def test_names_in_a_list_are_quoted_one_by_one(typed, expected):
+    with pytest.raises(ValueError, match="need quotes within quotes") as said:
+        refuse_unreadable([f"data.ignore={typed}"])
+    shown = str(said.value).split(" Type ")[1]
+    word = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, text=True, check=True).stdout
+    assert OverridesParser.create().parse_override(word).value() == expected
+
+
 def test_a_command_says_so_before_hydra_speaks(monkeypatch):
     started = []
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-name", "other", "seed=0,1", "data.train=~/x.npz"])

@@ -23,6 +23,7 @@ CONF = Path(__file__).parents[2] / "conf"
         (["model=resnt"], "model=resnt is no choice: did you mean model=resnet?"),
         (["optimizer=zzz"], "optimizer=zzz is no choice of adam, adam_linear, adamw_linear, sgd"),
         (["vat.eps=abc"], "vat.eps: Value 'abc' of type 'str' could not be converted to Float"),
+        (["model=mlp", "model.hidden=5"], "model.hidden must be a list, such as model.hidden=[...]"),
         (["-m", "vat.esp=1,2"], "there is no setting vat.esp: did you mean vat.eps?"),
     ],
 )

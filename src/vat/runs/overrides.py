@@ -30,7 +30,10 @@ def refuse_unreadable(words: Iterable[str]) -> None:
             if not equals:
                 remedy = f"a setting must be key=value, got {word if key.isprintable() else repr(word)}"
                 raise ValueError(remedy) from error
-            instead = f"{key}={quoted(value)}"
+            is_list = value.startswith("[") and value.endswith("]")  # otherwise a name
+            entries = [entry.strip() for entry in value[1:-1].split(",")] if is_list else []
+            listed = ",".join(entry if entry[:1] in ("'", '"') else quoted(entry) for entry in entries)
+            instead = f"{key}=[{listed}]" if is_list else f"{key}={quoted(value)}"
             instead = shlex.quote(instead) if {*value} & {*'!$`"\\'} else f'"{instead}"'
             raise ValueError(f"{word}: characters such as ~ = # & ! ' ; ( ) [ ] need quotes within quotes. Type {instead}") from error
 

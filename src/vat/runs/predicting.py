@@ -2,6 +2,7 @@
 
 import csv
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from vat import files
 from vat.data.files import tables
@@ -21,6 +22,9 @@ from vat.data.own.text import encode
 from vat.functional import probabilities
 from vat.runs import checkpoints, folders, records, report
 from vat.runs.text import cell
+
+SECOND_PASS = 16  # examples of the second pass that shows randomness
+MOST_DIFFERENCE = 0.01  # between two passes, relative to the largest logit. bfloat16 rounds to 0.004
 
 
 def predict(
@@ -87,7 +91,10 @@ def predict(
             for start in track(starts, description="predicting", console=report.console, transient=True):
                 rows = torch.arange(start, min(start + batch_size, len(names)))
                 x = prepared(inputs[rows], record, data)
-                p = probabilities(network(x.to(on))).cpu()
+                logits = network(x.to(on))
+                if start == 0:
+                    _warn_of_randomness(network, x.to(on), logits)
+                p = probabilities(logits).cpu()
                 if not p.isfinite().all():
                     example = names[start + int(p.isfinite().all(1).logical_not().nonzero()[0])]
                     raise ValueError(f"input={data}: the network's output for {example} is not finite, so there is no prediction")
@@ -96,6 +103,18 @@ def predict(
                     behind = [f"{share:.6f}" for share in shares] if chances else []
                     writer.writerow([*ahead, classes[chosen], f"{shares[chosen]:.6f}", *behind])
     return len(names)
+
+
+def _warn_of_randomness(network: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Warn if a second pass, over some of the inputs, gives other logits."""
+    some = slice(min(SECOND_PASS, (len(x) + 1) // 2))  # fewer, because an example's logits must not depend on the others
+    first, second = logits[some], network(x[some])
+    if (difference := float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))) > MOST_DIFFERENCE:
+        warnings.warn(
+            f"the network gives other logits for the same input when it is called again: they differ by {difference:.2g} of the largest. "
+            "So the predictions differ from run to run. Turn off randomness and batch statistics in evaluation mode",
+            stacklevel=2,
+        )
 
 
 def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> tuple[Sequence[str | int], Inputs, list[str] | None]:

@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vat.data.datamodule import ResidentDataModule
 from vat.data.own.base import OwnData
@@ -80,12 +81,15 @@ def make_network(model: DictConfig, described: dict[str, Any]) -> nn.Module:
     try:
         made = instantiate(model, **facts, _convert_="all")
     except InstantiationException as error:
-        if not isinstance(error.__cause__, TypeError):
+        if isinstance(error.__cause__, ValueError):  # whose message says what is wrong
             raise
-        said = f"model._target_={model['_target_']} makes no network ({error.__cause__})"
-        raise ValueError(f"{said}. +model.NAME=value gives it an argument") from error
+        hint = ". +model.NAME=value gives it an argument" if isinstance(error.__cause__, TypeError) else ""
+        raise ValueError(f"model._target_={model['_target_']} makes no network ({error.__cause__ or error}){hint}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"model._target_={model['_target_']} must make a torch.nn.Module, got {type(made).__name__}")
+    if any(map(is_lazy, made.parameters())):
+        said = f"model._target_={model['_target_']} has layers without a size, such as nn.LazyLinear"
+        raise ValueError(f"{said}. Give their sizes, or call the network once in its constructor")
     return _complete(made, described)
 
 

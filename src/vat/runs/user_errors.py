@@ -106,6 +106,8 @@ def readable(error: BaseException) -> str:
         return f"{OUT_OF_MEMORY} ({str(cause).splitlines()[0] if str(cause) else 'no more is known'})"
     if isinstance(cause, OmegaConfBaseException):  # the other lines are for authors of a configuration
         said, key = str(cause).splitlines()[0], cause.full_key or ""
+        if "is not a ListConfig" in said:
+            said = f"{key} must be a list, such as {key}=[...]"
         return visible(said if key in said else f"{key}: {said}")[:LONGEST]
     # Hydra's messages have several lines. In others a line break comes from a name, and could imitate a message of this project.
     said = visible(str(cause), keep="\n" if isinstance(cause, HydraException) else "") or type(cause).__name__

@@ -1,4 +1,5 @@
 import unicodedata
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ VALUES = {  # what the label of each of four rows is, as a column or array of so
     "bytes": ([b"cat", b"", b" dog ", b"-1"], ["cat", "", "dog", ""], {"empty": 1, "-1": 1}),
     "forms": ([NFC, NFD, "\t", "nan"], [NFC, NFC, "", ""], {"empty": 1, "NaN": 1}),
     "numeric strings": (["1.0", " 2", "-1.0", "10"], ["1", "2", "", "10"], {"-1": 1}),
+    "NumPy's text": (["1.000000000000000000e+00", "0.000e+00", "-1.000e+00", "1.200e+01"], ["1", "0", "", "12"], {"-1": 1}),
     "numbers": ([1, -1, 0, 3], ["1", "", "0", "3"], {"-1": 1}),
     "floats": ([1.0, -1.0, np.nan, 3.0], ["1", "", "", "3"], {"-1": 1, "NaN": 1}),
 }
@@ -59,6 +61,7 @@ def test_what_has_no_value_is_no_name():
     ("value", "message"),
     [
         (b"\xff", r"y holds b'\\xff', which is not UTF-8"),
+        ("p\ud800", r"y holds 'p\\ud800', which is not UTF-8. Save it as text"),
         (-2, "y must be >= 0, or -1 .* got -2"),
         ([1], "one name or number in each row"),
     ],
@@ -105,6 +108,8 @@ def test_a_parquet_file_of_another_form_is_refused_by_name(tmp_path):
         changed.to_parquet(tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=rf"a\.parquet cannot be used: .*{message}"):
             read_table(tmp_path / "a.parquet", **({"label": "y", "group": None} | options))
+    frame.assign(x=[Decimal("1.5"), Decimal("2.25")]).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", label="y", group=None, ignore=["id"]).x.tolist() == [[1.5], [2.25]]
     frame.to_parquet(tmp_path / "a.parquet")
     assert read_table(tmp_path / "a.parquet", label="y", group=None, ignore=["id"]).columns == ["x"]
     np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=[0, 1])

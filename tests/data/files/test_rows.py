@@ -1,9 +1,11 @@
+import gzip
 import unicodedata
 
 import numpy as np
 import pytest
 
 from vat.data.files.tables import read_table
+from vat.data.files.texts import read_texts
 
 HEADER = "y,visits,score,owner"
 ROWS = [f"{['healthy', 'ill'][k % 2]},{k * k % 7},{k * 0.5},p{k // 2}" for k in range(8)]
@@ -107,6 +109,27 @@ def test_features_of_truth_and_of_several_lines(tmp_path):
 def test_a_feature_that_is_not_known_is_refused_by_its_line(tmp_path, written):
     with pytest.raises(ValueError, match=r"column 'x' has missing values, the first in line 3. Fill them"):
         read(tmp_path, f"y,x\na,1\nb,{written}\n", group=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (gzip.compress(lines(HEADER, *ROWS).encode()), "compressed by gzip. Unpack it"),
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00\xff\xee", "a zip archive or a workbook of Excel"),
+        (lines(HEADER, *ROWS).encode("utf-16"), "text in UTF-16. Save it as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, content, kind):
+    with pytest.raises(ValueError, match=rf"a\.csv cannot be used: it is {kind}"):
+        read(tmp_path, content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.jsonl cannot be used: it is {kind}"):
+        read_texts(tmp_path / "a.jsonl", text="text")
+
+
+def test_a_table_without_features_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"it has no feature: 'a', 'y' are named by data\.label, data\.group or data\.ignore"):
+        read(tmp_path, "a,y\n1,b\n", group=None, ignore=["a"])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

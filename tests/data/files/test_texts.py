@@ -67,7 +67,9 @@ def test_plain_text_is_one_a_line(tmp_path):
         ("r.jsonl", '{"review": "  ", "label": 1}\n', "line 1 is blank"),
         ("r.jsonl", '{"text": "a", "label": 1}\n', "no 'review' but 'text', 'label'"),
         ("r.jsonl", '{"review": "a"}\n[1]\n', "line 2 must be an object"),
-        ("r.jsonl", '{"review": "a"\n', "line 1 is no JSON"),
+        ("r.jsonl", '{"review": "a"\n', "line 1 cannot be read as JSON"),
+        ("r.jsonl", '{"review": "a"}\n{"review": "b", "label": 1, "label": 2}\n', "line 2 .* it has 'label' twice"),
+        ("r.jsonl", '{"review": "b", " review": "c"}\n', "line 1 .* it has 'review' twice"),
         ("r.jsonl", "[" * 100_000 + "\n", "line 1 is nested too deeply"),
         ("r.jsonl", '{"review": "a", "label": ["b"]}\n', "one name or number"),
         ("r.jsonl", b'{"review": "\xff"}\n', "UTF-8"),
@@ -145,3 +147,10 @@ def test_a_vocabulary_is_the_most_frequent_words_of_the_rows_it_is_made_of():
     assert vocabulary == {"b": 2, "a": 1}, "the second c is cut off, and of two equal words the first in the alphabet is taken"
     b, a, unknown = FIRST_WORD, FIRST_WORD + 1, UNKNOWN_WORD
     assert in_vocabulary(x, words, vocabulary).tolist() == [[b, b, a, unknown], [unknown] * 4, [unknown, 0, 0, 0]]
+
+
+def test_other_fields_of_json_lines_may_occur_twice_or_hold_objects(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"review": "a", "label": 1, "note": {"label": 5, "x": [{"review": "z"}]}, "day": 1, "day": 2}\n')
+    table = read_texts(path, text="review", label="label")
+    assert (table.texts, table.labels) == (["a"], ["1"])

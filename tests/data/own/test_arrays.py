@@ -13,11 +13,13 @@ import torch
 from vat.data.files.tables import read_table
 from vat.data.files.texts import read_texts
 from vat.data.own.arrays import Arrays
+from vat.data.own.images import Images
+from vat.data.own.text import Texts
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{said}")
     for said in (
-        ".*numbers the rows",
+        ".* seems? to",
         "no labelled example is",
         ".*have the values of examples",
         ".*column names of mixed type",
@@ -239,6 +241,47 @@ def test_a_class_that_may_say_that_the_label_is_missing_is_kept_with_a_warning(p
         assert ready(path).class_names == ["?", "None", "gravel"]
 
 
+@pytest.mark.parametrize(
+    ("y", "stand_in"),
+    [
+        (np.where(Y == 2, -1, Y).astype(np.uint8), "255"),
+        (np.where(Y == 2, -1, Y).astype(np.uint64), "18446744073709551615"),
+        (np.where(Y == 2, 999, Y), "999"),
+        (np.where(Y == 2, 255, 254 + Y), None),  # the other class is 254
+        (np.where(Y == 2, 7, Y), None),
+    ],
+)
+def test_a_number_that_may_stand_for_no_label_is_named(path, y, stand_in):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ready(written(path, x=X, y=y))
+    said = [str(warning.message) for warning in found if "is a class of that name" in str(warning.message)]
+    assert [text.partition(": ")[2].partition(" ")[0] for text in said] == [stand_in] * (stand_in is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "is empty. Name a file or a folder"), (" ", "is empty"), ("https://a.org/b.csv", "is an address. Download it")]
+)
+@pytest.mark.parametrize("make", [Arrays, Texts, Images])
+def test_what_names_no_file_is_refused(path, text, said, make):
+    key = "dir" if make is Images else "train"
+    with pytest.raises(ValueError, match=rf"data\.{key}=.* {said}"):
+        make(**{key: text})
+    with pytest.raises(ValueError, match=rf"data\.test=.* {said}"):
+        make(**{key: str(path), "test": text})
+
+
+def test_the_label_is_no_group(path):
+    with pytest.raises(ValueError, match=r"data\.group=y: must not be data\.label too"):
+        ready(written(path, x=X, y=Y), group="y")
+
+
+def test_groups_that_look_alike_are_named(path):
+    written(path, x=X, y=Y, g=np.array([f"{'pP'[k % 2]}{k // 2}" for k in range(60)]))
+    with pytest.warns(UserWarning, match=r"'P0', 'p0' are 2 groups. If they are one, give them one name"):
+        ready(path, group="g")
+
+
 def test_another_array_may_hold_the_labels(path):
     assert ready(written(path, x=X, target=HALF), label="target").y.tolist() == HALF.tolist()
 
@@ -270,7 +313,8 @@ NAN[7, 1], NAN[9, 0], INF[3, 3] = np.nan, np.nan, 1e300
         ({"x": X, "y": Y + 0.5}, {}, r"y must be a vector of whole numbers or strings, got 0\.5"),
         ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, {}, "of whole numbers or strings, got inf"),
         ({"x": X, "y": Y[:, None]}, {}, r"got int64 of shape \(60, 1\)\. Save y\.ravel\(\)"),
-        ({"x": X, "y": np.eye(3)[Y]}, {}, r"got float64 of shape \(60, 3\)$"),
+        ({"x": X, "y": np.eye(3)[Y]}, {}, r"got float64 of shape \(60, 3\)\. Save y\.argmax\(1\)"),
+        ({"x": X, "y": np.ones((60, 3))}, {}, r"got float64 of shape \(60, 3\)$"),
         ({"x": X, "y": Y - 5}, {}, "y must be >= 0, or -1 if it is not known, got -5"),
         ({"x": X, "y": Y, "g": np.where(Y == 1, "", "p")}, {"group": "g"}, "row 1 is of no group. g must be known in every row"),
         (
@@ -574,21 +618,6 @@ def test_blanks_after_the_commas_are_no_part_of_names_and_labels(tmp_path):
     assert (table.labels, table.groups) == (["cat, tabby", ""], ["ann", "bob"])
 
 
-@pytest.mark.parametrize(("first", "step", "said"), [(0, 1, 1), (41, 1, 1), (0.5, 1, 0), (0, 2, 0)])
-def test_a_column_that_numbers_the_rows_is_named(tmp_path, first, step, said):
-    pytest.importorskip("pandas")
-    (tmp_path / "a.csv").write_text("id,x,y\n" + "".join(f"{first + step * row},{row % 2},{row % 2}\n" for row in range(4)))
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        assert read_table(tmp_path / "a.csv", label="y", group=None).columns == ["id", "x"]
-        read_table(
-            tmp_path / "a.csv", label=None, group=None, features=["id", "x"]
-        )  # as for predictions, when it is too late for a warning
-    assert len(found) == said
-    expected = "column 'id' numbers the rows and is a feature. Remove it if it has no meaning"
-    assert all(str(warning.message).endswith(expected) for warning in found)
-
-
 def test_what_was_measured_is_no_label(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "a.csv").write_text("x,y\n1,2.0\n2,0.37\n3,-1\n")
@@ -611,7 +640,7 @@ def test_what_was_measured_is_no_label(tmp_path):
         (CSV.replace("weight", "species"), "it has two columns called 'species': rename or remove one"),
         (CSV.replace("ann", ""), "line 2 is of no group. owner must be known in every row"),
         (CSV + "5,6.5,cat,eve,more\n", "cannot be used"),
-        ("species,owner\ncat,ann\n", "x must hold examples with features"),
+        ("species,owner\ncat,ann\n", "it has no feature: .species., .owner. are named by"),
         (CSV.splitlines()[0] + "\n", "it has no rows"),
         (CSV.replace(",", ";"), "its fields are separated by ';'. Save it with commas"),
         (CSV.replace(",", ";").replace(".", ","), "by ';'. Save it with commas as separators, and with decimal points"),

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +25,7 @@ WAYS = {
     "the other way round": ("kind,name", lambda name, label: f"{label},{name}"),
     "without a suffix": ("id,breed", lambda name, label: f"{name[:2]},{label}"),
     "more columns": ("n,file,Label,weight", lambda name, label: f"1,./{name},{label},2.5"),
+    "Windows": ("file,label", lambda name, label: rf".\{name.replace('/', chr(92))},{label}"),
     "a comma at the end": ("file,label", lambda name, label: f"{name},{label},"),
 }
 
@@ -52,6 +55,7 @@ def test_a_table_next_to_the_images_names_their_classes(folder, way):
         ("file,label\n00.png,a\n01.png,b\n00.png,b\n", "line 2 gives 00.png the class 'a', line 4 'b'"),
         ("file,label\nx,a\ny,b\n", r"no column of file, label names images of the folder, such as '00\.png'"),
         ("file,kind,weight\n00.png,a,1\n", "it is not clear which of kind, weight holds the classes. Call that column label"),
+        ("00.png,a\n01.png,b\n02.png,a\n", r"line 1 names '00\.png', an image\. The first line must name the columns"),
         ("file\n00.png\n", "it must have two named columns"),
         ("file,label\n00.png,a\n01.png,a\n", "must hold at least 2 classes, got 1"),
         ("file,label\n00.png,a\n01.png,-3\n", "line 3, column 'label', must be >= 0, or -1 if it is not known"),
@@ -73,3 +77,34 @@ def test_images_in_one_folder_need_a_table_and_folders_of_classes_none(folder):
     (folder / "labels.csv").write_text("file,label\n")
     with pytest.warns(UserWarning, match=r"labels\.csv is not used: the folders next to it are the classes"):
         assert find_images(folder)[0] == ["more", "other"]
+
+
+@pytest.fixture
+def shards(folder):
+    """Twelve pictures in three folders, and the class of each, which is not its folder."""
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir()
+    classes = {f"{'abc'[k % 3]}/{k:02}.png": ["cat", "dog"][k % 2] for k in range(12)}
+    for name in classes:
+        (folder / ("more" if name[2:4] in ("10", "11") else "") / name[2:]).rename(folder / name)
+    (folder / "more").rmdir()
+    return folder, classes
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_table_that_names_other_classes_than_the_folders_is_right(shards, separator):
+    folder, classes = shards
+    rows = (f"{name.replace('/', separator)},{label}" for name, label in classes.items())
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.warns(UserWarning, match=r"the classes are those in .*labels\.csv, not the folders next to it: a/00.png is of class 'cat'"):
+        names, files = find_images(folder)
+    assert {file.within: names[file.label] for file in files} == classes
+
+
+def test_a_table_that_names_the_folders_as_classes_changes_nothing(shards):
+    folder, classes = shards
+    expected = find_images(folder)
+    (folder / "labels.csv").write_text("\n".join(["file,label", *(f"{name},{name[0]}" for name in classes)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_images(folder) == expected

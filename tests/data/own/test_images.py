@@ -144,7 +144,8 @@ def png(width, height):
         (png(8000, 8000), r"\d+ bytes cannot hold the 8000 × 8000 pixels of its header"),
         (png(100, 100), "truncated"),
         (encoded("PNG")[:60], "a.png cannot be read as an image"),
-        (b"", "its content is none of PNG, JPEG"),
+        (b"", "it is empty"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "it is HEIC, AVIF or a video. Convert it"),
         (b"no picture", "its content is none of PNG, JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "its content is none of PNG, JPEG"),
     ],
@@ -289,6 +290,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
             ["train/a/1.png", "Test/b/1.png"],
             "data holds Test, train, which are parts, not classes. Name one as data.dir, and the one for the test as data.test",
         ),
+        (["train/1.png", "dev_set/1.png", "other/1.png"], "data holds dev_set, train, which are parts"),
+        (["photos/a/1.png", "photos/b/1.png"], r"got 1 without unlabeled/\. Perhaps data\.dir=.*photos, which holds folders"),
     ],
 )
 def test_a_folder_of_another_form_is_refused(tmp_path, names, message):
@@ -610,6 +613,13 @@ def test_a_link_from_one_class_to_all_of_them_brings_no_foreign_images(tmp_path)
     (tmp_path / "data" / "c").symlink_to(tmp_path / "data" / "a")
     with pytest.raises(ValueError, match=r"are one folder. Remove the link"):
         find_images(tmp_path / "data")
+
+
+def test_one_class_may_be_called_as_a_part_is_and_a_class_called_unknown_is_named(tmp_path):
+    for name in ("car", "train", "unknown"):
+        saved(tmp_path / "data" / name / "1.png", GRADIENT)
+    with pytest.warns(UserWarning, match=r"data/unknown is a class of that name\. If its images have no label, rename it to unlabeled"):
+        assert find_images(tmp_path / "data")[0] == ["car", "train", "unknown"]
 
 
 def test_classes_of_a_table_are_in_the_order_of_numbers(tmp_path):

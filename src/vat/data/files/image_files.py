@@ -68,7 +68,7 @@ def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
     except Exception as error:  # a decoder of a damaged file can raise anything, from struct.error to TypeError
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"its content is none of {', '.join(FORMATS)}"
+            reason = _unidentified(path)
         try:
             if (bare := without_notes(path)) is not None:
                 reason = "it is a damaged PNG file" if isinstance(error, UnidentifiedImageError) else reason
@@ -76,6 +76,16 @@ def _read(path: Path, use: Callable[[Image.Image], Tensor]) -> Tensor:
         except Exception:  # the fault is not in the notes
             pass
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _unidentified(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not start:
+        return "it is empty"
+    if start[4:8] == b"ftyp":
+        return "it is HEIC, AVIF or a video. Convert it"
+    return f"its content is none of {', '.join(FORMATS)}"
 
 
 def _opened(path: Path, content: Path | io.BytesIO, use: Callable[[Image.Image], Tensor]) -> Tensor:

@@ -40,7 +40,14 @@ def name_of(value: object, what: str) -> str:
         return UNKNOWN
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = re.sub(r"^[-\u2212]?([0-9]+)(\.0+)?$", lambda found: "-" * (found[0][0] in "-\u2212") + found[1], composed(str(value)))
+    text = composed(str(value))
+    if re.fullmatch(r"[-+]?[0-9]\.[0-9]+e[-+][0-9]{2,3}", text) and float(text).is_integer():  # as NumPy writes tables
+        text = str(int(float(text)))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds {text!a}, which is not UTF-8. Save it as text") from error
+    name = re.sub(r"^[-\u2212]?([0-9]+)(\.0+)?$", lambda found: "-" * (found[0][0] in "-\u2212") + found[1], text)
     if name in UNLABELED:
         return UNKNOWN
     if re.fullmatch(r"-[0-9]+", name):
@@ -72,6 +79,13 @@ def _spelling(value: object) -> str:
 def composed(name: str) -> str:
     """A name in one line, without blanks around it, with composed letters (NFC): é is always one character."""
     return CONTROL.sub(" ", unicodedata.normalize("NFC", name)).strip().strip(EDGES)
+
+
+def ignoring(names: Sequence[str]) -> str:
+    """The setting that ignores these columns, with the quotes that a shell and Hydra need."""
+    plain = all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) for name in names)
+    listed = ",".join(names if plain else ("'" + name.replace("'", "\\'") + "'" for name in names))
+    return f"data.ignore=[{listed}]" if plain else f'"data.ignore=[{listed}]"'
 
 
 def lookalikes(names: Sequence[str]) -> list[str]:

@@ -12,6 +12,18 @@ from vat.data.files.names import composed, is_number
 Rows = Iterator[tuple[int, list[str]]]
 """Each row's line in the file, counted from 1, and its fields."""
 
+KINDS = {
+    b"\x1f\x8b": "compressed by gzip. Unpack it",
+    b"PK\x03\x04": "a zip archive or a workbook of Excel. Unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a workbook of Excel. Save it as CSV",
+    b"\xfd7zX": "compressed by xz. Unpack it",
+    b"BZh": "compressed by bzip2. Unpack it",
+    b"PAR1": "a Parquet file. Let its name end in .parquet",
+    b"\xff\xfe": "text in UTF-16. Save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16. Save it as UTF-8",
+}
+"""Kinds of files by their first bytes, and what to do."""
+
 
 @contextmanager
 def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[str], Rows]]:
@@ -44,7 +56,17 @@ def opened_csv(path: Path, wanted: Sequence[str] = ()) -> Iterator[tuple[list[st
             _refuse_without_header(names, line, wanted)
             yield names, _fitting(records, len(names))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{error}. Save it as UTF-8") from error
+        raise ValueError(not_utf8(path, error)) from error
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """What a file is that should hold text in UTF-8, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    for magic, kind in KINDS.items():
+        if start.startswith(magic):
+            return f"it is {kind}"
+    return f"{error}. Save it as UTF-8"
 
 
 def _records(file: IO[str]) -> Rows:

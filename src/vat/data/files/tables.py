@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import re
-import warnings
 import zipfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
+from vat.data.files.names import UNKNOWN, composed, ignoring, names_of, refuse_measured
 from vat.data.files.npz import read_array, refuse_beyond_memory
 from vat.data.files.rows import opened_csv
 
@@ -85,7 +84,10 @@ class Columns(NamedTuple):
             return list(self.features)
         if "" in present:
             raise ValueError("it has a column without a name, which would be a feature. Name it, or remove it if it numbers the rows")
-        return [name for name in present if name not in (self.label, self.group, *self.ignore)]
+        left = [name for name in present if name not in (self.label, self.group, *self.ignore)]
+        if not left:
+            raise ValueError(f"it has no feature: {', '.join(map(repr, present))} are named by data.label, data.group or data.ignore")
+        return left
 
 
 def refuse_unreadable(path: Path) -> None:
@@ -153,12 +155,6 @@ def read_table(
                 raise ValueError(f"{table.place(table.groups.index(UNKNOWN))} is of no group. {group} must be known in every row")
         if len(set(lengths.values())) > 1:
             raise ValueError(f"its arrays must have the same length, got {lengths}")
-        if table.columns and features is None:
-            for k, name in enumerate(table.columns):
-                if _numbers_the_rows(table.x[:, k]):
-                    warnings.warn(
-                        f"{path}: column {name!r} numbers the rows and is a feature. Remove it if it has no meaning", stacklevel=2
-                    )
     return table
 
 
@@ -181,11 +177,6 @@ def _inputs(table: Table) -> np.ndarray:
         at = table.place(int(broken[0]))
         raise ValueError(f"{at} is the first of {len(broken)} with a feature that is NaN, infinite or beyond float32")
     return x
-
-
-def _numbers_the_rows(values: np.ndarray) -> bool:
-    first = float(values[0])
-    return len(values) > 2 and first.is_integer() and abs(first) < 2**53 and np.array_equal(values, first + np.arange(len(values)))
 
 
 @contextmanager
@@ -229,7 +220,10 @@ def _read_npz(path: Path, label: str | None, group: str | None, ignore: Sequence
 
 def _names(values: np.ndarray, name: str) -> tuple[list[str], Mapping[str, int]]:
     if values.ndim != 1 or values.dtype.kind not in "biufUS":
-        remedy = f". Save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        one_hot = values.ndim == 2 and values.dtype.kind in "biuf" and bool((np.sort(values, 1) == [0] * (values.shape[1] - 1) + [1]).all())
+        remedy = (
+            f". Save {name}.argmax(1)" if one_hot and values.shape[1] > 1 else f". Save {name}.ravel()" if values.shape[1:] == (1,) else ""
+        )
         raise ValueError(f"{name} must be a vector of whole numbers or strings, got {values.dtype} of shape {values.shape}{remedy}")
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
@@ -267,7 +261,7 @@ def _read_csv(path: Path, columns: Columns) -> Table:
     x = np.frombuffer(values, np.float64).reshape(len(lines), len(chosen))
     if (missing := np.argwhere(np.isnan(x))).size:
         row, k = missing[0].tolist()
-        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them")
+        raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them, or remove such rows")
     return _table(x, features, columns, *written, lines)
 
 
@@ -281,9 +275,7 @@ def _number(cell: str, name: str, line: int) -> float:
             return TRUTH[text] if text in TRUTH else float(text)
     except ValueError:
         pass
-    raise ValueError(
-        f"column {name!r} is not numeric ({cell!r} in line {line}). Encode it as numbers, or remove it by data.ignore=[{name}]"
-    )
+    raise ValueError(f"column {name!r} is not numeric ({cell!r} in line {line}). Encode it as numbers, or remove it by {ignoring([name])}")
 
 
 def _table(
@@ -335,10 +327,12 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     x = np.empty((content.num_rows, len(features)))
     for k, name in enumerate(features):
         column = content.column(original[name])
+        if types.is_decimal(column.type):
+            column = column.cast(pa.float64())
         if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
-            raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by data.ignore=[{name}]")
+            raise ValueError(f"column {name!r} is not numeric ({column.type}). Encode it as numbers, or remove it by {ignoring([name])}")
         x[:, k] = column.to_numpy()
         if (missing := np.flatnonzero(np.isnan(x[:, k]))).size:
-            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them")
+            raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them, or remove such rows")
     labels, groups = ([] if name is None else content.column(original[name]).to_pylist() for name in (columns.label, columns.group))
     return _table(x, features, columns, labels, groups)

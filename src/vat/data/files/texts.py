@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
-from vat.data.files.rows import opened_csv
+from vat.data.files.rows import not_utf8, opened_csv
 from vat.data.files.tables import parquet_files, refuse_unreadable
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -98,7 +98,7 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be used: {error}. Save it as UTF-8") from error
+        raise ValueError(f"{path} cannot be used: {not_utf8(path, error)}") from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
     except ValueError as error:
@@ -132,20 +132,26 @@ def _csv(path: Path, wanted: Sequence[str]) -> Rows:
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Rows:
+    def read(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object with each required name at most once. Otherwise Python keeps the last value silently."""
+        names = [composed(name) for name, _ in fields]
+        if twice := [name for name in wanted if names.count(name) > 1]:
+            raise ValueError(f"it has {twice[0]!r} twice")
+        return {name: value for name, (_, value) in zip(names, fields, strict=True)}
+
     opened = COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig")
     with opened as file:
         for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=read)
             except ValueError as error:
-                raise ValueError(f"line {number} is no JSON: {error}") from error
+                raise ValueError(f"line {number} cannot be read as JSON: {error}. Write one object a line") from error
             except RecursionError as error:
                 raise ValueError(f"line {number} is nested too deeply") from error
             if not isinstance(values, dict):
                 raise ValueError(f"line {number} must be an object such as {{{json.dumps(wanted[0])}: …}}")
-            values = {composed(name): value for name, value in values.items()}
             if wanted[0] not in values:
                 raise ValueError(f"line {number} has no {wanted[0]!r} but {', '.join(map(repr, values))}. data.text names the texts")
             yield f"line {number}", values

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vat.data.files.names import UNKNOWN, is_number
+from vat.data.files.names import UNKNOWN, ignoring, is_number
 from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
-from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
+from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
+from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 from vat.data.splits import Split
 
 MISSING = NOT_KNOWN | {
@@ -25,6 +26,9 @@ MISSING = NOT_KNOWN | {
     "infinity",
     "-infinity",
 }  # as R, pandas, SQL, ARFF, Excel write it
+
+MOST_NAMED = 8  # columns in a warning
+STAND_INS = {99, 999, 9999, *(2**bits - 1 for bits in (8, 16, 32, 64))}  # for no label; the latter are -1 as an unsigned number
 
 
 class Arrays(OwnData):
@@ -62,7 +66,7 @@ class Arrays(OwnData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.train = Path(train).expanduser()
+        self.train = as_path(train, "train")
         self.label, self.group, self.ignore = label, group, ignore
         self.standardize = standardize
 
@@ -74,6 +78,8 @@ class Arrays(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The examples of `test` come last."""
+        if self.group == self.label:
+            raise ValueError(f"data.group={self.group}: must not be data.label too, or all examples of a class would be in one part")
         table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
         self.class_names = table.class_names or classes_of(table.labels, self.train)
         self.warn_of_lookalikes()
@@ -92,6 +98,7 @@ class Arrays(OwnData):
             x, y, num_test = torch.cat([x, test_x]), torch.cat([y, test_y]), len(test_y)
             groups = None if groups is None else groups + (held_out.groups or [])
         split = self.cut(y, groups=None if groups is None else numbered(groups), num_test=num_test, unlabeled_as=table.unlabeled)
+        self._warn_of_leaks(table, y[: len(table.x)])
         self.unit = "pixels in [0, 1]" if x.dtype == torch.uint8 else "units of the data file"
         self.bounds = (0.0, 1.0) if x.dtype == torch.uint8 else None
         if x.ndim == 4 and x.dtype != torch.uint8 and x.min() >= 0 and 2 < x.max() <= 255:
@@ -126,6 +133,34 @@ class Arrays(OwnData):
             x = x.unsqueeze(1)
         return x, torch.tensor([number[name] for name in table.labels])
 
+    def _warn_of_leaks(self, table: Table, y: Tensor) -> None:
+        """Warn of features that number the rows, and of those that determine the class."""
+        if table.x.ndim != 2:
+            return
+        if is_total(table.x):
+            place = table.place(len(table.x) - 1)
+            warnings.warn(
+                f"{self.train}: {place} holds the sums or means of the rows above it. If it is no example, remove it", stacklevel=2
+            )
+        names = table.columns or [f"x[:, {k}]" for k in range(table.x.shape[1])]
+        known = (y >= 0).numpy()
+        numbering = [k for k, name in enumerate(names) if numbers_the_rows(table.x[:, k], name)]
+        groups = None if table.groups is None else [group for group, row in zip(table.groups, known, strict=True) if row]
+        determining = [k for k in determining_the_class(table.x[known], y.numpy()[known], groups) if k not in numbering]
+        them = "it" if len(determining) == 1 else "them"
+        for columns, said in (
+            (numbering, "to number the rows. A feature that does may predict the class in this file alone, for example if rows are sorted"),
+            (determining, f"to be the label in another form: the class of all {known.sum()} labelled rows follows from {them}"),
+        ):
+            if columns:
+                shown = [names[k] for k in columns[:MOST_NAMED]]
+                more = f" and {len(columns) - len(shown)} more" if len(columns) > len(shown) else ""
+                remedy = "leave it out of x" if table.columns is None else f"add {ignoring(shown)}"
+                warnings.warn(
+                    f"{self.train}: {', '.join(map(repr, shown))}{more} seem{'s' * (len(columns) == 1)} {said}. If so, {remedy}",
+                    stacklevel=2,
+                )
+
     def _fitting(self, path: Path, table: Table, train: Table) -> Table:
         """The test examples, with columns in the order of the training examples."""
         if UNKNOWN in table.labels:
@@ -159,6 +194,9 @@ def classes_of(labels: list[str], path: Path) -> list[str]:
         raise ValueError(
             f"{path}: {lookalikes[0]} would be a class of that name. If the examples have no label, leave it empty, or write -1"
         )
+    numbers = sorted(int(name) for name in found if name.isdecimal())
+    if len(numbers) > 2 and numbers[-1] in STAND_INS and 2 * numbers[-2] < numbers[-1]:
+        missing.add(str(numbers[-1]))
     if missing:
         warnings.warn(
             f"{path}: {', '.join(sorted(missing))} is a class of that name. If the examples have no label, leave it empty, or write -1",

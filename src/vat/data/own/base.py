@@ -59,7 +59,7 @@ class OwnData(ResidentDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.test: Any = Path(test).expanduser() if isinstance(test, str) else test
+        self.test: Any = as_path(test, "test") if isinstance(test, str) else test
         if folds is not None and folds < 2:
             raise ValueError(f"folds={folds}: must be >= 2, or null for none")
         if fold is not None and not 0 <= fold < (folds or 0):
@@ -211,6 +211,19 @@ class OwnData(ResidentDataModule):
             warnings.warn(f"no labelled example is {lacks}. Label more, or choose another split_seed", stacklevel=2)
 
 
+def as_path(text: str, key: str) -> Path:
+    """The path of a user's setting.
+
+    Raises:
+        ValueError: If it is empty, as a shell variable without a value, or an address.
+    """
+    if not text.strip():
+        raise ValueError(f"data.{key}= is empty. Name a file or a folder")
+    if "://" in text:
+        raise ValueError(f"data.{key}={text} is an address. Download it first")
+    return Path(text).expanduser()
+
+
 def _dealt(y: Tensor, groups: Tensor | None, sizes: Sequence[int], seed: int) -> list[Tensor]:
     """Positions of each part. No group is split."""
     return stratified_parts(y, sizes, seed=seed) if groups is None else grouped_parts(y, groups, sizes, seed=seed)
@@ -222,8 +235,10 @@ def says_unlabeled(name: str) -> bool:
 
 
 def numbered(groups: Sequence[str]) -> Tensor:
-    """Equal numbers for equal names, int64."""
+    """Equal numbers for equal names, int64. Warns of groups whose names look the same to a reader."""
     numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
+    if alike := lookalikes([*numbers]):
+        warnings.warn(f"{', '.join(map(ascii, alike))} are {len(alike)} groups. If they are one, give them one name", stacklevel=2)
     return torch.tensor([numbers[name] for name in groups], dtype=torch.int64)
 
 

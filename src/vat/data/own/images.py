@@ -18,9 +18,9 @@ from vat.data.files.image_files import MAX_PIXELS, MODES, SUFFIXES, UNREADABLE, 
 from vat.data.files.names import composed
 from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
-from vat.data.own.arrays import classes_of
-from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
-from vat.data.own.image_labels import LABELS, read_labels
+from vat.data.own.arrays import MISSING, classes_of
+from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
+from vat.data.own.image_labels import LABELS, overrules_folders, read_labels
 from vat.data.splits import Split
 
 UNLABELED = "unlabeled"
@@ -43,7 +43,7 @@ SYSTEM = {
     *("thumbnails", "_thumbnails", "_thumbs", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
 }
 SYSTEM_PREFIXES = (".", "synophoto_", "synofile_")
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+PARTS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "test", "testing"}
 
 
 class Images(OwnData):
@@ -55,7 +55,8 @@ class Images(OwnData):
     followed, also out of `dir`, but no folder is entered twice.
 
     A folder without folders of classes holds `labels.csv`, with the file of each image and its class
-    (`vat.data.own.image_labels.read_labels`). An image without a row or a class there has no label.
+    (`vat.data.own.image_labels.read_labels`). An image without a row or a class there has no label. If such a table names other classes
+    than the folders, it is right.
 
     Images that fit into `resident_gib` are decoded once and stay on the training device. Larger sets are streamed: `setup` checks the
     headers of the files, and each image is decoded when it is needed. A damaged file then ends the run with an error that names it. The
@@ -107,7 +108,7 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir = Path(dir).expanduser()
+        self.dir = as_path(dir, "dir")
         self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 
@@ -232,23 +233,28 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
         if path.name != (shown := path.name.encode(errors="backslashreplace").decode()):  # with bytes that Python escapes
             raise ValueError(f"{folder}/{shown}: the name of a class must be UTF-8: rename it")
     classes = [path for path in folders if path.name != UNLABELED]
-    if (folder / LABELS).is_file():
-        if loose is not None or len(classes) < least:
-            return _labelled_by_table(folder, least=least)
-        warnings.warn(f"{folder / LABELS} is not used: the folders next to it are the classes", stacklevel=2)
+    if (folder / LABELS).is_file() and (
+        loose is not None or len(classes) < least or overrules_folders(folder / LABELS, images_within(folder)[0])
+    ):
+        return _labelled_by_table(folder, least=least)
     if loose is not None:
         raise ValueError(
             f"{loose} is in no class. Move it into the folder of its class or into {folder / UNLABELED}, or name the class of each file in "
             f"{folder / LABELS}"
         )
     if len(classes) < least:
-        raise ValueError(f"{folder} must hold folders of at least {least} classes, got {len(classes)} without {UNLABELED}/")
-    if all(path.name.lower() in PARTS for path in classes):
+        inner = classes[0] if len(classes) == 1 and sum(path.is_dir() for path in classes[0].iterdir()) >= least else None
+        hint = "" if inner is None else f". Perhaps data.dir={inner}, which holds folders"
+        raise ValueError(f"{folder} must hold folders of at least {least} classes, got {len(classes)} without {UNLABELED}/{hint}")
+    parts = [path.name for path in classes if _is_part(path)]
+    if len(parts) >= min(2, len(classes)):
         raise ValueError(
-            f"{folder} holds {', '.join(path.name for path in classes)}, which are parts, not classes. Name one as data.dir, and the one "
-            "for the test as data.test. The validation part is cut from data.dir, and the test part too without data.test"
+            f"{folder} holds {', '.join(parts)}, which are parts, not classes. Name one as data.dir, and the one for "
+            "the test as data.test. The validation part is cut from data.dir, and the test part too without data.test"
         )
     names = [composed(path.name) for path in classes]
+    if missing := [name for name in names if name.casefold() in MISSING]:
+        warnings.warn(f"{folder / missing[0]} is a class of that name. If its images have no label, rename it to {UNLABELED}", stacklevel=2)
     for first, second in itertools.combinations(range(len(names)), 2):
         if names[first] == names[second]:
             both = " and ".join(ascii(classes[k].name) for k in (first, second))
@@ -264,6 +270,12 @@ def find_images(folder: Path, *, least: int = 2) -> tuple[list[str], list[FoundI
             raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}). Remove the folder, or put images of this class into it")
         files += [FoundImage(path / within, within, label) for within in found]
     return names, files + [FoundImage(folder / UNLABELED / within, within, -1) for within in unlabeled]
+
+
+def _is_part(folder: Path) -> bool:
+    """Whether a folder's name is one of a part of the data, such as train, Test_set or val2."""
+    words = {*re.findall("[a-z]+", folder.name.lower())}
+    return bool(words & PARTS) and words <= PARTS | {"set", "data", "dataset", "split", "images", "imgs"}
 
 
 def _labelled_by_table(folder: Path, *, least: int) -> tuple[list[str], list[FoundImage]]:

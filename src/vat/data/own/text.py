@@ -16,7 +16,7 @@ from vat.data.files.texts import TextTable, read_texts
 from vat.data.files.tokens import Tokenizer, read_tokenizer
 from vat.data.files.words import PADDING, UNKNOWN_WORD, in_vocabulary, most_frequent, numbered_words
 from vat.data.own.arrays import classes_of
-from vat.data.own.base import OwnData, numbered
+from vat.data.own.base import OwnData, as_path, numbered
 from vat.data.splits import Split
 
 
@@ -64,11 +64,11 @@ class Texts(OwnData):
         for name, value in {"max_length": max_length, "vocabulary_size": vocabulary_size}.items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        self.train = Path(train).expanduser()
+        self.train = as_path(train, "train")
         self.text, self.label, self.group = text, label, group
-        self.unlabeled = None if unlabeled is None else Path(unlabeled).expanduser()
+        self.unlabeled = None if unlabeled is None else as_path(unlabeled, "unlabeled")
         self.max_length, self.vocabulary_size = max_length, vocabulary_size
-        self.tokenizer = None if tokenizer is None else Path(tokenizer).expanduser()
+        self.tokenizer = None if tokenizer is None else as_path(tokenizer, "tokenizer")
         self.given: dict[str, Any] | None = None
 
     @cached_property
@@ -84,6 +84,8 @@ class Texts(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The texts of `unlabeled` come after those of `train`, and those of `test` last."""
+        if self.group == self.label:
+            raise ValueError(f"data.group={self.group}: must not be data.label too, or all texts of a class would be in one part")
         same = [path for path in (self.unlabeled, self.test) if path is not None and os.path.realpath(path) == os.path.realpath(self.train)]
         if same:
             raise ValueError(f"{same[0]} is data.train too. Leave it out. Without data.test, a test part is cut from data.train")
