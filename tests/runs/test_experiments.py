@@ -86,9 +86,13 @@ COMPOSED = json.loads((Path(__file__).parent / "files" / "tuned.json").read_text
 """The regularizers' values of every experiment with every regularizer, when each pair of them had a file."""
 
 
-def test_every_experiment_has_the_values_it_always_had(compose):
+@pytest.mark.parametrize("tuned", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tuned", "not tuned"])
+def test_every_experiment_has_the_values_it_always_had(compose, tuned):
+    data, of_table = schema.tuned_for(), schema.tuned()
     for pair, terms in COMPOSED.items():
         experiment, regularizer = pair.split()
+        if (f"{experiment}_{data.get(experiment)}_{regularizer}" in of_table) is not tuned:
+            continue
         cfg = compose(f"experiment={experiment}", f"regularizer={regularizer}")
         assert {term: {key: cfg[term][key] for key in values} for term, values in terms.items()} == terms, pair
         assert not set(terms) ^ {key for key in ("vat", "adversarial", "random_perturbation", "class_balance", "entropy") if key in cfg}
