@@ -48,7 +48,7 @@ def cases(draw):
 @pytest.mark.parametrize("examples", [30, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.filterwarnings("ignore:finite differences are noise")
+@pytest.mark.filterwarnings("ignore:finite differences are noise", "ignore:x is torch.bfloat16")
 def test_loss_and_gradients_are_finite_and_the_perturbation_has_its_length(direction, norm, examples, record_property):
     @settings(max_examples=examples)
     @given(cases())

@@ -66,6 +66,11 @@ def test_a_feature_that_determines_the_class_is_found(values, expected):
         assert determining_the_class(np.stack([NOISE, values], 1)[order], Y[order]) == [1] * expected
 
 
+def test_a_feature_that_separates_few_labels_is_not_named():
+    y = np.arange(40) % 2
+    assert determining_the_class(np.stack([3 * y + GENERATOR.random(40)], 1), y) == []
+
+
 def test_an_indicator_of_each_class_is_found():
     indicators = np.eye(3)[Y]
     assert determining_the_class(np.concatenate([NOISE[:, None], indicators], 1), Y) == [1, 2, 3]

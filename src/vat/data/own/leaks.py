@@ -14,6 +14,7 @@ OTHER_STEPS = 5  # most steps that are not: where files in sequence restart. Hou
 CHANCE = 1e-3  # probability below which a column of a table determines the label by chance
 MOST_CODES = 3  # values of a code for each class. With more, a feature that differs between patients would seem to be a code
 ROUNDED = 1e-3  # standard deviations by which a sum or mean may be rounded
+LEAST_SCORES = 50  # labelled rows for a score. Of fewer, a good feature may separate the classes
 FIRST_LOOK = 1000  # labelled rows that are looked at first, because a table may have many columns
 ID = {"id", "ids", "uid", "idx", "rowid", "unnamed"}  # words in names of columns that identify a row. pandas reads "Unnamed: 0"
 
@@ -63,9 +64,9 @@ def is_total(x: np.ndarray) -> bool:
 def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashable] | None = None) -> list[int]:
     """The features of which one alone determines the class: each of its values occurs in one class only.
 
-    A feature counts if it has few values, as a copy or a code of the label, or if each class has an interval of its values. Features of
-    two values count too, if there is one for each class. None counts if the labels could fit by chance, as those of few rows can. Equal
-    rows and those of one group are not independent.
+    A feature counts if it has few values, as a copy or a code of the label. It counts, too, if each class has an interval of its values
+    and 50 rows or more are labelled. Features of two values count if there is one for each class. None counts if the labels could fit by
+    chance, as those of few rows can. Equal rows and those of one group are not independent.
 
     Args:
         x: Features of labelled rows, (N, D).
@@ -84,7 +85,7 @@ def determining_the_class(x: np.ndarray, y: np.ndarray, groups: Sequence[Hashabl
             continue
         if len(classes) <= MOST_CODES * len(sizes) and len(classes) * math.log(len(sizes)) - _log_orders(sizes) < limit:
             found.append(k)
-        elif np.count_nonzero(np.diff(classes)) == len(sizes) - 1:
+        elif sum(sizes) >= LEAST_SCORES and np.count_nonzero(np.diff(classes)) == len(sizes) - 1:
             borders = math.log(math.comb(len(classes) - 1, len(sizes) - 1)) + math.lgamma(len(sizes) + 1)
             if borders - _log_orders(Counter(classes.tolist()).values()) < limit:
                 found.append(k)
