@@ -102,7 +102,7 @@ def in_folder(tmp_path, monkeypatch, name):
     return folder / "run"
 
 
-SHORT = range(3, 1000, 8)
+SHORT = range(3, 1000, 16)
 LONG = range(1000)
 
 

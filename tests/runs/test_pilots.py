@@ -48,9 +48,23 @@ def test_pilot_runs_of_the_recipe_move_both_radii_and_shorten_shares_once(compos
             assert job.class_balance.fade_out == 100  # half of 200 steps
 
 
-def test_a_radius_is_chosen_and_trained_with(job, overrides, monkeypatch):
+def test_a_radius_is_chosen_said_and_trained_with(job, overrides, monkeypatch, capsys):
+    from vat.runs import training
+
+    real = training.train
+
+    def loud(cfg, folder, start=None):
+        report.console.quiet = report.console.quiet and folder.name != "job"
+        return real(cfg, folder, start)
+
+    monkeypatch.setattr(report.console, "width", 1000)
+    monkeypatch.setattr(training, "train", loud)
     monkeypatch.setattr(pilots, "choose", lambda found: Choice(sorted(p.eps for p in found)[2], tuple(PILOTS), 1.0))
     run = job(*overrides, "vat.eps=1")
+    said = capsys.readouterr().out
+    assert "12 pilot runs of 8 steps, 12 times the steps of the training itself" in said
+    assert said.index("12 pilot runs") < said.index("rarest class") < said.index("Result")
+    assert said.count("Result") == 1  # pilot runs print nothing
     cfg = OmegaConf.load(run.folder / "config.yaml")
     assert cfg.vat.eps == 0.5
     assert read_checkpoint(run.checkpoint)["record"]["config"]["regularizers"][0]["eps"] == 0.5
@@ -88,24 +102,6 @@ def test_pilot_runs_that_are_done_are_not_done_again(job, overrides, monkeypatch
     states = [read_checkpoint(run.checkpoint)["state_dict"] for run in (first, second)]
     weights = [name for name in states[0] if name.startswith("network.")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in weights)  # the run does not depend on who ran the pilots
-
-
-def test_cost_and_choice_are_said(job, overrides, monkeypatch, capsys):
-    monkeypatch.setattr(report.console, "width", 1000)
-    from vat.runs import training
-
-    real = training.train
-
-    def loud(cfg, folder, start=None):
-        report.console.quiet = report.console.quiet and folder.name != "job"
-        return real(cfg, folder, start)
-
-    monkeypatch.setattr(training, "train", loud)
-    job(*overrides)
-    said = capsys.readouterr().out
-    assert "12 pilot runs of 8 steps, 12 times the steps of the training itself" in said
-    assert said.index("12 pilot runs") < said.index("rarest class") < said.index("Result")
-    assert said.count("Result") == 1  # pilot runs print nothing
 
 
 def test_disagreement_tells_whether_vat_helps():
