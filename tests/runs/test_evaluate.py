@@ -623,6 +623,7 @@ def test_the_images_of_a_folder_are_those_that_training_would_find(main, trained
     assert two.startswith(os.fsencode(tmp_path / "new" / "linked" / f"{name},"))
 
 
+@pytest.mark.filterwarnings("ignore:.*seems to be the label")
 def test_rows_of_a_table_are_standardised_as_in_training(main, tmp_path, monkeypatch):
     pd = pytest.importorskip("pandas")
     generator = np.random.default_rng(0)
