@@ -114,7 +114,7 @@ def test_a_feature_that_is_not_known_is_refused_by_its_line(tmp_path, written):
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(lines(HEADER, *ROWS).encode()), "compressed by gzip. Unpack it"),
+        (gzip.compress(lines(HEADER, *ROWS).encode(), mtime=0), "compressed by gzip. Unpack it"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00\xff\xee", "a zip archive or a workbook of Excel"),
         (lines(HEADER, *ROWS).encode("utf-16"), "text in UTF-16. Save it as UTF-8"),
     ],
