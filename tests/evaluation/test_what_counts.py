@@ -27,7 +27,7 @@ def alone(row, tags):
 OPTIONS = [*({"direction": name} for name in DIRECTIONS), {"per": "token"}, {"norm": "linf", "direction": "margin"}]
 
 
-# the direction does not look at the logits' shape, so tags have two of them
+# A direction does not depend on the shape of the logits, so two options are enough for tags.
 @pytest.mark.parametrize(("options", "tags"), [*((o, False) for o in OPTIONS), *((o, True) for o in (OPTIONS[0], OPTIONS[-2]))], ids=str)
 def test_padding_does_not_change_the_diagnosis(options, tags):
     model = Ids() if tags else Sentences()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vat.data.files.names import UNKNOWN, ignoring, is_number
 from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
-from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
+from vat.data.own.base import OwnData, as_path, channel_moments, numbered, refuse_labels_as_groups, says_unlabeled
 from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 from vat.data.splits import Split
 
@@ -78,8 +78,7 @@ class Arrays(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The examples of `test` come last."""
-        if self.group == self.label:
-            raise ValueError(f"data.group={self.group}: must not be data.label too, or all examples of a class would be in one part")
+        refuse_labels_as_groups(self.label, self.group)
         table = read_table(self.train, label=self.label, group=self.group, ignore=self.ignore)
         self.class_names = table.class_names or classes_of(table.labels, self.train)
         self.warn_of_lookalikes()

@@ -211,6 +211,16 @@ class OwnData(ResidentDataModule):
             warnings.warn(f"no labelled example is {lacks}. Label more, or choose another split_seed", stacklevel=2)
 
 
+def refuse_labels_as_groups(label: str | None, group: str | None) -> None:
+    """Refuse to group examples by their labels. A group is in one part, so a part would lack classes.
+
+    Raises:
+        ValueError: If both are the same column.
+    """
+    if group is not None and group == label:
+        raise ValueError(f"data.group={group}: must not be data.label too, or all examples of a class would be in one part")
+
+
 def as_path(text: str, key: str) -> Path:
     """The path of a user's setting.
 
@@ -257,9 +267,8 @@ def channel_moments(x: Inputs, pool: Tensor, *, seed: int) -> tuple[tuple[float,
         generator = torch.Generator().manual_seed(stable_seed("channel moments", seed))
         pool = pool[torch.randperm(len(pool), generator=generator)[:MOST_FOR_MOMENTS]]
     sums, squares, lows, highs = [], [], [], []
-    near = (
-        as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]
-    )  # subtracted first, because squares of large values would lose the variance
+    # subtracted first, because squares of large values would lose the variance
+    near = as_input(x[pool[:1]]).double().mean((0, 2, 3))[:, None]
     for rows in pool.split(min(100, max(1, 2**24 // math.prod(x.shape[1:])))):  # at most 128 MiB in float64
         pixels = as_input(x[rows]).double().transpose(0, 1).flatten(1) - near
         sums.append(pixels.mean(1) * len(rows))

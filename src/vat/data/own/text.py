@@ -16,7 +16,7 @@ from vat.data.files.texts import TextTable, read_texts
 from vat.data.files.tokens import Tokenizer, read_tokenizer
 from vat.data.files.words import PADDING, UNKNOWN_WORD, in_vocabulary, most_frequent, numbered_words
 from vat.data.own.arrays import classes_of
-from vat.data.own.base import OwnData, as_path, numbered
+from vat.data.own.base import OwnData, as_path, numbered, refuse_labels_as_groups
 from vat.data.splits import Split
 
 
@@ -84,8 +84,7 @@ class Texts(OwnData):
 
     def load(self) -> tuple[Tensor, Tensor, Split]:
         """Inputs, labels and parts. The texts of `unlabeled` come after those of `train`, and those of `test` last."""
-        if self.group == self.label:
-            raise ValueError(f"data.group={self.group}: must not be data.label too, or all texts of a class would be in one part")
+        refuse_labels_as_groups(self.label, self.group)
         same = [path for path in (self.unlabeled, self.test) if path is not None and os.path.realpath(path) == os.path.realpath(self.train)]
         if same:
             raise ValueError(f"{same[0]} is data.train too. Leave it out. Without data.test, a test part is cut from data.train")
