@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from vat.runs import default_eps, schema
+from vat.runs import default_eps, honesty, schema
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -63,6 +63,19 @@ def test_tuned_values_are_of_an_experiment_its_data_and_a_regularizer(compose):
         assert compose(f"experiment={experiment}").data._target_ == compose(f"data={data}").data._target_
         possible |= {f"{experiment}_{data}_{r}" for r in REGULARIZERS}
     assert schema.tuned().keys() <= possible
+    for name in schema.tuned():
+        experiment = next(e for e in sorted(schema.tuned_for(), key=len, reverse=True) if name.startswith(e))
+        regularizer = name.removeprefix(f"{experiment}_{schema.tuned_for()[experiment]}_")
+        assert not honesty.unused(compose(f"experiment={experiment}", f"regularizer={regularizer}")), name
+
+
+def test_settings_without_effect_are_named(compose, capsys):
+    assert not honesty.unused(compose())
+    cfg = compose("+eps=1.5", "+half=0.5", "vat.weight=${half}", "+note=x")
+    assert honesty.unused(cfg) == ["eps", "note"]
+    honesty.tell_of_unused(cfg)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == "eps (there is vat.eps and optimizer.eps), note: nothing in this run uses them"
 
 
 def test_tuned_values_are_left_out_on_other_data(compose, tmp_path):

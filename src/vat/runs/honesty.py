@@ -1,11 +1,12 @@
 """Warnings about a run, such as few validation examples or classes left out, and statistics of unlabelled examples."""
 
 import math
+import re
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning_utilities.core.rank_zero import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vat import VAT
@@ -19,6 +20,12 @@ from vat.layers import is_divided
 from vat.lightning.classifier import Classifier
 from vat.runs import report, schema
 
+READ = {
+    *("data", "model", "regularizers", "optimizer", "scheduler", "trainer", "logger"),
+    *("seed", "ckpt_path", "test", "ema", "reestimate_batch_norm", "vat_if_classes_touch", "choose_eps", "figures"),
+    *("keep_freed_memory", "channels_last", "compile", "lds_eps"),
+}
+"""The settings of a run that the code reads. Other settings count if one of these refers to them, as `regularizers` to `${vat}`."""
 MOST_OF_THE_POOL = 1000
 """Examples of the pool that are used. The share of a class of 10 % is then known to ± 2 points."""
 TOO_SMALL = 10
@@ -65,6 +72,21 @@ def tell_of_tuned(cfg: DictConfig) -> None:
         report.console.print(
             f"experiment={experiment}: its values in conf/tuned.yaml are tuned for its own file, and are used for yours", style="yellow"
         )
+
+
+def unused(cfg: DictConfig) -> list[str]:
+    """Settings that nothing reads and no other setting refers to, such as `eps` for `vat.eps`. Their values have no effect."""
+    referred = set(re.findall(r"\$\{(\w+)[.}]", OmegaConf.to_yaml(cfg)))
+    return [str(name) for name in cfg if name not in READ | referred]
+
+
+@rank_zero_only
+def tell_of_unused(cfg: DictConfig) -> None:
+    """Warn before training about settings without effect."""
+    if names := unused(cfg):
+        inside = {name: [f"{part}.{name}" for part, node in cfg.items() if isinstance(node, DictConfig) and name in node] for name in names}
+        meant = [f"{name} (there is {' and '.join(places)})" if places else name for name, places in inside.items()]
+        report.console.print(f"{', '.join(meant)}: nothing in this run uses {'it' if len(names) == 1 else 'them'}", style="yellow")
 
 
 def unlabeled_inputs(data: ResidentDataModule, most: int = MOST_OF_THE_POOL) -> Tensor:

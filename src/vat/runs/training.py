@@ -130,6 +130,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             report.settings(cfg)
             report.note(data.summary)
             honesty.tell_of_tuned(cfg)
+            honesty.tell_of_unused(cfg)
             default_eps.tell(computed, data.unit)
             schedules.warn_of_long_ones(cfg)
             honesty.warn_of_few(data)
