@@ -48,7 +48,8 @@ class Setting:
 
 
 def _whitened_cnn(data: ResidentDataModule) -> nn.Module:
-    assert data.mean is not None and data.std is not None
+    assert data.mean is not None
+    assert data.std is not None
     network = nn.Sequential(Normalize(data.mean, data.std), WhitenedCNN(data.input_shape, 10, widths=(64, 128, 256)))
     whiten(network, as_input(data.x[data.split.unlabeled[:5000]]))
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
@@ -60,7 +61,7 @@ SETTINGS = {
         lambda seed: MNIST(seed=seed, num_validation=10_000), lambda data: MLP(data.input_shape, 10, hidden=(600, 300, 150)), eps=1.5
     ),
     "cifar10": Setting(
-        lambda seed: CIFAR10(num_labeled=4000, seed=seed, translate=3, num_validation=2000), _whitened_cnn, eps=1.0, labeled=64, unlabeled=64
+        lambda seed: CIFAR10(num_labeled=4000, seed=seed, translate=3, num_validation=2000), _whitened_cnn, 1.0, labeled=64, unlabeled=64
     ),
 }
 
