@@ -92,6 +92,7 @@ def run(setting: Setting, seed: int, steps: int) -> dict[str, Course]:
             began = time.process_time()
             for batch in chunk:
                 assert batch.unlabeled is not None
+                assert batch.labeled.y is not None
                 smooth = penalty(model, torch.cat([batch.labeled.x, batch.unlabeled.x]))  # first: the port erases gradients
                 loss = cross_entropy(model(batch.labeled.x), batch.labeled.y) + smooth
                 optimizers[method].zero_grad()
