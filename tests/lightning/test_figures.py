@@ -16,7 +16,7 @@ from vat import VAT
 from vat.data.sets.synthetic import Moons
 from vat.lightning import figures
 from vat.lightning.classifier import Classifier
-from vat.lightning.history import read, rewind
+from vat.lightning.history import COUNTS, SECONDS, read, rewind, seconds_of
 from vat.runs import report
 
 MOONS = ["data=moons", "model=mlp", "model.hidden=[8]"]
@@ -136,11 +136,25 @@ def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(job):
     path = half.folder / "history.jsonl"
     records = read(whole.folder / "history.jsonl")
     assert [record["step"] for record in records] == [2, 4, 6]
-    assert records == read(path)
+    timeless, other = ([{**record, "seconds": 0} for record in read(folder / "history.jsonl")] for folder in (whole.folder, half.folder))
+    assert timeless == other
+    assert 0 < records[0]["seconds"] < records[1]["seconds"] < whole.metrics["seconds"]
     assert records[-1]["val/error"] == pytest.approx(1 - whole.metrics["val/accuracy"])
     assert {"train/vat", "train/vat/lds", "val/cross_entropy"} <= records[0].keys()
     rewind(half.folder, {"global_step": 4})  # a checkpoint without these steps
-    assert read(path) == records[:2]
+    assert [record["step"] for record in read(path)] == [2, 4]
+
+
+def test_the_seconds_of_a_resumed_run_include_those_before(job):
+    steps = [*MOONS, "data.steps_per_epoch=2"]
+    run = job(*steps, "trainer.max_steps=4", name="run")
+    saved = torch.load(run.checkpoint, weights_only=True)
+    assert 0 < seconds_of(saved) < run.metrics["seconds"]
+    saved[COUNTS][SECONDS] = 1000.0
+    torch.save(saved, run.checkpoint)
+    resumed = job(*steps, "trainer.max_steps=4", f"ckpt_path={run.checkpoint}", name="run")
+    assert 1000 < resumed.metrics["seconds"] < 1000 + 600
+    assert seconds_of({"global_step": 4}) == 0
 
 
 def test_the_error_of_the_last_validation_is_logged_though_there_was_none_in_training(job):

@@ -124,11 +124,11 @@ def unharmed():
 
 
 def result(folder):
-    """All results of a run: the values of its checkpoint except names of folders, metrics, confusion, logged values and order."""
+    """All results of a run: the values of its checkpoint except names of folders and times, metrics, confusion, logged values and order."""
     (run,) = (path.parent for path in folder.glob("outputs/*/*/metrics.json"))  # a run that died before its first checkpoint left a folder
     saved = dict(leaves(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)))
     saved = {path: value for path, value in saved.items() if path[-1] != "ckpt_path" and not str(value).startswith("/")}
-    saved = {path: value for path, value in saved.items() if "best_k_models" not in path}  # its key is a path
+    saved = {path: value for path, value in saved.items() if "best_k_models" not in path and path[-1] != "seconds"}  # its key is a path
     metrics = json.loads((run / "metrics.json").read_text())
     del metrics["seconds"]
     (path,) = run.glob("metrics*.csv")

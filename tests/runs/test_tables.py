@@ -105,6 +105,21 @@ def test_the_table_holds_mean_spread_and_paired_difference(study, tmp_path, monk
     assert rows[3] == "| VAT | eps 2 | 22.00 ± 16.64 | 20.1 | -8.00 ± 8.19, 2/3 | 0.200 | 1 |"
 
 
+def test_the_table_has_the_mean_seconds_to_an_error(study, tmp_path, monkeypatch):
+    pretend_training(monkeypatch, [], lambda place, seed: 0.9)
+    chosen = {"none": None, "VAT": 2}
+    tables.run(study, [(m, study.seeds, (chosen[m.name],), ()) for m in study.methods], tmp_path / "test", jobs=1)
+    for seed in study.seeds:  # 10 % after 20, 30 and 40 seconds, 5 % on two seeds only
+        errors = {10.0: 0.3, 20.0 + 10 * seed: 0.1, 90.0: 0.05 + 0.01 * (seed == 2)}
+        lines = [json.dumps({"step": 1, "seconds": seconds, "val/error": error}) + "\n" for seconds, error in errors.items()]
+        (tmp_path / "test" / "VAT-2" / str(seed) / "history.jsonl").write_text("".join(lines))
+    tables.show(replace(study, errors=(10.0, 5.0)), chosen, tmp_path)
+    heads, _, none, vat = (tmp_path / "table.md").read_text().splitlines()
+    assert heads.endswith("| seconds to 10 % on validation | seconds to 5 % on validation |")
+    assert none.endswith("| – | – |")
+    assert vat.endswith("| 30 | – |")
+
+
 def test_a_row_among_others_takes_each_seeds_best_on_validation_and_the_time_of_all(study, tmp_path):
     study = replace(study, methods=(*study.methods, tables.Method("better", among=("none", "VAT"))))
     # the test, had it been read, would choose otherwise

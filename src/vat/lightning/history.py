@@ -1,7 +1,7 @@
 """The history of a run as lines of JSON in its folder. It needs no account, and a search reads it to stop hopeless runs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,25 @@ from vat.lightning.csv_logger import LOGGED, ResumableCSVLogger
 
 HISTORY = "history.jsonl"
 
-COUNTS = "logged"
-"""Key in a checkpoint: number of records of each file at the time of the checkpoint."""
+COUNTS, SECONDS = "logged", "seconds"
+"""Keys in a checkpoint: number of records of each file at the time of the checkpoint; among these, the seconds of the run until then."""
 
 
 class History(pl.Callback):
     """Write the metrics of each validation during training, with the latest training metrics, and log `val/error` at every validation.
 
-    `val/error` is a plain number in W&B, so that a sweep can minimise it. `val/accuracy` has a best and a last value there. A checkpoint
-    holds the number of records before it. `rewind` then drops the records of steps that a resumed run repeats.
+    A record also has the seconds of the run until then. `val/error` is a plain number in W&B, so that a sweep can minimise it.
+    `val/accuracy` has a best and a last value there. A checkpoint holds the number of records before it. `rewind` then drops the records of
+    steps that a resumed run repeats.
 
     Args:
         path: Path of the file.
+        clock: Returns the seconds of the run until now, with those before it was interrupted.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
+        self.clock = clock
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -40,15 +43,21 @@ class History(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        _write(self.path, [*read(self.path), {"step": trainer.global_step, "val/error": error, **found}])
+        record = {"step": trainer.global_step, "seconds": self.clock(), "val/error": error, **found}
+        _write(self.path, [*read(self.path), record])
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            counts = {HISTORY: len(read(self.path))}
+            counts = {HISTORY: len(read(self.path)), SECONDS: self.clock()}
             for logger in trainer.loggers:
                 if isinstance(logger, ResumableCSVLogger):
                     counts[LOGGED] = logger.num_rows
             checkpoint[COUNTS] = counts
+
+
+def seconds_of(checkpoint: Mapping[str, Any]) -> float:
+    """The seconds of a run until a checkpoint; 0 for older checkpoints, which do not hold them."""
+    return checkpoint.get(COUNTS, {}).get(SECONDS, 0.0)
 
 
 def rewind(folder: Path, checkpoint: Mapping[str, Any]) -> bool:

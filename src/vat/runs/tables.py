@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vat import files
+from vat.lightning import history
 from vat.runs.overrides import quoted
 
 SOURCE = Path(__file__).parents[2]
@@ -49,13 +50,17 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """A table: its rows, their common overrides, seeds for tuning (none if values are fixed), seeds to report, overrides for tuning."""
+    """A table: its rows, their common overrides, seeds for tuning (none if values are fixed), seeds to report, overrides for tuning.
+
+    The table also has the seconds until the validation error is at most each of `errors`, in %.
+    """
 
     methods: tuple[Method, ...]
     overrides: tuple[str, ...]
     tuning_seeds: range
     seeds: range
     tuning_overrides: tuple[str, ...] = ()
+    errors: tuple[float, ...] = ()
 
     @property
     def trained(self) -> tuple[Method, ...]:
@@ -185,7 +190,7 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
         if method.name in places and method.name in results and baseline in results:
             refuse_other_protocol(method, places[method.name][0], places[baseline][0])
         if (own := errors.get(method.name)) is None:
-            rows.append((method.name, "–", "not run", method.paper, "–", "–", "–"))
+            rows.append((method.name, "–", "not run", method.paper, *["–"] * (3 + len(study.errors))))
             continue
         paired = "–"
         if method.name != baseline and baseline in errors:
@@ -198,8 +203,11 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
                 value = OmegaConf.select(OmegaConf.load(places[method.name][0] / CONFIG), method.tuned)
             setting = f"{method.tuned.split('.')[-1]} {value:g}"
         lds, seconds = (mean(metrics[name] for metrics in results[method.name]) for name in ("test/lds", "seconds"))
-        rows.append((method.name, setting, f"{mean(own):.2f} ± {stdev(own):.2f}", method.paper, paired, f"{lds:.3f}", f"{seconds:.0f}"))
-    heads = ("method", "chosen", "test error, %", "paper", "paired difference, wins", "LDS", "seconds")
+        reached = [mean_seconds_to(error, places.get(method.name, ())) for error in study.errors]
+        row = (method.name, setting, f"{mean(own):.2f} ± {stdev(own):.2f}", method.paper, paired, f"{lds:.3f}", f"{seconds:.0f}", *reached)
+        rows.append(row)
+    to_errors = [f"seconds to {error:g} % on validation" for error in study.errors]
+    heads = ("method", "chosen", "test error, %", "paper", "paired difference, wins", "LDS", "seconds", *to_errors)
     table = Table(*heads, title=f"{folder.name}: n = {len(study.seeds)}, mean ± standard deviation")
     for row in rows:
         table.add_row(*row)
@@ -208,6 +216,15 @@ def show(study: Study, chosen: dict[str, float | None], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "table.md", "\n".join(lines) + "\n")
     console.print(f"Markdown: {folder / 'table.md'}")
+
+
+def mean_seconds_to(error: float, places: Sequence[Path]) -> str:
+    """Mean over jobs of the seconds until the validation error is at most `error`, in %; "–" if a job does not reach it."""
+    found = []
+    for place in places:
+        reached = (record for record in history.read(place / history.HISTORY) if 100 * record["val/error"] <= error)
+        found.append(next(reached, {}).get("seconds"))
+    return f"{mean(found):.0f}" if found and None not in found else "–"
 
 
 def refuse_mixture(name: str, places: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vat.data.splits import evenly
 from vat.evaluation.diagnosis import looks_for_r
 from vat.lightning.classifier import Classifier
 from vat.lightning.figures import Figures
-from vat.lightning.history import HISTORY, History
+from vat.lightning.history import HISTORY, History, seconds_of
 from vat.lightning.loggers import finishing_wandb, upload_checkpoints
 from vat.models import whiten, whitening_layers
 from vat.regularizers import Adversarial, PublishedVAT
@@ -69,7 +70,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         start: Checkpoint to resume from. None starts a new run.
 
     Returns:
-        The metrics of validation and test, and the seconds that the job took.
+        The metrics of validation and test, and the seconds that the job took, with those before it was interrupted.
     """
     began = time.perf_counter()
     quiet()
@@ -103,6 +104,10 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
         resume.refuse_other_run(saved, start, network, record)
         if not saved["global_step"]:  # Lightning would take it for a checkpoint at the end of an epoch
             start = None
+
+    def seconds() -> float:
+        return time.perf_counter() - began + seconds_of(saved or {})
+
     classifier = make_classifier(cfg, network, data, record)
     if cfg.test != "none" or any(looks_for_r(r) or isinstance(r, PublishedVAT | Adversarial) for r in classifier.regularizers.values()):
         trial.refuse_without_gradient(network, data)
@@ -123,7 +128,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 cfg.trainer,
                 precision=precision,
                 logger=logger,
-                callbacks=callbacks(cfg, folder),
+                callbacks=callbacks(cfg, folder, seconds),
                 plugins=WholeCheckpoints(),
                 default_root_dir=str(folder),
             )
@@ -159,7 +164,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
                 upload_checkpoints(logger.experiment, folder / "checkpoints", metrics)
             pool = honesty.of_the_pool(classifier, data)
             notes = honesty.notes(classifier, data, pool)
-            metrics = {**honesty.counts(classifier, pool), **metrics, "seconds": time.perf_counter() - began}
+            metrics = {**honesty.counts(classifier, pool), **metrics, "seconds": seconds()}
             others = report.other_radii(classifier.lds_eps, dict(classifier.regularizers.items()))
             lds = f"at ε = {classifier.lds_eps:g} ({data.unit}){others}"
             if trainer.is_global_zero:
@@ -282,11 +287,11 @@ def end(trainer: pl.Trainer, classifier: Classifier) -> None:
         epochs.processed = epochs.completed = epochs.ready
 
 
-def callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+def callbacks(cfg: DictConfig, folder: Path, seconds: Callable[[], float]) -> list[Callback]:
     """The callbacks: checkpoints after every validation, progress bar, moving average of the weights."""
     saved = folder / "checkpoints"
     found: list[Callback] = [
-        History(folder / HISTORY),
+        History(folder / HISTORY, seconds),
         SaveOnSignal(saved / LAST),
         SaveEnd(saved / LAST),
         # Before SaveLast, whose checkpoint records the best.
