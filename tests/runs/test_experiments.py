@@ -6,6 +6,9 @@ from pathlib import Path
 import official
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 from vat.runs import default_eps, honesty, schema
@@ -76,6 +79,32 @@ def test_settings_without_effect_are_named(compose, capsys):
     honesty.tell_of_unused(cfg)
     said = " ".join(capsys.readouterr().out.split())
     assert said == "eps (there is vat.eps and optimizer.eps), note: nothing in this run uses them"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["experiment=mnist_100", "regularizer=vat"], ""),
+        (["experiment=mnist_100", "regularizer=none"], ""),
+        (["experiment=mnist_100", "regularizer=vat_published", "vat.eps=3"], ""),
+        (
+            ["experiment=mnist_100", "regularizer=vat_published"],
+            "no tuned values for regularizer=vat_published: vat.eps=2.0 is a default",
+        ),
+        (
+            ["experiment=mnist_100", "data=digits"],
+            "tuned values (conf/tuned.yaml) are for data=mnist, and are not used for data=digits",
+        ),
+    ],
+)
+def test_a_radius_that_was_not_tuned_for_the_experiment_is_named(capsys, monkeypatch, overrides, said):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=overrides, return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+    honesty.tell_of_tuned(cfg)
+    found = " ".join(capsys.readouterr().out.split())
+    assert said in found
+    assert bool(said) == bool(found)
 
 
 def test_tuned_values_are_left_out_on_other_data(compose, tmp_path):

@@ -26,6 +26,8 @@ READ = {
     *("keep_freed_memory", "channels_last", "compile", "lds_eps"),
 }
 """The settings of a run that the code reads. Other settings count if one of these refers to them, as `regularizers` to `${vat}`."""
+RADII = ("vat", "adversarial", "random_perturbation")
+"""Settings of regularizers with a radius."""
 MOST_OF_THE_POOL = 1000
 """Examples of the pool that are used. The share of a class of 10 % is then known to ± 2 points."""
 TOO_SMALL = 10
@@ -56,7 +58,7 @@ def warn_of_radius(classifier: Classifier, data: ResidentDataModule) -> None:
 
 @rank_zero_only
 def tell_of_tuned(cfg: DictConfig) -> None:
-    """Warn if an experiment's tuned values are unused, because they are for other data, or are used on a file without tuning for it."""
+    """Warn if an experiment has tuned values, but none for the chosen data or regularizer, or if they are used on another file."""
     if not HydraConfig.initialized():  # a call from Python
         return
     choices, typed = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
@@ -72,6 +74,14 @@ def tell_of_tuned(cfg: DictConfig) -> None:
         report.console.print(
             f"experiment={experiment}: its values in conf/tuned.yaml are tuned for its own file, and are used for yours", style="yellow"
         )
+    elif experiment in schema.tuned_for() and choices.get("tuned") not in schema.tuned():
+        names = [name for name in RADII if name in cfg and not any(word.startswith(f"{name}.eps=") for word in typed)]
+        if names:
+            radii = " and ".join(f"{name}.eps={cfg[name].eps}" for name in names)
+            report.console.print(
+                f"experiment={experiment} has no tuned values for regularizer={choices.get('regularizer')}: {radii} is a default",
+                style="yellow",
+            )
 
 
 def unused(cfg: DictConfig) -> list[str]:
