@@ -1,6 +1,7 @@
 """A run that is killed at any fsync or rename and resumed has the same folder as a run that was never killed, file by file."""
 
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -66,6 +67,8 @@ def left(folder):
             found[name] = {k: v for k, v in values.items() if "best_k_models" not in k and not str(v).startswith("/")}
         elif path.suffix in (".json", ".yaml"):
             found[name] = dict(leaves(yaml.safe_load(path.read_text())))
+        elif path.suffix == ".jsonl":
+            found[name] = dict(leaves([json.loads(line) for line in path.read_text().splitlines()]))
         elif path.name == "index.html":
             # Line by line, because a picture's line has a million characters, and a pattern that starts with .* takes minutes there.
             lines = [line for line in path.read_text().splitlines() if "wall time" not in line and "command" not in line]
