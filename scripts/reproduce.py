@@ -228,7 +228,7 @@ STUDIES = {
     "mnist_1000": of_experiment("mnist_1000", 3, *CONTROLS, VAT, papers={"random perturbation": "1.58 ± 0.54", "VAT": "1.27 ± 0.11"}),
     "mnist_600": of_experiment("mnist_600", 3, *CONTROLS, VAT, papers={"VAT": "1.39"}),  # DSVAT
     "mnist_3000": of_experiment("mnist_3000", 3, *CONTROLS, VAT, papers={"VAT": "1.25"}),  # DSVAT
-    "cifar10_4000_cpu": of_experiment("cifar10_4000_cpu", 3, CONTROLS[0], VAT, errors=(18.0, 16.0, 13.9)),
+    "cifar10_4000_cpu": of_experiment("cifar10_4000_cpu", 3, CONTROLS[0], VAT, VAT_ENTROPY, errors=(18.0, 16.0, 13.9)),
     "cifar10_4000": of_experiment(
         "cifar10_4000",
         3,
