@@ -1,4 +1,4 @@
-"""Measure the CPU seconds until VAT reaches an error, beside the most copied port, for each of several splits.
+"""Measure the CPU seconds until VAT, and the most copied port, reach an error, for each of several splits.
 
 python scripts/time_to_error.py digits --seeds 10
 python scripts/time_to_error.py mnist --seeds 3 --steps 4000 --errors 20 10 5 3
