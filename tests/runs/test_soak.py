@@ -33,7 +33,7 @@ def test_nothing_grows(job, monkeypatch, record_property, steps):
 
     watch = Watch(steps // 10)
     made = training.callbacks
-    monkeypatch.setattr(training, "callbacks", lambda cfg, folder: [watch, *made(cfg, folder)])
+    monkeypatch.setattr(training, "callbacks", lambda *given: [watch, *made(*given)])
     job(
         f"trainer.max_steps={steps}",
         f"data.steps_per_epoch={steps // 20}",  # with a validation and a checkpoint each
