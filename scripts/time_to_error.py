@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from benchmark import shipped_port, tuned_port
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,7 +29,10 @@ from vat.data.loader import as_input
 from vat.data.sets.cifar import CIFAR10
 from vat.data.sets.digits import Digits
 from vat.data.sets.mnist import MNIST
-from vat.models import CNN, MLP, Normalize, WhitenedCNN, whiten
+from vat.data.splits import evenly
+from vat.models import CNN, MLP, whiten
+from vat.runs import records
+from vat.runs.training import IMAGES_TO_WHITEN
 
 CHUNK, READINGS = 50, 5
 OURS, PORT, TUNED_PORT = "this project", "port, as shipped", "port, our eps, no weight gradients"
@@ -48,11 +52,10 @@ class Setting:
 
 
 def _whitened_cnn(data: ResidentDataModule) -> nn.Module:
-    assert data.mean is not None
-    assert data.std is not None
-    network = nn.Sequential(Normalize(data.mean, data.std), WhitenedCNN(data.input_shape, 10, widths=(64, 128, 256)))
-    whiten(network, as_input(data.x[data.split.unlabeled[:5000]]))
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
+    model = OmegaConf.create({"_target_": "vat.models.WhitenedCNN", "widths": [64, 128, 256]})
+    network = records.make_network(model, records.describe(data))
+    whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
+    return network
 
 
 SETTINGS = {
