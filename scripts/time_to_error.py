@@ -29,10 +29,8 @@ from vat.data.loader import as_input
 from vat.data.sets.cifar import CIFAR10
 from vat.data.sets.digits import Digits
 from vat.data.sets.mnist import MNIST
-from vat.data.splits import evenly
-from vat.models import CNN, MLP, whiten
-from vat.runs import records
-from vat.runs.training import IMAGES_TO_WHITEN
+from vat.models import CNN, MLP
+from vat.runs import records, training
 
 CHUNK, READINGS = 50, 5
 OURS, PORT, TUNED_PORT = "this project", "port, as shipped", "port, our eps, no weight gradients"
@@ -54,7 +52,7 @@ class Setting:
 def _whitened_cnn(data: ResidentDataModule) -> nn.Module:
     model = OmegaConf.create({"_target_": "vat.models.WhitenedCNN", "widths": [64, 128, 256]})
     network = records.make_network(model, records.describe(data))
-    whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
+    training.whiten_from(network, data)
     return network
 
 

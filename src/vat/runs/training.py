@@ -60,6 +60,12 @@ IMAGES_TO_WHITEN = 2000
 """Images from which a whitening first layer is computed. They have more than a million patches."""
 
 
+def whiten_from(network: nn.Module, data: ResidentDataModule) -> None:
+    """Compute the whitening layers of a network, if it has any, from some of the unlabelled images."""
+    if whitening_layers(network):
+        whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
+
+
 # Longer than other functions: the course of a job, from top to bottom.
 def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str, float]:
     """Compose, fit, test, report.
@@ -93,8 +99,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     pl.seed_everything(cfg.seed, verbose=False)  # earlier runs of this job have drawn numbers
     record = {"config": OmegaConf.to_container(cfg, resolve=True), **records.describe(data), "environment": dict(provenance.environment())}
     network = records.make_network(cfg.model, record)
-    if whitening_layers(network):  # a resumed run later loads the filters of its checkpoint
-        whiten(network, as_input(data.x[evenly(data.split.unlabeled, IMAGES_TO_WHITEN)]))
+    whiten_from(network, data)  # a resumed run later loads the filters of its checkpoint
     if not cfg.channels_last:
         network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # its stub asks for a dtype too
     trial.refuse_unusable(network, data)
