@@ -308,6 +308,17 @@ def test_a_validation_that_is_not_finite_stops_the_run(tmp_path):
         trainer(tmp_path, Spoiling(), enable_checkpointing=False).fit(classifier(network()), Points())
 
 
+@pytest.mark.parametrize(("stage", "training"), [("fit", True), ("validate", False), ("test", False)])
+def test_a_stop_iteration_inside_the_network_is_an_error_and_not_the_end_of_the_data(tmp_path, stage, training):
+    class Stopping(nn.Sequential):
+        def forward(self, x):
+            return next(iter(())) if self.training == training else super().forward(x)
+
+    run = getattr(trainer(tmp_path, enable_checkpointing=False), stage)
+    with pytest.raises(RuntimeError, match=r"_step: a next\(\) inside"):
+        run(classifier(Stopping(*network(noisy=False))), Points())
+
+
 @pytest.mark.parametrize(("value", "message"), [(CLASSES, r"0\.\.2, got 3 in row 5"), (-1, r"0\.\.2, got -1 in row 5")])
 def test_labels_out_of_range_are_refused_with_their_row(tmp_path, value, message):
     def spoil(x, y):

@@ -14,7 +14,14 @@ from vat.batch_norm import reestimate_batch_norm
 from vat.data.datamodule import ROWS_WITH_GRAPH
 from vat.data.loader import Batch, Part
 from vat.functional import as_classes, cross_entropy
-from vat.lightning.training import due_report, explain, last_reports, refuse_gradients_not_finite, refuse_not_finite
+from vat.lightning.training import (
+    due_report,
+    explain,
+    last_reports,
+    refuse_gradients_not_finite,
+    refuse_not_finite,
+    refuse_stop_iteration,
+)
 from vat.random_state import random_state
 from vat.regularizers import Regularizer, by_unique_name, live, local_distributional_smoothness
 from vat.step import Key, Step
@@ -82,6 +89,7 @@ class Classifier(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- training
 
+    @refuse_stop_iteration
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         report = due_report(self.trainer)
         terms = self.terms(batch, report)
@@ -187,6 +195,7 @@ class Classifier(pl.LightningModule):
             inputs = self.trainer.datamodule.training_inputs()  # pyright: ignore[reportAttributeAccessIssue]
             reestimate_batch_norm(self.network, (x.to(self.dtype) if x.is_floating_point() else x for x in inputs))
 
+    @refuse_stop_iteration
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         logits = as_classes(self.network(x))
@@ -209,6 +218,7 @@ class Classifier(pl.LightningModule):
             refuse_not_finite(self.trainer, {"val/cross_entropy": values["val/cross_entropy"]})
         self.log_dict(values)
 
+    @refuse_stop_iteration
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         log_probabilities = _log_probabilities(self.network(x))

@@ -2,8 +2,10 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from statistics import fmean
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -84,6 +86,22 @@ def refuse_not_finite(trainer: pl.Trainer, terms: dict[str, Tensor]) -> None:
         f"the loss is not finite at optimizer step {trainer.global_step}: {bad}. Look for such values in the inputs, or lower eps "
         f"(ckpt_path=... resumes from the last checkpoint: {_last_checkpoint(trainer)}). Or start again with a lower learning rate"
     )
+
+
+def refuse_stop_iteration(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a StopIteration inside a step an error. Lightning takes it for the end of the data, and ends the epoch without a word.
+
+    A network raises it, for example, with `next(self.layer.parameters())` if the layer has no parameters.
+    """
+
+    @wraps(step)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{step.__name__}: a next() inside the network or a regularizer found nothing") from error
+
+    return checked
 
 
 def _last_checkpoint(trainer: pl.Trainer) -> str:
