@@ -16,7 +16,8 @@ except ModuleNotFoundError as error:  # of another Python
 
 from omegaconf import DictConfig
 
-from vat.runs import folders, report, schema, user_errors
+from vat import files
+from vat.runs import report, schema, user_errors
 from vat.runs.exporting import export
 
 schema.register()
@@ -26,8 +27,8 @@ schema.register()
 def main(cfg: DictConfig) -> None:
     """Export one checkpoint."""
     with user_errors.readable_errors():
-        output = None if cfg.output is None else folders.as_path(cfg.output, "output")
-        path = export(folders.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
+        output = None if cfg.output is None else files.as_path(cfg.output, "output")
+        path = export(files.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
         report.console.print(f"{report.shown(path.absolute())}: checked, its predictions are the checkpoint's")
 
 

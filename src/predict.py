@@ -14,7 +14,8 @@ except ModuleNotFoundError as error:  # of another Python
 
 from omegaconf import DictConfig
 
-from vat.runs import folders, report, schema, user_errors
+from vat import files
+from vat.runs import report, schema, user_errors
 from vat.runs.predicting import predict
 
 schema.register()
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     """Write the predictions of one checkpoint."""
     with user_errors.readable_errors():
         number = predict(
-            *(folders.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
+            *(files.as_path(cfg[key], key) for key in ("ckpt_path", "input", "output")),
             chances=cfg.probabilities,
             name=cfg.id,
             overwrite=cfg.overwrite,

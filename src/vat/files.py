@@ -1,4 +1,4 @@
-"""Atomic writes of files, and locks. Both also work on systems without `fcntl`."""
+"""Paths of settings, atomic writes of files, and locks. All work on systems without `fcntl`."""
 
 import errno
 import json
@@ -17,6 +17,21 @@ except ImportError:  # Windows
 
 PART = ".part-"
 """Prefix of the name of an unfinished file. A killed process leaves such a file."""
+
+
+def as_path(value: object, key: str) -> Path:
+    """The path that the setting `key` holds.
+
+    Raises:
+        ValueError: If it holds none, is empty, as a shell variable without a value, or is an address.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{key}={'null' if value is None else value}: must be a path")
+    if not str(value).strip():
+        raise ValueError(f"{key}= is empty. Name a file or a folder")
+    if "://" in str(value):
+        raise ValueError(f"{key}={value} is an address. Download it first")
+    return Path(value).expanduser()
 
 
 def regular(path: Path) -> Path:

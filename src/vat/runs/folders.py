@@ -136,17 +136,6 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return existing(cfg.ckpt_path)
 
 
-def as_path(value: object, key: str) -> Path:
-    """The path that the setting `key` holds.
-
-    Raises:
-        ValueError: If it holds none, for example null.
-    """
-    if not isinstance(value, str | Path):
-        raise ValueError(f"{key}={'null' if value is None else value}: must be a path")
-    return Path(value).expanduser()
-
-
 def existing(path: str | Path, key: str = "ckpt_path") -> Path:
     """The path of a file that the setting `key` names.
 
@@ -154,7 +143,7 @@ def existing(path: str | Path, key: str = "ckpt_path") -> Path:
         FileNotFoundError: If there is no such file.
         ValueError: If the value is not a path.
     """
-    found = as_path(path, key)
+    found = files.as_path(path, key)
     if found.is_dir():
         inside = next((file for file in (found / "checkpoints" / "last.ckpt", found / "last.ckpt") if file.is_file()), None)
         raise FileNotFoundError(f"{key}={path} is a folder. Name a file" + (f" such as {key}={inside}" if inside else ""))

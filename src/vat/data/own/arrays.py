@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vat.data.files.names import UNKNOWN, ignoring, is_number
 from vat.data.files.tables import NOT_KNOWN, Table, parquet_files, read_table
-from vat.data.own.base import OwnData, as_path, channel_moments, numbered, refuse_labels_as_groups, says_unlabeled
+from vat.data.own.base import OwnData, channel_moments, numbered, refuse_labels_as_groups, says_unlabeled
 from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 from vat.data.splits import Split
+from vat.files import as_path
 
 MISSING = NOT_KNOWN | {
     "?",
@@ -66,7 +67,7 @@ class Arrays(OwnData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.train = as_path(train, "train")
+        self.train = as_path(train, "data.train")
         self.label, self.group, self.ignore = label, group, ignore
         self.standardize = standardize
 

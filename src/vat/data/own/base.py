@@ -17,6 +17,7 @@ from vat.data.loader import Inputs, as_input
 from vat.data.neighbours import neighbours
 from vat.data.own.copies import find_copies
 from vat.data.splits import Split, grouped_parts, stratified_parts, with_every_class
+from vat.files import as_path
 from vat.seeds import stable_seed
 
 MOST_FOR_MOMENTS = 10_000  # images; the error of their pixels' mean and standard deviation is then far below a grey level
@@ -59,7 +60,7 @@ class OwnData(ResidentDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.test: Any = as_path(test, "test") if isinstance(test, str) else test
+        self.test: Any = as_path(test, "data.test") if isinstance(test, str) else test
         if folds is not None and folds < 2:
             raise ValueError(f"folds={folds}: must be >= 2, or null for none")
         if fold is not None and not 0 <= fold < (folds or 0):
@@ -219,19 +220,6 @@ def refuse_labels_as_groups(label: str | None, group: str | None) -> None:
     """
     if group is not None and group == label:
         raise ValueError(f"data.group={group}: must not be data.label too, or all examples of a class would be in one part")
-
-
-def as_path(text: str, key: str) -> Path:
-    """The path of a user's setting.
-
-    Raises:
-        ValueError: If it is empty, as a shell variable without a value, or an address.
-    """
-    if not text.strip():
-        raise ValueError(f"data.{key}= is empty. Name a file or a folder")
-    if "://" in text:
-        raise ValueError(f"data.{key}={text} is an address. Download it first")
-    return Path(text).expanduser()
 
 
 def _dealt(y: Tensor, groups: Tensor | None, sizes: Sequence[int], seed: int) -> list[Tensor]:

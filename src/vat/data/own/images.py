@@ -19,9 +19,10 @@ from vat.data.files.names import composed
 from vat.data.files.tables import SUFFIXES as TABLES
 from vat.data.loader import Inputs
 from vat.data.own.arrays import MISSING, classes_of
-from vat.data.own.base import OwnData, as_path, channel_moments, numbered, says_unlabeled
+from vat.data.own.base import OwnData, channel_moments, numbered, says_unlabeled
 from vat.data.own.image_labels import LABELS, overrules_folders, read_labels
 from vat.data.splits import Split
+from vat.files import as_path
 
 UNLABELED = "unlabeled"
 FILES_FOR_LEVELS = 100  # files that are examined for cameras of 12 or 14 bits
@@ -108,7 +109,7 @@ class Images(OwnData):
             self.group_pattern = None if group_pattern is None else re.compile(group_pattern)
         except re.error as error:
             raise ValueError(f"group_pattern={group_pattern!r} is no regular expression: {error}") from error
-        self.dir = as_path(dir, "dir")
+        self.dir = as_path(dir, "data.dir")
         self.size, self.mode, self.corrupt = size, mode, corrupt
         self.resident_gib, self.workers = resident_gib, workers
 

@@ -16,8 +16,9 @@ from vat.data.files.texts import TextTable, read_texts
 from vat.data.files.tokens import Tokenizer, read_tokenizer
 from vat.data.files.words import PADDING, UNKNOWN_WORD, in_vocabulary, most_frequent, numbered_words
 from vat.data.own.arrays import classes_of
-from vat.data.own.base import OwnData, as_path, numbered, refuse_labels_as_groups
+from vat.data.own.base import OwnData, numbered, refuse_labels_as_groups
 from vat.data.splits import Split
+from vat.files import as_path
 
 
 class Texts(OwnData):
@@ -64,11 +65,11 @@ class Texts(OwnData):
         for name, value in {"max_length": max_length, "vocabulary_size": vocabulary_size}.items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        self.train = as_path(train, "train")
+        self.train = as_path(train, "data.train")
         self.text, self.label, self.group = text, label, group
-        self.unlabeled = None if unlabeled is None else as_path(unlabeled, "unlabeled")
+        self.unlabeled = None if unlabeled is None else as_path(unlabeled, "data.unlabeled")
         self.max_length, self.vocabulary_size = max_length, vocabulary_size
-        self.tokenizer = None if tokenizer is None else as_path(tokenizer, "tokenizer")
+        self.tokenizer = None if tokenizer is None else as_path(tokenizer, "data.tokenizer")
         self.given: dict[str, Any] | None = None
 
     @cached_property
