@@ -1,6 +1,7 @@
 """Every experiment trains, with its regularizer and with the controls, on data in the official format."""
 
 import json
+import re
 from pathlib import Path
 
 import official
@@ -11,7 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from vat.runs import default_eps, honesty, schema
+from vat.runs import default_eps, honesty, report, schema
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -75,9 +76,17 @@ def test_settings_without_effect_are_named(compose, capsys):
     assert not honesty.unused(compose())
     cfg = compose("+eps=1.5", "+half=0.5", "vat.weight=${half}", "+note=x")
     assert honesty.unused(cfg) == ["eps", "note"]
-    honesty.tell_of_unused(cfg)
+    honesty.tell_of_unused(honesty.unused(cfg), cfg)
     said = " ".join(capsys.readouterr().out.split())
     assert said == "eps (there is vat.eps and optimizer.eps), note: nothing in this run uses them"
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_a_run_names_no_setting_that_it_uses(job, capsys, monkeypatch, regularizer):
+    monkeypatch.setattr(report.console, "quiet", False)
+    job(f"regularizer={regularizer}", "+note=x")
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"(\S+(?:, \S+)*): nothing in this run uses", said) == ["note"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -91,9 +92,9 @@ def unused(cfg: DictConfig) -> list[str]:
 
 
 @rank_zero_only
-def tell_of_unused(cfg: DictConfig) -> None:
+def tell_of_unused(names: Sequence[str], cfg: DictConfig) -> None:
     """Warn before training about settings without effect."""
-    if names := unused(cfg):
+    if names:
         inside = {name: [f"{part}.{name}" for part, node in cfg.items() if isinstance(node, DictConfig) and name in node] for name in names}
         meant = [f"{name} (there is {' and '.join(places)})" if places else name for name, places in inside.items()]
         report.console.print(f"{', '.join(meant)}: nothing in this run uses {'it' if len(names) == 1 else 'them'}", style="yellow")

@@ -81,6 +81,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
     began = time.perf_counter()
     quiet()
     check(cfg)
+    without_effect = honesty.unused(cfg)  # early: `instantiate` replaces references inside `regularizers` by their values
     if cfg.keep_freed_memory:
         allocator.keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
@@ -140,7 +141,7 @@ def train(cfg: DictConfig, folder: Path, start: Path | None = None) -> dict[str,
             report.settings(cfg)
             report.note(data.summary)
             honesty.tell_of_tuned(cfg)
-            honesty.tell_of_unused(cfg)
+            honesty.tell_of_unused(without_effect, cfg)
             default_eps.tell(computed, data.unit)
             schedules.warn_of_long_ones(cfg)
             honesty.warn_of_few(data)
