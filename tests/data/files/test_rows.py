@@ -96,7 +96,6 @@ def test_columns_that_are_to_be_ignored_are_no_features(tmp_path):
     assert (table.columns, table.x.tolist()) == (["x"], [[2], [5]])
     with pytest.raises(ValueError, match=r"it has no column 'id' but .*; data\.ignore= names it"):
         read(tmp_path, text, group=None, ignore=["id"])
-    assert read(tmp_path, "y,x\na,1\nb,3\n", group=None, ignore=["id"], lenient=True).columns == ["x"]
 
 
 def test_features_of_truth_and_of_several_lines(tmp_path):

@@ -664,15 +664,15 @@ def test_a_csv_file_in_another_encoding_is_refused_with_the_way_out(tmp_path):
         read_table(tmp_path / "a.csv", label="species", group="owner")
 
 
-def test_the_columns_of_a_test_file_come_in_their_own_order(tmp_path):
+def test_the_columns_of_a_test_file_come_in_their_own_order_and_others_are_no_features(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(X, columns=[*"abcd"]).assign(y=Y)
     frame.to_csv(tmp_path / "train.csv", index=False)
-    frame[["d", "y", "b", "a", "c"]].to_csv(tmp_path / "test.csv", index=False)
+    frame[["d", "y", "b", "a", "c"]].assign(e="a word").to_csv(tmp_path / "test.csv", index=False)
     data = ready(tmp_path / "train.csv", test=str(tmp_path / "test.csv"))
     assert torch.equal(data.x[:60], data.x[60:])
     frame.drop(columns="c").assign(e=1).to_csv(tmp_path / "test.csv", index=False)
-    with pytest.raises(ValueError, match=r"must have the same columns. Only one of them has c, e"):
+    with pytest.raises(ValueError, match=r"test.csv cannot be used: it has no column 'c' but .*; it is a feature in training"):
         ready(tmp_path / "train.csv", test=str(tmp_path / "test.csv"))
 
 

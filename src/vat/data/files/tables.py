@@ -56,14 +56,12 @@ class Columns(NamedTuple):
         group: Name of the groups, or None.
         features: Names of the features in their order. None for all other columns.
         ignore: Columns that are no features.
-        lenient: Whether columns to ignore may be absent.
     """
 
     label: str | None
     group: str | None
     features: Sequence[str] | None
     ignore: Sequence[str]
-    lenient: bool
 
     def of(self, present: Sequence[str]) -> list[str]:
         """The features among the columns that are present.
@@ -72,8 +70,8 @@ class Columns(NamedTuple):
             ValueError: If a column is missing, occurs twice, or has no name.
         """
         wanted = {name: f"data.{key}= names it" for key, name in (("label", self.label), ("group", self.group)) if name is not None}
-        wanted |= {} if self.lenient else dict.fromkeys(self.ignore, "data.ignore= names it")
-        wanted |= dict.fromkeys(self.features or (), "the network was trained on it")
+        wanted |= dict.fromkeys(self.ignore, "data.ignore= names it")
+        wanted |= dict.fromkeys(self.features or (), "it is a feature in training")
         for name, reason in wanted.items():
             if name not in present:
                 raise ValueError(f"it has no column {name!r} but {', '.join(map(repr, present))}; {reason}")
@@ -110,7 +108,6 @@ def read_table(
     group: str | None,
     features: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
-    lenient: bool = False,
 ) -> Table:
     """Read the examples in a file.
 
@@ -126,7 +123,6 @@ def read_table(
         group: Name of the groups.
         features: Names of the features.
         ignore: Columns that are no features.
-        lenient: Whether columns to ignore may be absent.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -138,7 +134,7 @@ def read_table(
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}")
     columns = Columns(
-        label and composed(label), group and composed(group), features and [*map(composed, features)], [*map(composed, ignore)], lenient
+        label and composed(label), group and composed(group), features and [*map(composed, features)], [*map(composed, ignore)]
     )
     with _faults(path):
         if path.is_dir() or path.suffix.lower() == ".parquet":

@@ -90,8 +90,8 @@ class Arrays(OwnData):
                 raise ValueError(
                     f"data.test={self.test} is data.train too. Leave it out to cut a test part from data.train, or name another file"
                 )
-            held_out = read_table(self.test, label=self.label, group=self.group, ignore=self.ignore, lenient=True)
-            held_out = self._fitting(self.test, held_out, table)
+            held_out = read_table(self.test, label=self.label, group=self.group, features=table.columns)
+            self._refuse_unfitting(self.test, held_out, table)
             test_x, test_y = self._examples(self.test, held_out)
             if (given := _described(test_x)) != (expected := _described(x)):
                 raise ValueError(f"{self.test} must hold inputs like those of {self.train}, {expected}, got {given}")
@@ -161,8 +161,8 @@ class Arrays(OwnData):
                     stacklevel=2,
                 )
 
-    def _fitting(self, path: Path, table: Table, train: Table) -> Table:
-        """The test examples, with columns in the order of the training examples."""
+    def _refuse_unfitting(self, path: Path, table: Table, train: Table) -> None:
+        """Refuse test examples without a label, with other classes, or of a group that is in the training examples too."""
         if UNKNOWN in table.labels:
             raise ValueError(f"{path}: test examples must be labelled. {table.place(table.labels.index(UNKNOWN))} is not")
         if table.class_names is not None and table.class_names != self.class_names:
@@ -170,12 +170,6 @@ class Arrays(OwnData):
         shared = sorted({*(table.groups or ())} & {*(train.groups or ())})
         if shared:
             raise ValueError(f"{path} and {self.train} both have examples of {self.group} {shared[0]}. Keep it in one of them")
-        columns, expected = table.columns, train.columns
-        if columns is None or expected is None:
-            return table
-        if different := sorted({*columns} ^ {*expected}):
-            raise ValueError(f"{path} and {self.train} must have the same columns. Only one of them has {', '.join(different)}")
-        return table._replace(x=table.x[:, [columns.index(name) for name in expected]])
 
 
 def _described(x: Tensor) -> str:
