@@ -246,3 +246,64 @@ def test_a_mask_of_a_signal_without_features_that_does_not_reach_its_outputs_giv
     vat = VAT(0.7, divergence="bernoulli")
     with pytest.warns(UserWarning, match=r"outputs of shape \(2, 6\) are read as 6 outputs of each example.*pass output_mask, too"):
         vat(nn.Linear(6, 6).double(), x, mask=mask)
+
+
+def mlp(outputs=5):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, outputs)).double()
+
+
+@pytest.mark.parametrize("direction", ["margin", "random_margin", "exact", "finite_difference", "ascent", "random"])
+def test_labels_that_do_not_apply_do_not_direct_r(direction):
+    """The perturbation is that of a network which has only the other outputs."""
+    model, x = mlp(), rows(8, WIDTH)
+    applies = torch.tensor([False, True, False, True, True])
+    vat = VAT(0.7, direction=direction, divergence="bernoulli", xi=1e-4 if direction == "finite_difference" else None)
+
+    def steps():
+        yield Step(model, x, output_mask=applies.expand(8, -1), key=KEY)
+        yield Step(lambda x: model(x)[:, applies], x, module=model, key=KEY)
+
+    torch.testing.assert_close(*map(vat.virtual_adversarial_perturbation, steps()), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(*map(vat.penalty, steps()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("direction", ["margin", "random_margin"])
+def test_each_example_has_its_own_labels_that_apply(direction):
+    model, x = mlp(), rows(8, WIDTH)
+    applies = torch.rand(8, 5, generator=torch.Generator().manual_seed(1)) < 0.5
+    applies[3], applies[4] = False, True
+    vat = VAT(0.7, direction=direction, divergence="bernoulli")
+    found = vat.virtual_adversarial_perturbation(Step(model, x, output_mask=applies, key=KEY))
+    for row in (row for row in range(8) if row != 3):
+        alone = Step(lambda x, row=row: model(x)[:, applies[row]], x, module=model, key=KEY)  # the whole batch, so the same random class
+        torch.testing.assert_close(found[row], vat.virtual_adversarial_perturbation(alone)[row])
+    assert found.isfinite().all()
+
+
+def test_a_mask_of_single_classes_of_a_softmax_is_refused():
+    model, x = mlp(), rows(8, WIDTH)
+    some = torch.arange(5).expand(8, -1) < 3
+    for term in (VAT(0.7), Entropy(), ClassBalance(), PiModel()):
+        with pytest.raises(ValueError, match=r"single classes of a softmax.*Select the others"):
+            term(model, x, output_mask=some)
+        assert term(model, x, output_mask=torch.ones(8, 5)) >= 0
+    hidden = Step(lambda x: model(x).masked_fill(~some[: len(x)], -torch.inf), x, module=model, key=KEY)
+    chosen = Step(lambda x: model(x)[:, :3], x, module=model, key=KEY)
+    torch.testing.assert_close(*(VAT(0.7, direction="margin").penalty(step) for step in (hidden, chosen)))
+
+
+def test_adversarial_training_counts_only_where_the_mask_is_1():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(WIDTH, CLASSES).double(), rows(6, 7, WIDTH), torch.arange(42).view(6, 7) % CLASSES
+    mask = torch.arange(7).expand(6, -1) < torch.tensor([[7], [4], [1], [5], [2], [3]])
+    found = Adversarial(0.0)(model, x, y, mask=mask, class_dim=-1)
+    torch.testing.assert_close(found, nn.functional.cross_entropy(model(x)[mask], y[mask]))
+    marked = y.where(mask, -100)
+    keyed = [Adversarial(0.5).penalty(Step(model, x, labels, mask=mask, class_dim=-1, key=KEY)) for labels in (y, marked)]
+    assert torch.equal(*keyed)
+    pooled = Returns(model, lambda z: z.mean(1))
+    nothing = mask.clone()
+    nothing[2:4] = False
+    found = Adversarial(0.0)(pooled, x, y[:, 0], mask=nothing)
+    torch.testing.assert_close(found, nn.functional.cross_entropy(pooled(x)[[0, 1, 4, 5]], y[[0, 1, 4, 5], 0]))

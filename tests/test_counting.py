@@ -1,5 +1,6 @@
 """Masks, tokens, groups, several inputs, layers: each compared with code written by hand."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from vat import VAT, Adversarial, ClassBalance, Entropy, PiModel, RandomPerturba
 from vat.calls import Call
 from vat.directions import DIRECTIONS
 from vat.functional import Bernoulli, Categorical, Gaussian
+from vat.norms import L2
 from vat.regularizers import PublishedVAT
 from vat.step import Key, Step
 
@@ -347,6 +349,110 @@ def test_several_inputs_can_have_a_radius_each(direction):
 def test_a_norm_that_does_not_fit_the_inputs_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         VAT(1.0, **options)(nn.Linear(5, 3), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize(("per", "given"), [("input", "mask"), ("input", "group"), ("token", "group")])
+def test_a_mask_or_group_that_a_norm_would_ignore_is_refused(per, given):
+    model, x = TwoInputs(), tuple(two_inputs()) if per == "input" else torch.randn(4, 3, 2)
+    options = {"mask": torch.ones(4, 21) > 0} if given == "mask" else {"group": torch.tensor([0, 0, 1, 1])}
+    with pytest.raises(ValueError, match=f"per='{per}' does not take a {given}"):
+        Step(model, x, **options).norm(L2(), per)
+
+
+def test_a_norm_per_input_of_a_single_input_is_that_of_the_example():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), torch.randn(4, 3, 2)
+    found = [VAT(1.0, per=per).penalty(Step(model, (x,), at=0, key=KEY)) for per in ("example", "input")]
+    assert torch.equal(*found)
+
+
+class InPlace(nn.Module):
+    """Changes both of its inputs in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x, weight):
+        x -= 0.5
+        weight *= 0.5
+        return self.linear(x * weight)
+
+
+@pytest.mark.parametrize("at", [0, None, "layer"])
+def test_a_network_that_changes_its_inputs_in_place_gets_copies_of_them(at):
+    torch.manual_seed(0)
+    model = InPlace()
+    x, weight = torch.randn(8, 4), torch.rand(8, 4) + 1
+    before = x.clone(), weight.clone()
+    place = model.linear if at == "layer" else at
+    found = VAT(1.0).penalty(Step(model, (x, weight), at=place, key=KEY))
+    assert torch.equal(x, before[0])
+    assert torch.equal(weight, before[1])
+
+    def other(x, weight):
+        return model.linear((x - 0.5) * (weight * 0.5))
+
+    torch.testing.assert_close(found, VAT(1.0).penalty(Step(other, (x, weight), module=model, at=place, key=KEY)))
+
+
+@pytest.mark.parametrize("name", ["mask", 2])
+def test_an_argument_that_a_call_lacks_is_named_with_those_it_has(name):
+    with pytest.raises(KeyError, match=rf"{name!r} is not an argument of the call: choose one of \[0, 1, 'known'\]"):
+        Call(torch.zeros(2), torch.ones(2), known=None)[name]
+
+
+def test_several_inputs_may_have_different_dtypes_and_one_number_each():
+    torch.manual_seed(0)
+
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.time = nn.Linear(4, 3), nn.Linear(1, 3).double()
+
+        def forward(self, image, time):
+            return self.image(image) + self.time(time[:, None]).float()
+
+    model, image, time = Timed(), torch.randn(8, 4), torch.rand(8).double()
+    step = Step(model, (image, time), key=KEY)
+    r = VAT(0.5).virtual_adversarial_perturbation(step)
+    torch.testing.assert_close(r.norm(dim=1), torch.full((8,), 0.5).double())
+    moved = model(image + r[:, :4].float(), time + r[:, 4])
+    torch.testing.assert_close(
+        VAT(0.5).penalty(Step(model, (image, time), key=KEY)), Categorical()(model(image, time).detach(), moved).mean()
+    )
+
+
+@pytest.mark.parametrize("size", [(4, 5), (1, 5), (4, 1)])
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_mask_of_pixels_may_be_that_of_all_images_and_of_one_line(size, first):
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(2, 3, 1).double(), torch.randn(3, 2, *size).double()
+    mask = torch.rand(first, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.6
+    mask[:, :, 0, 0] = True
+    r = VAT(0.5).virtual_adversarial_perturbation(Step(model, x, mask=mask, key=KEY))
+    assert not r[~mask.expand_as(x)].any()
+    kl = nn.functional.kl_div(model(x + r).log_softmax(1), model(x).log_softmax(1), log_target=True, reduction="none").sum(1)
+    counted = mask.expand(3, 1, *size)[:, 0]
+    wanted = ((kl * counted).sum((1, 2)) / counted.sum((1, 2))).mean()
+    torch.testing.assert_close(VAT(0.5).penalty(Step(model, x, mask=mask, key=KEY)), wanted)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4), (4, 0)])
+@pytest.mark.parametrize("group", [False, True])
+def test_inputs_without_a_number_have_the_penalty_0(shape, group):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape[1:]), 3))
+    x = torch.randn(shape)
+    options = {"group": torch.zeros(len(x), dtype=torch.int32)} if group else {}
+    assert VAT(1.0)(model, x, **options) == 0
+
+
+def test_examples_of_one_number_can_have_a_mask_and_groups_any_whole_numbers():
+    model, x = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 3)), torch.randn(6)
+    mask = torch.arange(6) < 4
+    r = VAT(0.5).virtual_adversarial_perturbation(Step(model, x, mask=mask, key=KEY))
+    torch.testing.assert_close(r.abs(), 0.5 * mask)
+    groups = [torch.tensor([0, 0, 1, 1, 1, 2], dtype=kind) for kind in (torch.int32, torch.int64)]
+    assert torch.equal(*(VAT(0.5).penalty(Step(model, x, group=group, key=KEY)) for group in groups))
 
 
 def test_smoothness_is_measured_with_the_same_options():

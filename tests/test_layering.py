@@ -20,7 +20,7 @@ FLOORS = {
     "vat.network": 1,
     "vat.layers": 0,
     "vat.random_state": 0,
-    "vat.calls": 1,
+    "vat.calls": 2,
     "vat.counting": 3,
     "vat.step": 4,
     "vat.models": 1,

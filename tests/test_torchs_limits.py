@@ -211,3 +211,36 @@ def test_a_layer_whose_output_would_be_computed_again_is_refused():
         VAT(0.5)(inside, ids, at=inside.embedding)
     assert not inside.embedding._forward_hooks
     assert VAT(0.5)(outside, ids, at=outside.embedding) > 0
+
+
+class OwnGradient(nn.Module):
+    """A network that takes the gradient of its own weights in `forward`."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(self.linear(x).sum(), [self.linear.weight], create_graph=True)
+        return self.linear(x) + g.mean()
+
+
+def test_a_network_that_differentiates_by_its_own_weights_is_refused_in_a_sentence():
+    with pytest.raises(RuntimeError, match=r"differentiates with respect to its own weights in forward, but they are constants here"):
+        VAT(0.5)(OwnGradient(), rows(8, 8))
+
+
+def test_exact_on_a_compiled_network_names_the_setting_that_it_needs(monkeypatch):
+    import torch._functorch.config
+
+    plain, x = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), rows(8, 8).float()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    with pytest.raises(RuntimeError, match=r"set torch\._functorch\.config\.donated_buffer = False before compiling"):
+        VAT(0.5, direction="exact")(torch.compile(plain, backend="aot_eager"), x)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
+    vat = VAT(0.5, direction="exact", num_power_iterations=2)
+    steps = (Step(network, x, key=KEY) for network in (torch.compile(plain, backend="aot_eager"), plain))
+    torch.testing.assert_close(*map(vat.penalty, steps))

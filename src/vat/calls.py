@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vat.functional import flat
 from vat.layers import weights_of
 
 At = nn.Module | str | int | Sequence[nn.Module] | Sequence[str] | Sequence[int]
@@ -28,12 +29,19 @@ class Call:
         return cls(*batch) if isinstance(batch, tuple | list) else cls(batch)
 
     def place(self, values: Mapping[str | int, Any]) -> "Call":
-        """Copy the call with other values for these argument names and numbers."""
-        args = [values.get(number, value) for number, value in enumerate(self.args)]
-        return Call(*args, **{name: values.get(name, value) for name, value in self.kwargs.items()})
+        """Copy the call and its tensors, with other values for these argument names and numbers."""
+        found = {name: values[name] if name in values else _cloned(value) for name, value in self.arguments.items()}
+        return Call(*(found[number] for number in range(len(self.args))), **{name: found[name] for name in self.kwargs})
+
+    @property
+    def arguments(self) -> dict[str | int, Any]:
+        """Each argument by its number or name."""
+        return {**dict(enumerate(self.args)), **self.kwargs}
 
     def __getitem__(self, name: str | int) -> Any:
-        return self.args[name] if isinstance(name, int) else self.kwargs[name]
+        if name not in self.arguments:
+            raise KeyError(f"{name!r} is not an argument of the call: choose one of {[*self.arguments]}")
+        return self.arguments[name]
 
 
 def declared(module: nn.Module | None, ids: Tensor) -> tuple[nn.Module | None, Tensor | None]:
@@ -72,22 +80,21 @@ class Perturbed:
     def __init__(self, forward: Callable[..., Any], batch: Any, at: At | None = None):
         self.forward = forward
         self.call = Call.of(batch)
-        places = (
-            [*range(len(self.call.args)), *self.call.kwargs] if at is None else [at] if isinstance(at, nn.Module | str | int) else [*at]
-        )
+        places = [*self.call.arguments] if at is None else [at] if isinstance(at, nn.Module | str | int) else [*at]
         self.layers = [place for place in places if isinstance(place, nn.Module)]
         self.names = [place for place in places if isinstance(place, str | int)]
         if not places or len(places) not in (len(self.layers), len(self.names)):
             raise TypeError(f"at must be a layer, or the name or number of an argument, or several of one kind, got {at!r}")
-        known = [*range(len(self.call.args)), *self.call.kwargs]
+        known = [*self.call.arguments]
         if unknown := [name for name in self.names if name not in known]:
             raise KeyError(f"at={unknown[0]!r} is not an argument of the call: choose one of {known}, or pass a layer, as at=model.body")
         self.shapes: list[torch.Size] = []
+        self.dtypes: list[torch.dtype] = []
 
     @property
     def device(self) -> torch.device:
         """Device of the call's first tensor."""
-        tensors = (value for value in (*self.call.args, *self.call.kwargs.values()) if isinstance(value, Tensor))
+        tensors = (value for value in self.call.arguments.values() if isinstance(value, Tensor))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def inputs(self) -> Tensor:
@@ -97,14 +104,13 @@ class Perturbed:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
                 kind = f"the output of at={type(place).__name__}" if isinstance(place, nn.Module) else f"the argument {place!r}"
-                call = {**dict(enumerate(self.call.args)), **self.call.kwargs}
-                others = [name for name, value in call.items() if isinstance(value, Tensor) and value.is_floating_point()]
+                others = [name for name, value in self.call.arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
                 argument = f"an argument, as vat(model, batch, at={others[0]!r}), or " if others else ""
                 raise TypeError(
                     f"{kind} must be a tensor of a floating dtype, got {what}: name what can be perturbed: {argument}a layer's output, as "
                     "vat(model, batch, at=model.get_input_embeddings())"
                 )
-        self.shapes = [tensor.shape for tensor in tensors]
+        self.shapes, self.dtypes = [tensor.shape for tensor in tensors], [tensor.dtype for tensor in tensors]
         if len({shape[0] for shape in self.shapes if shape}) != 1 or not all(self.shapes):
             shapes = [*map(tuple, self.shapes)]
             raise ValueError(f"the first dimension of all perturbed tensors must count the same examples, got shapes {shapes}")
@@ -112,21 +118,29 @@ class Perturbed:
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join tensors shaped like the perturbed ones into one (N, D)."""
-        return torch.cat([tensor.expand(shape).flatten(1) for tensor, shape in zip(tensors, self.shapes, strict=True)], 1)
+        return torch.cat([flat(tensor.expand(shape)) for tensor, shape in zip(tensors, self.shapes, strict=True)], 1)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Split `x` into its parts, in their shapes."""
         if len(self.shapes) == 1:
             return [x]
         parts = x.split([shape[1:].numel() for shape in self.shapes], 1)
-        return [part.reshape(len(x), *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
+        # Copies, because the network may change one in place, and not views of x.
+        return [
+            part.reshape(len(x), *shape[1:]).to(dtype, copy=True)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+
+    def _run(self, values: Mapping[str | int, Any]) -> Any:
+        """Call the network with copies of the tensors, which it may change in place, and with these values instead of others."""
+        call = self.call.place(values)
+        return self.forward(*call.args, **call.kwargs)
 
     def __call__(self, x: Tensor) -> Any:
         """Compute the network's output with `x` instead of the perturbed tensors."""
         tensors = self.split(x)
         if not self.layers:
-            call = self.call.place(dict(zip(self.names, tensors, strict=True)))
-            return self.forward(*call.args, **call.kwargs)
+            return self._run(dict(zip(self.names, tensors, strict=True)))
         calls = [0] * len(self.layers)
 
         def put(number: int) -> Callable[..., Tensor]:
@@ -143,7 +157,7 @@ class Perturbed:
 
         handles = [layer.register_forward_hook(put(number)) for number, layer in enumerate(self.layers)]
         try:
-            output = self.forward(*self.call.args, **self.call.kwargs)
+            output = self._run({})
         finally:
             for handle in handles:
                 handle.remove()
@@ -165,7 +179,7 @@ class Perturbed:
 
         handles = [layer.register_forward_hook(take(number)) for number, layer in enumerate(self.layers)]
         try:
-            self.forward(*self.call.args, **self.call.kwargs)
+            self._run({})
         except _Found:
             return [found[number] for number in range(len(self.layers))]
         finally:
@@ -183,7 +197,7 @@ class Perturbed:
 
         handle = nn.modules.module.register_module_forward_hook(count)
         try:
-            self.forward(*self.call.args, **self.call.kwargs)
+            self._run({})
         finally:
             handle.remove()
         weights = {*map(id, weights_of(self.layers))}
@@ -192,6 +206,10 @@ class Perturbed:
         kinds = {*map(type, self.layers)}
         others = [one for one in others if type(one) in kinds and not weights.isdisjoint(map(id, weights_of([one])))] or others
         return "pass a layer that is called once" + (f", as {', '.join(names[layer] for layer in others[:3])}" if others else "")
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _in_checkpoint() -> bool:

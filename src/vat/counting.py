@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vat.functional import Divergence
+from vat.functional import Divergence, flat
 from vat.norms import L2, LInf, Norm
 
 Rows = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -28,6 +28,7 @@ def per_group(group: Tensor) -> Rows:
     Args:
         group: Group number (N,) of each example; for example, the graph of each node.
     """
+    group = group.long()
     counts = torch.bincount(group)
     order = group.argsort(stable=True)
     place = torch.empty_like(group)
@@ -60,7 +61,7 @@ class NormOfStep(Norm):
         self._to, self._back = rows or (_same, _same)
         if mask is not None:
             self._mask_of_rows = mask if rows is None else self._to(mask.expand(shape))
-            counted = self._mask_of_rows.flatten(1).any(1)
+            counted = flat(self._mask_of_rows).any(1)
             self._counted = counted.view(-1, *[1] * (self._mask_of_rows.dim() - 1))
 
     def length(self, r: Tensor) -> Tensor:
@@ -147,7 +148,9 @@ class DivergenceOfStep(Divergence):
 
     def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
         mask = self.mask(logits)
-        return self._scaled(self.divergence.margin(kept(logits, mask), choice), mask)  # 0 if all logits are 0
+        return self._scaled(
+            self.divergence.margin(logits, choice) if mask is None else self.divergence.margin_of(logits, mask, choice), mask
+        )
 
     def decision(self, logits: Tensor) -> Tensor | None:
         return self.divergence.decision(kept(logits, self.mask(logits)))
@@ -209,7 +212,7 @@ def mask_of_inputs(mask: Tensor, x: Tensor) -> Tensor:
         if mask.dim() < x.dim() and mask.shape == x.shape[: mask.dim()]:
             return mask.view(*mask.shape, *[1] * (x.dim() - mask.dim()))
         if mask.dim() == x.dim() and mask.expand(x.shape).dim():
-            return mask
+            return mask.expand(len(x), *mask.shape[1:])
     except RuntimeError:
         pass
     raise ValueError(
@@ -226,6 +229,7 @@ def positions_of_inputs(mask: Tensor, x: Tensor) -> Tensor | None:
     """
     if mask.dim() < x.dim() or mask.dim() == 1:
         return mask if mask.dim() > 1 else None
+    mask = mask.expand(len(x), *mask.shape[1:])
     dims = [n for n in range(mask.dim()) if n == 0 or mask.shape[n] == x.shape[n] != 1]
     return mask.reshape([mask.shape[n] for n in dims]) if len(dims) > 1 else None
 
@@ -242,8 +246,8 @@ def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | No
         ValueError: If the mask does not fit the logits.
     """
     mask = mask.bool()
-    if logits.dim() > 2 and mask.shape == (len(logits), *logits.shape[2:]):
-        return mask[:, None]
+    if logits.dim() > 2 and len(mask) == len(logits) and _longer_than_1(mask.shape[1:]) == _longer_than_1(logits.shape[2:]):
+        return mask.reshape(len(logits), 1, *logits.shape[2:])
     if named and mask.shape == logits.shape:
         return mask
     if logits.dim() < 3 and not named:
@@ -252,6 +256,10 @@ def mask_of_outputs(mask: Tensor, logits: Tensor, *, named: bool) -> Tensor | No
         f"a mask of shape {tuple(mask.shape)} does not fit the positions of an output of shape {tuple(logits.shape)}, read as (N, C, …). "
         "Pass class_dim=-1 if the classes are last, or the mask of the outputs as output_mask=…"
     )
+
+
+def _longer_than_1(sizes: torch.Size) -> list[int]:
+    return [size for size in sizes if size != 1]
 
 
 def _same(r: Tensor) -> Tensor:

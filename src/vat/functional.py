@@ -55,6 +55,10 @@ class Divergence:
         """
         raise NotImplementedError(f"{type(self).__name__} outputs are no decisions, so they have no margin")
 
+    def margin_of(self, logits: Tensor, mask: Tensor, choice: Tensor | None = None) -> Tensor:
+        """`margin` over what counts, with 0 at other positions. `mask` is boolean, (N, 1, …) or shaped like the logits."""
+        return self.margin(torch.where(mask, logits, 0), choice)
+
     def decision(self, logits: Tensor) -> Tensor | None:
         """Decision of each example (N, …), to count how often it changes. None if the output is not a decision."""
         return None
@@ -137,12 +141,20 @@ class Bernoulli(Divergence):
         return _bernoulli_hvp(logits, v)
 
     def margin(self, logits: Tensor, choice: Tensor | None = None) -> Tensor:
+        return self.margin_of(logits, torch.ones_like(logits, dtype=torch.bool), choice)
+
+    def margin_of(self, logits: Tensor, mask: Tensor, choice: Tensor | None = None) -> Tensor:
+        """Distance of the nearest, or of a random, output that counts from a change of its decision."""
         distance = wide(logits).abs()
         if distance.dim() == 1:
-            return distance
+            return torch.where(mask, distance, 0)
+        mask = mask.expand_as(distance)
+        counted = mask.sum(1, keepdim=True)
         if choice is None:
-            return _mean_over_positions(distance.amin(1))
-        return _mean_over_positions(distance[torch.arange(len(distance), device=distance.device), _pick(choice, distance.shape[1])])
+            nearest = torch.where(mask, distance, torch.inf).amin(1)
+            return _mean_over_positions(torch.where(counted[:, 0] > 0, nearest, 0))
+        chosen = _pick(choice.view(-1, *[1] * (distance.dim() - 1)), counted)
+        return _mean_over_positions(torch.where(mask & (mask.cumsum(1) == chosen + 1), distance, 0).sum(1))
 
     def decision(self, logits: Tensor) -> Tensor:
         return logits > 0
@@ -283,7 +295,7 @@ def _not_negative(kl: Tensor) -> Tensor:
     return kl + torch.where(kl < 0, -kl, 0).detach()
 
 
-def _pick(choice: Tensor, among: int) -> Tensor:
+def _pick(choice: Tensor, among: int | Tensor) -> Tensor:
     """Map numbers in [0, 1) to integers 0 … among - 1."""
     return (choice * among).long().clamp(max=among - 1)  # the product may round up to `among`
 

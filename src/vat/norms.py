@@ -79,7 +79,9 @@ NORMS: dict[str, Norm] = {"l2": L2(), "linf": LInf()}
 
 
 def _largest(x: Tensor) -> Tensor:
-    return x.abs().amax(_dimensions(x), keepdim=True) if x.dim() > 1 else x.abs()
+    if x.dim() < 2 or not x.numel():  # amax refuses an empty tensor
+        return x.abs() if x.dim() < 2 else x.abs().sum(_dimensions(x), keepdim=True)
+    return x.abs().amax(_dimensions(x), keepdim=True)
 
 
 def _norm(x: Tensor) -> Tensor:

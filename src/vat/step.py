@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from vat.counting import (
     refuse_weights,
     share_of_positions,
 )
-from vat.functional import Divergence
+from vat.functional import Categorical, Divergence, flat
 from vat.layers import unwrapped
 from vat.network import Forward, Modules, Network
 from vat.norms import Norm
@@ -183,7 +183,9 @@ class Step:
             raise ValueError("per='input' needs several inputs, as vat(model, (image, table))")
         if per == "token" and self.x.dim() < 3:
             raise ValueError(f"per='token' needs inputs (N, T, D), got x of shape {tuple(self.x.shape)}")
-        if per == "input" and self._call is not None:
+        if per != "example" and (self.group is not None or (per == "input" and self.mask is not None)):
+            raise ValueError(f"per={per!r} does not take a {'mask' if self.group is None else 'group'}: use per='example'")
+        if per == "input" and self._call is not None and len(self._call.shapes) > 1:
             return NormOfInputs(norm, self._call.shapes)
         if self.mask is None and self.group is None and per == "example":
             return norm
@@ -194,17 +196,22 @@ class Step:
         """Divergence over the outputs that count in this step."""
         if self._positions is None and (self.class_dim is not None or not divergence.averages_positions):
             return divergence  # a sum over all entries, wherever the classes are
-        return DivergenceOfStep(divergence, self.mask_of)
+        return DivergenceOfStep(divergence, partial(self.mask_of, of_decisions=isinstance(divergence, Categorical)))
 
     def radius(self, eps: float) -> float | Tensor:
         """ε in this step: `eps`, or a tensor that broadcasts to x if `scale` is given."""
         return eps if self._scale is None else eps * self._scale
 
-    def mask_of(self, logits: Tensor) -> Tensor | None:
+    def mask_of(self, logits: Tensor, *, of_decisions: bool = False) -> Tensor | None:
         """Boolean mask of the outputs (N, C, …) that count: (N, 1, …) or shaped like them; None if all count.
 
+        Args:
+            logits: Outputs.
+            of_decisions: Whether the C outputs are the classes of one softmax, so that they count together: (N, 1, …).
+
         Raises:
-            ValueError: If it is not known which dimension has the classes, or which outputs of a decoder count.
+            ValueError: If it is not known which dimension has the classes, or which outputs of a decoder count. If the mask leaves out
+                single classes of a softmax.
         """
         self._network.refuse_undecided()
         mask = self._positions
@@ -212,7 +219,16 @@ class Step:
             self._network.refuse_decoder()
         elif mask is not None and mask.dim() == logits.dim():
             mask = self._network.with_classes_first(mask)
-        return None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
+        found = None if mask is None else mask_of_outputs(mask, logits, named=self._names_outputs)
+        if found is None or not of_decisions or found.dim() < 2 or found.shape[1] == 1:
+            return found
+        if (found != found[:, :1]).any():
+            raise ValueError(
+                "output_mask leaves out single classes of a softmax, whose probabilities would still count. Select the others, as "
+                "vat(lambda x: model(x)[:, classes], x, module=model). If they differ between examples, set their logits to -inf in the "
+                "network, with direction='margin'"
+            )
+        return found[:, :1]
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a value (N,) over the examples in which something counts; 0, with a gradient of 0, if there are none.
@@ -224,17 +240,22 @@ class Step:
             raise ValueError(
                 "a divergence must return a value for each example, of shape (N,), got a single number: the regularizer takes the mean"
             )
-        mask = self._positions if self._names_outputs else self._mask
-        if mask is None or len(mask) != len(value):
+        counted = self.counted
+        if counted is None or len(counted) != len(value):
             return value.sum() / max(1, len(value))
-        counted = mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
         return torch.where(counted, value, 0).sum() / counted.sum().clamp(min=1)
 
-    def mean_over_positions(self, value: Tensor) -> Tensor:
-        """Mean (N,) of a value (N, …), shaped like an output without its classes, over the positions that count."""
+    @property
+    def counted(self) -> Tensor | None:
+        """Whether something counts in each example, boolean (N,) or (outputs,); None if all count."""
+        mask = self._positions if self._names_outputs else self._mask
+        return None if mask is None else flat(mask.bool()).any(1)
+
+    def mean_over_positions(self, value: Tensor, logits: Tensor) -> Tensor:
+        """Mean (N,) of a value (N, …) over the positions that count. It has the shape of the softmax `logits` without their classes."""
+        mask = self.mask_of(logits, of_decisions=True)
         if value.dim() == 1:
             return value
-        mask = self.mask_of(value[:, None])
         if mask is None:
             return value.flatten(1).mean(1)
         return kept(value, mask[:, 0]).flatten(1).mean(1) * share_of_positions(mask, value.dtype)
@@ -328,7 +349,7 @@ class Step:
         """Draw for a masked x: each row has a stream for the entries that count, so the numbers do not depend on the padding."""
         assert self.mask is not None
         seed, rows = self.key.shared(purpose), []
-        for number, count in enumerate(self.mask.flatten(1).sum(1).tolist()):
+        for number, count in enumerate(flat(self.mask).sum(1).tolist()):
             generator.manual_seed(stable_seed(seed, self.start + number))
             rows.append(torch.randn(count, generator=generator, dtype=dtype, device=self.x.device))
         noise = torch.zeros(self.x.shape, dtype=dtype, device=self.x.device)

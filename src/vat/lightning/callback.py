@@ -219,14 +219,15 @@ class RegularizerCallback(pl.Callback):
         if self.at is not None:
             layer = dict(pl_module.named_modules()).get(self.at) if isinstance(self.at, str) else None
             return layer or self.at, call
-        arguments = {**dict(enumerate(call.args)), **call.kwargs}
-        floating = [name for name, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point() and value.dim()]
+        floating = [
+            name for name, value in call.arguments.items() if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
+        ]
         if len(floating) != 1:
             raise ValueError(
                 f"the network's call must have one tensor of a floating dtype, got {len(floating)}. Name the argument to perturb, as "
                 "at='x', or a layer, as at='model.embeddings'"
             )
-        return (None, call.args[0]) if list(arguments) == [0] else (floating[0], call)
+        return (None, call.args[0]) if [*call.arguments] == [0] else (floating[0], call)
 
     def _added(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, calls: list["_Recorded"], output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output

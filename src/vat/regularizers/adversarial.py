@@ -9,6 +9,9 @@ from vat.norms import NORMS, Norm
 from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
 
+NO_LABEL = -100
+"""Label of what does not count in torch's cross entropy."""
+
 
 class Adversarial(Regularizer):
     """Cross entropy at the first-order adversarial example of each labelled input (Goodfellow et al., arXiv 1412.6572).
@@ -39,11 +42,18 @@ class Adversarial(Regularizer):
         if step.y is None:
             raise ValueError("Adversarial needs labels, got none: call it as regularizer(model, x, y)")
         clean = step.clean
-        step.mask_of(clean.logits)  # refuses classes that may be in either dimension
+        y = self._counted(step, step.y)
         with torch.enable_grad():
             logits = wide(clean.logits.detach()).requires_grad_()
-            (u,) = torch.autograd.grad(cross_entropy(logits, step.y), logits)
+            (u,) = torch.autograd.grad(cross_entropy(logits, y), logits)
         g = pulled_back(step, clean.logits, clean.x, u, retain_graph=step.live)
         norm = step.norm(self.norm)
         d = norm.dual(g, otherwise=norm.sample(step.normal("direction", one_row=True)))
-        return cross_entropy(step.network(step.inputs + step.radius(self.eps) * d), step.y)
+        return cross_entropy(step.network(step.inputs + step.radius(self.eps) * d), y)
+
+    @staticmethod
+    def _counted(step: Step, y: Tensor) -> Tensor:
+        """The labels, with torch's mark for none where the mask of the step says that an output does not count."""
+        mask = step.mask_of(step.clean.logits, of_decisions=True)
+        counted = step.counted if mask is None or y.dim() == 1 else mask[:, 0]
+        return y if counted is None or len(counted) != len(y) else torch.where(counted, y, NO_LABEL)

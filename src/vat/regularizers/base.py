@@ -20,6 +20,14 @@ REASONS = {
         "A function that torch.compile compiled cannot be differentiated twice, but direction 'exact' and gradient_through_r do so: call "
         "the regularizer outside of torch.compile, or use direction='random_margin'"
     ),
+    "donated buffers": (
+        "Direction 'exact' differentiates a compiled network twice: import torch._functorch.config and set "
+        "torch._functorch.config.donated_buffer = False before compiling, or use direction='random_margin'"
+    ),
+    "One of the differentiated Tensors does not require grad": (
+        "The network differentiates with respect to its own weights in forward, but they are constants here: perturb a later layer with "
+        "at=…, outside of that part"
+    ),
     "can only change requires_grad flags of leaf": (
         "The network sets requires_grad on what it computed from them: call model.freeze_feature_encoder(), if the model has it, or "
         "perturb a later layer with at=…"

@@ -55,7 +55,7 @@ class ClassBalance(Regularizer):
     def penalty(self, step: Step) -> Tensor:
         """Divergence of the batch's mean prediction, in nats. 0 for an empty batch."""
         log_p = as_classes(step.clean.logits).log_softmax(1).movedim(1, -1)
-        mask = step.mask_of(step.clean.logits)
+        mask = step.mask_of(step.clean.logits, of_decisions=True)
         log_p = log_p.flatten(0, -2) if mask is None else log_p[mask[:, 0]]
         count, classes = log_p.shape
         if self.prior is not None and len(self.prior) != classes:

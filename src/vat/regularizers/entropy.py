@@ -23,4 +23,5 @@ class Entropy(Regularizer):
 
     def penalty(self, step: Step) -> Tensor:
         """Mean entropy of the clean predictions, in nats."""
-        return step.mean(step.mean_over_positions(entropy_of_positions(step.clean.logits)))
+        logits = step.clean.logits
+        return step.mean(step.mean_over_positions(entropy_of_positions(logits), logits))

@@ -68,7 +68,7 @@ class MeanTeacher(Regularizer):
             x = step.x if step.view is None else step.view
             target = probabilities(step.network(x, noise="teacher", parameters=self.teacher))
         difference = probabilities(step.clean.logits) - target
-        return step.mean(step.mean_over_positions(difference.square().mean(1)))
+        return step.mean(step.mean_over_positions(difference.square().mean(1), step.clean.logits))
 
     def _refuse_absence(self) -> None:
         if not self.teacher:

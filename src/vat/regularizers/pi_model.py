@@ -31,4 +31,4 @@ class PiModel(Regularizer):
         """Mean squared difference between the two passes' probabilities."""
         other = step.network(step.inputs if step.view is None else step.view, noise="other view")
         difference = probabilities(step.clean.logits) - probabilities(other)
-        return step.mean(step.mean_over_positions(difference.square().mean(1)))
+        return step.mean(step.mean_over_positions(difference.square().mean(1), step.clean.logits))
