@@ -1,4 +1,5 @@
 import copy
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from functools import partial
 
@@ -451,6 +452,7 @@ class KeepingMore(nn.Module):
         super().__init__()
         self.layer = nn.Linear(5, 3)
         self.longest, self.state, self.losses, self.seen, self.sizes = 0, (torch.zeros(3), 0), [], {}, set()
+        self.calls, self.recent, self.ordered, self.by_size = Counter(), deque(maxlen=2), OrderedDict(), defaultdict(int)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("mean", None)
 
@@ -466,6 +468,10 @@ class KeepingMore(nn.Module):
         self.losses.append(out.square().mean())
         self.seen["out"] = out
         self.sizes.add(len(x))
+        self.calls["forward"] += 1
+        self.recent.append(len(x))
+        self.ordered[len(x)] = len(self.sizes)
+        self.by_size[len(x)] += 1
         return out
 
 
@@ -483,7 +489,8 @@ def test_whatever_else_layers_keep_does_not_change(constant):
         assert module.losses is losses
         assert len(losses) == len(untouched.losses)
         assert torch.equal(module.seen["out"], untouched.seen["out"])
-        assert module.sizes == untouched.sizes
+        for name in ("sizes", "calls", "recent", "ordered", "by_size"):
+            assert getattr(module, name) == getattr(untouched, name), name
         assert dict(module.named_buffers()).keys() == dict(untouched.named_buffers()).keys()
 
 

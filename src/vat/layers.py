@@ -1,5 +1,6 @@
 """The modules of a function, and the weights, buffers and plain attributes of their layers."""
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from operator import is_
@@ -13,7 +14,7 @@ Held = dict[str, Any]
 """A layer's dictionary of parameters, buffers or attributes."""
 Places = list[tuple[Held, str]]
 OF_EVERY_MODULE = vars(nn.Module()).keys()
-COPIED = {Tensor, list, dict, set}
+COPIED = {Tensor, list, dict, set, OrderedDict, defaultdict, Counter, deque}
 
 
 def all_layers(roots: Iterable[Any]) -> list[nn.Module]:

@@ -59,9 +59,10 @@ class Network:
     """A differentiable function of the input. A call does not change the module behind it.
 
     Every call starts from the buffers (running statistics, a spectral norm's vectors) as they were when this object was made. Afterwards
-    it restores the plain attributes of the layers: assignments, additions to a list, dict or set, and changes in place in a tensor.
-    Two things are not protected: objects inside a container or another object, and what a layer under `torch.utils.checkpoint` computes
-    again. Its batch norm statistics are updated once in each backward pass through it, as in every checkpointed network.
+    it restores the plain attributes of the layers: assignments, additions to a list, dict, set or deque, and changes in place in a tensor.
+    Three things are not protected: objects inside a container or another object, a parameter that a layer changes in `forward`, and what
+    a layer under `torch.utils.checkpoint` computes again. Its batch norm statistics are updated once in each backward pass through it, as
+    in every checkpointed network.
 
     Args:
         forward: Function x -> logits: a module, a method of one, a `functools.partial` of these, or any function with its `module`.
