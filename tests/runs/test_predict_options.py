@@ -70,3 +70,30 @@ def test_a_column_that_cannot_be_copied_is_refused(trained, new, tmp_path):
     with pytest.raises(ValueError, match="probabilities=yes: must be true or false"):
         predicting.predict(trained.checkpoint, new, tmp_path / "out.csv", chances="yes")
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 6), (7,)])
+def test_examples_of_any_shape_are_predicted_as_they_were_trained(job, tmp_path, shape):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(60, *shape)) * 10 + 3).astype(np.float32), np.arange(60) % 3
+    np.savez(tmp_path / "train.npz", x=x[:40], y=y[:40])
+    np.savez(tmp_path / "test.npz", x=x[40:], y=y[40:])
+    files = (f"data.train={tmp_path / 'train.npz'}", f"data.test={tmp_path / 'test.npz'}")
+    trained = job("data=arrays", *files, "data.label=y", "model=mlp", "model.hidden=[4]", "test=last")
+    predicting.predict(trained.checkpoint, tmp_path / "test.npz", tmp_path / "out.csv")
+    right = [int(row["prediction"]) == label for row, label in zip(read(tmp_path / "out.csv"), y[40:], strict=True)]
+    assert np.mean(right) == pytest.approx(trained.metrics["test/accuracy"])
+
+
+def test_a_column_that_was_constant_in_training_has_no_influence(job, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{a},{b},2023,{'no' if k % 2 else 'yes'}" for k, (a, b) in enumerate(rng.normal(size=(60, 2)))]
+    (tmp_path / "train.csv").write_text("\n".join(["a,b,year,y", *rows]))
+    trained = job("data=arrays", f"data.train={tmp_path / 'train.csv'}", "data.label=y", "model=mlp", "model.hidden=[4]")
+    found = []
+    for year in (2023, 2024, 2123):
+        new, output = tmp_path / f"{year}.csv", tmp_path / f"out{year}.csv"
+        new.write_text("\n".join(["a,b,year", *(row.rsplit(",", 2)[0] + f",{year}" for row in rows)]))
+        predicting.predict(trained.checkpoint, new, output, chances=True)
+        found.append(output.read_text())
+    assert found[0] == found[1] == found[2]

@@ -455,6 +455,8 @@ def test_the_best_weights_are_those_of_both_the_validation_and_the_test(job, mon
     best = accuracies[:2].index(max(accuracies[:2]))
     assert torch.load(found.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 5 * (best + 1)
     assert found.metrics["val/accuracy"] == pytest.approx(accuracies[best])
+    assert "checkpoints/best.ckpt" in (page := (found.folder / "index.html").read_text())
+    assert "checkpoints/last.ckpt" not in page
     assert len(accuracies) == 4
     assert accuracies[2] != accuracies[3]
 

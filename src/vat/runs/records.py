@@ -228,9 +228,9 @@ def _check(record: dict[str, Any]) -> None:
         if not isinstance(record[key], kind):
             raise TypeError(f"{key} is {brief(record[key])}")
     preparation, config = record.get("preparation") or {}, record["config"]
-    per_feature = [value if isinstance(value, list) else [value] for key in ("mean", "std") if (value := preparation.get(key)) is not None]
-    numbers = [record["mean"], record["std"], record.get("bounds"), *per_feature]
-    scales = [value if isinstance(value, list) else [value] for of in (record, preparation) if (value := of.get("std")) is not None]
+    per_feature = [value for key in ("mean", "std") if (value := preparation.get(key)) is not None]
+    numbers = [record["mean"], record["std"], record.get("bounds"), *map(_numbers, per_feature)]
+    scales = [_numbers(value) for of in (record, preparation) if (value := of.get("std")) is not None]
     names = record["class_names"]
     right = {
         "class_names": bool(names) and all(isinstance(name, str) and _is_text(name) for name in names) and len({*names}) == len(names),
@@ -239,7 +239,7 @@ def _check(record: dict[str, Any]) -> None:
         and math.prod(record["input_shape"]) <= MOST_VALUES,
         "mean, std or bounds": all(type(n) in (int, float) and math.isfinite(n) for some in numbers for n in some or ()),
         "std": all(n > 0 for some in scales for n in some),
-        "preparation": all(len(some) in (1, record["input_shape"][-1]) for some in per_feature),
+        "preparation": all(_has_shape(value, record["input_shape"]) for value in per_feature),
         "bounds": record.get("bounds") is None or (len(record["bounds"]) == 2 and record["bounds"][0] < record["bounds"][1]),
         "columns": all(isinstance(name, str) for name in preparation.get("columns") or ()),
         "words": "text" not in preparation or _are_words(preparation, record["input_shape"]),
@@ -308,3 +308,17 @@ def _network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not isinstance(value, Tensor) or value.is_complex():
             raise TypeError(f"{brief(name)} is {brief(value.dtype if isinstance(value, Tensor) else value)}")
     return state
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The entries of lists within lists, or the value itself."""
+    return [number for part in value for number in _numbers(part)] if isinstance(value, list) else [value]
+
+
+def _has_shape(value: Any, shape: list[int]) -> bool:
+    """Whether it is a number for all of an input, for each last dimension, or for each entry of it."""
+    try:
+        found = [*torch.tensor(value, dtype=torch.float64).shape]
+    except (TypeError, ValueError):
+        return False
+    return found in ([], [1], shape[-1:], shape)

@@ -149,7 +149,11 @@ def closing(
     console.print("", table)
     for note in notes:
         console.print(note, style="yellow")
-    lines = {name: str(folder / file) for name, file in {"page": PAGE, **FILES}.items() if name != "confusion matrix" or counts is not None}
+    lines = {
+        name: str(folder / file)
+        for name, file in {"page": PAGE, **_files(record)}.items()
+        if name != "confusion matrix" or counts is not None
+    }
     if runs := sorted(folder.glob("wandb/*run-*")):
         command = Path(sys.executable).parent / "wandb"  # not on the PATH if the environment is not activated
         lines |= {"W&B run": str(runs[-1]), "view it with": f"{shown(command)} leet {runs[-1]}"}
@@ -175,7 +179,9 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         "input shape": str(tuple(record["input_shape"])),
     }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
-    present = [(name, file) for name, file in FILES.items() if name == "metrics" or (folder / file).is_file()]  # metrics are written last
+    present = [
+        (name, file) for name, file in _files(record).items() if name == "metrics" or (folder / file).is_file()
+    ]  # metrics are written last
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
         *([page.heading("Notes"), *map(page.paragraph, notes)] if notes else []),
@@ -204,6 +210,11 @@ def link_evaluations(run: Path) -> None:
     links = [page.link(name := str(file.relative_to(run)), name) for file in found]
     section = [page.heading("Evaluations"), page.table((), [[link] for link in links])] if links else []
     files.write(path, EVALUATIONS.join([parts[0], "\n".join(section), parts[2]]))
+
+
+def _files(record: dict[str, Any]) -> dict[str, str]:
+    """The files of a run, with the checkpoint that was tested."""
+    return FILES | ({"checkpoint": "checkpoints/best.ckpt"} if record["config"].get("test") == "best" else {})
 
 
 def _results(metrics: dict[str, Any], lds: str) -> list[tuple[str, str]]:

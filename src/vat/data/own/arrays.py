@@ -16,6 +16,8 @@ from vat.data.own.leaks import determining_the_class, is_total, numbers_the_rows
 from vat.data.splits import Split
 from vat.files import as_path
 
+STD_OF_CONSTANT = 1e30
+"""A feature that is constant in training is then 0 in all later data, too. Nothing was learnt about its other values."""
 MISSING = NOT_KNOWN | {
     "?",
     ".",
@@ -212,8 +214,8 @@ def _channels_first(x: Tensor, path: Path) -> Tensor:
 
 
 def _moments(x: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each position over the pool. The latter is 1 for constants."""
+    """Mean and standard deviation of each position over the pool. The latter is `STD_OF_CONSTANT` for constants."""
     known = x[pool].double()
     constant = known.amin(0) == known.amax(0)  # not std == 0, which rounding misses
-    std = known.std(0, correction=0).where(~constant, 1.0)
+    std = known.std(0, correction=0).where(~constant, STD_OF_CONSTANT)
     return known.mean(0), std
