@@ -30,6 +30,7 @@ TERMS = {
     "vat_class_balance_random_perturbation": {"vat", "class_balance", "random_perturbation"},
     "adversarial_linf": {"adversarial"},
     "vat_entropy": {"vat", "entropy"},
+    "vat_entropy_mean_teacher": {"vat", "entropy", "mean_teacher"},
     "vat_published": {"published_vat"},
 }
 
