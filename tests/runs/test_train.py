@@ -248,7 +248,7 @@ def test_mistakes_are_counted_by_the_names_of_the_classes(job):
 
 def test_names_in_brackets_are_printed_unchanged(capsys):
     parts = dict.fromkeys(("labeled", "unlabeled", "validation", "test"), 3)
-    record = {"class_names": ["[bold]", "[/cat]"], "parts": parts}
+    record = {"class_names": ["[bold]", "[/cat]"], "parts": parts, "config": {"test": "last"}}
     report.closing({"seconds": 1.0}, Path("[raw]"), record, lds="", counts=torch.tensor([[2, 1], [1, 2]]))
     said = capsys.readouterr().out
     assert "[bold] for [/cat] 33.3 %" in said
