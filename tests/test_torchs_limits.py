@@ -214,7 +214,7 @@ def test_a_layer_whose_output_would_be_computed_again_is_refused():
 
 
 class OwnGradient(nn.Module):
-    """A network that takes the gradient of its own weights in `forward`."""
+    """Its `forward` computes a gradient with respect to its own weights."""
 
     def __init__(self):
         super().__init__()

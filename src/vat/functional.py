@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NO_LABEL = -100
+"""Label of what does not count in torch's cross entropy."""
+
 
 class Divergence:
     """D(clean, perturbed), a value for each example, which is 0 if the two predictions agree.
@@ -244,7 +247,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """
     if y.is_floating_point():
         raise TypeError(f"labels must be class indices, got {y.dtype} of shape {tuple(y.shape)}")
-    return F.cross_entropy(as_classes(logits), y, reduction="sum") / (y != -100).sum().clamp(min=1)
+    return F.cross_entropy(as_classes(logits), y, reduction="sum") / (y != NO_LABEL).sum().clamp(min=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:

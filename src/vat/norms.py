@@ -79,9 +79,10 @@ NORMS: dict[str, Norm] = {"l2": L2(), "linf": LInf()}
 
 
 def _largest(x: Tensor) -> Tensor:
-    if x.dim() < 2 or not x.numel():  # amax refuses an empty tensor
-        return x.abs() if x.dim() < 2 else x.abs().sum(_dimensions(x), keepdim=True)
-    return x.abs().amax(_dimensions(x), keepdim=True)
+    if x.dim() < 2:
+        return x.abs()
+    largest = torch.amax if x.numel() else torch.sum  # amax refuses an empty tensor
+    return largest(x.abs(), _dimensions(x), keepdim=True)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -4,13 +4,10 @@ import torch
 from torch import Tensor
 
 from vat.directions import pulled_back
-from vat.functional import by_name, cross_entropy, wide
+from vat.functional import NO_LABEL, by_name, cross_entropy, wide
 from vat.norms import NORMS, Norm
 from vat.regularizers.base import Regularizer, not_negative
 from vat.step import Step
-
-NO_LABEL = -100
-"""Label of what does not count in torch's cross entropy."""
 
 
 class Adversarial(Regularizer):

@@ -179,9 +179,8 @@ def write_page(metrics: dict[str, Any], folder: Path, record: dict[str, Any], *,
         "input shape": str(tuple(record["input_shape"])),
     }
     figures = [page.image(path, caption) for name, caption in CAPTIONS.items() if (path := folder / "figures" / f"{name}.png").is_file()]
-    present = [
-        (name, file) for name, file in _files(record).items() if name == "metrics" or (folder / file).is_file()
-    ]  # metrics are written last
+    # Metrics are written last.
+    present = [(name, file) for name, file in _files(record).items() if name == "metrics" or (folder / file).is_file()]
     sections = [
         page.table((), [*_results(metrics, lds), ("wall time", f"{metrics['seconds']:.0f} s")]),
         *([page.heading("Notes"), *map(page.paragraph, notes)] if notes else []),
