@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from vat import files
 from vat.runs import report, schema, user_errors
-from vat.runs.exporting import export
+from vat.runs.exporting import export, input_lines
 
 schema.register()
 
@@ -28,8 +28,9 @@ def main(cfg: DictConfig) -> None:
     """Export one checkpoint."""
     with user_errors.readable_errors():
         output = None if cfg.output is None else files.as_path(cfg.output, "output")
-        path = export(files.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
+        path, told = export(files.as_path(cfg.ckpt_path, "ckpt_path"), cfg.format, output, allow_targets=cfg.allow_targets)
         report.console.print(f"{report.shown(path.absolute())}: checked, its predictions are the checkpoint's")
+        report.console.print(input_lines(told))
 
 
 if __name__ == "__main__":

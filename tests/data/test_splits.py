@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import vat.data.splits
 from vat.data.loader import indices
-from vat.data.splits import Split, evenly, grouped_parts, labeled_subset, stratified_parts, with_every_class
+from vat.data.splits import Split, class_numbers, evenly, grouped_parts, labeled_subset, stratified_parts, with_every_class
 from vat.seeds import stable_seed
 
 SKEWED = torch.tensor([0] * 60 + [1] * 29 + [2] * 8 + [3] * 3)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -338,3 +338,11 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
 def test_rows_are_taken_evenly():
     assert evenly(torch.arange(10, 20), 4).tolist() == [10, 12, 15, 17]
     assert evenly(torch.arange(3), 4).tolist() == [0, 1, 2]
+
+
+def test_classes_are_chosen_by_name_and_by_number_where_no_name_is_a_number():
+    assert class_numbers(["1", "2", "3"], [1, "2.0"], "x") == [0, 1]
+    assert class_numbers(["cat", "2 years"], ["2 years", 0], "x") == [1, 0]
+    for names, chosen in ((["1", "2", "3"], 0), (["1", "two"], 0), (["cat", "dog"], 2), (["cat", "dog"], "Cat")):
+        with pytest.raises(ValueError, match=f"x: there is no class {chosen}. The classes are {', '.join(names)}"):
+            class_numbers(names, [chosen], "x")

@@ -155,7 +155,7 @@ def test_a_run_whitens_by_its_training_images_and_every_command_sees_the_same_ne
     expected.fit(network[0](digits.x[rows]) if isinstance(network, nn.Sequential) else digits.x[rows])
     assert torch.equal(layer.filters, expected.filters)
 
-    exported = exporting.export(ran.checkpoint, "torch_export")
+    exported, _ = exporting.export(ran.checkpoint, "torch_export")
     saved = torch.load(ran.checkpoint, weights_only=True)
     x = digits.x[digits.split.test[:20]]
     with torch.no_grad():

@@ -206,7 +206,7 @@ def uses(path, folder, network, record, data):
     def evaluate_on_given_data():
         records.network_of(saved, path)
         subject.refuse_other_data(saved["record"], data, path)
-        subject.prepare_as_trained(saved["record"], data, path)
+        subject.refuse_other_preparation(saved["record"], data, path)
         subject.refuse_training_examples(saved, data, path)
 
     def direction():

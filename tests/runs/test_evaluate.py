@@ -22,6 +22,7 @@ import export
 import predict
 import train
 from vat.attacks import Attack
+from vat.data.own.arrays import Arrays
 from vat.runs import checkpoints, exporting, predicting, records, report, robustness_report, subject, training
 
 ROOT = Path(__file__).parents[2]
@@ -325,6 +326,28 @@ def test_features_are_standardised_as_in_training_and_changed_files_refused(main
         assert "examples to test: these data are its own" in refused(main, evaluate, *given, "data=arrays", f"data.train={path}", *words)
     main(evaluate, *given, "data=arrays", f"data.train={path}", "data.num_labeled=20")  # the same parts, fewer labels
 
+    newer = tmp_path / "newer.npz"
+    np.savez(newer, x=np.concatenate([x, x + 1]), y=np.tile(y, 2))
+    with pytest.warns(UserWarning, match="have the values of examples that") as warned:
+        main(evaluate, *given, "data=arrays", f"data.train={newer}", "data.test_share=0.5", "limit=10")
+    (said,) = [str(one.message) for one in warned if "examples to test" in str(one.message)]
+    tested = records.data_of(checkpoints.read_checkpoint(checkpoint), checkpoint)
+    tested.setup()
+    seen = {row.tobytes() for row in x[tested.split.unlabeled]}
+    again = Arrays(train=str(newer), test_share=0.5, split_seed=tested.split_seed)
+    again.setup()
+    rows = np.concatenate([x, x + 1])[again.split.test]
+    assert said.startswith(
+        f"{sum(row.tobytes() in seen for row in rows)} of {len(rows)} examples to test have the values of examples that "
+    )
+
+    np.savez(path, x=-x, y=y)
+    with pytest.warns(UserWarning, match=r"were not compared with those that .* was trained on \(they have changed since\)"):
+        main(evaluate, *given, "data=arrays", f"data.train={newer}", "limit=10")
+    path.rename(tmp_path / "elsewhere.npz")
+    with pytest.warns(UserWarning, match="were not compared with those that .* there is no such file"):
+        main(evaluate, *given, "data=arrays", f"data.train={newer}", "limit=10")
+    assert "was trained on it. Start in the folder where the training was started" in refused(main, evaluate, *given)
     np.savez(path, x=-x, y=y)
     assert "the files have changed since" in refused(main, evaluate, *given)
     np.savez(path, x=x[1:], y=y[1:])  # without one row the split differs, so training examples would be tested
@@ -507,12 +530,16 @@ def test_those_who_allow_a_package_evaluate_export_and_predict_with_it(main, tmp
 def test_an_export_predicts_what_the_checkpoint_does(trained, tmp_path, to):
     for package in exporting.FORMATS[to].needs:
         pytest.importorskip(package)
-    path = exporting.export(trained.cnn, to, tmp_path / f"exported{exporting.FORMATS[to].suffix}")
+    path, told = exporting.export(trained.cnn, to, tmp_path / f"exported{exporting.FORMATS[to].suffix}")
     predicts, text = exporting.FORMATS[to].load(path)
     x = torch.randn(7, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(predicts(x), records.load_network(trained.cnn)(x), rtol=1e-3, atol=1e-4)
-    told = json.loads(text)
+    assert json.loads(text) == json.loads(json.dumps(told))
+    assert exporting.input_lines(told).splitlines() == [
+        f"input: float32 of shape (batch, 1, 8, 8), {told['input']['unit']}",
+        "prepare inputs as the file's description says: mean, std",
+    ]
     assert told["class_names"] == [str(digit) for digit in range(10)]
     assert told["input"]["shape"] == ["batch", 1, 8, 8]
     assert told["input"]["bounds"][0] < 0 < told["input"]["bounds"][1]
@@ -677,11 +704,11 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(main, trained, tmp_path
     assert not list(tmp_path.glob("*predictions.csv"))
 
 
-def test_features_are_standardised_by_the_moments_of_training():
-    raw, own, trained = torch.randn(6, 2), ([1.0, 2.0], [2.0, 4.0]), ([5.0, 0.0], [0.5, 3.0])
-    data = SimpleNamespace(preparation=dict(zip(("mean", "std"), own, strict=True)), x=(raw - torch.tensor(own[0])) / torch.tensor(own[1]))
-    subject.prepare_as_trained({"preparation": dict(zip(("mean", "std"), trained, strict=True))}, data, Path("x"))
-    torch.testing.assert_close(data.x, (raw - torch.tensor(trained[0])) / torch.tensor(trained[1]))
+def test_features_standardised_by_other_moments_are_refused():
+    data, trained = SimpleNamespace(preparation={"mean": 1.0, "std": 2.0}), {"preparation": {"mean": 1.0, "std": 3.0}}
+    with pytest.raises(ValueError, match="prepared otherwise"):
+        subject.refuse_other_preparation(trained, data, Path("x"))
+    subject.refuse_other_preparation({"preparation": data.preparation}, data, Path("x"))
 
 
 def test_features_far_from_zero_are_predicted_as_they_were_trained_on():

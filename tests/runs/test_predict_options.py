@@ -61,6 +61,15 @@ def test_a_file_is_replaced_only_if_told_so(trained, new, tmp_path):
     assert len(read(output)) == 3
 
 
+def test_what_identifies_a_row_is_copied_as_it_is_written(trained, tmp_path):
+    ids = ["0", "0.0", "-5", "007", "", "-1", "a b", "1e3"]
+    new = tmp_path / "new.csv"
+    names = torch.load(trained.checkpoint, weights_only=True)["record"]["preparation"]["columns"]
+    new.write_text("\n".join([",".join(["id", *names]), *(f"{name},1,2,3" for name in ids)]))
+    predicting.predict(trained.checkpoint, new, tmp_path / "out.csv", name="id")
+    assert [row["id"] for row in read(tmp_path / "out.csv")] == ids
+
+
 def test_a_column_that_cannot_be_copied_is_refused(trained, new, tmp_path):
     with pytest.raises(ValueError, match="no column 'name'"):
         predicting.predict(trained.checkpoint, new, tmp_path / "out.csv", name="name")

@@ -28,7 +28,7 @@ def test_a_formula_is_no_formula_any_more(text):
     assert shown.endswith(text.strip())
 
 
-@pytest.mark.parametrize("text", ["cat", "-1", "+1.5", "-inf", "1e-3", "a=b", "photos/-1.png", ""])
+@pytest.mark.parametrize("text", ["cat", "-1", "+1.5", "-inf", "1e-3", "a=b", "photos/-1.png", "", "+", "-", " @ "])
 def test_other_cells_are_as_they_are(text):
     assert cell(text) == text
 

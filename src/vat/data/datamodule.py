@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vat.data.loader import Chain, EvalLoader, Flip, Inputs, ResidentLoader, Translate
-from vat.data.splits import Split, labeled_subset, restricted
+from vat.data.splits import Split, class_numbers, labeled_subset, restricted
 
 EVALUATION_BATCH_SIZE = 1000  # without a graph this needs no more memory than a training batch; no result depends on it
 ROWS_WITH_GRAPH = 32  # rows at a time if a search for r keeps a graph: no more than in a training step
@@ -31,9 +31,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         seed: Seed of the choice of labelled examples, the order of the batches and the augmentation.
         translate: Largest shift of a training image in pixels, filled with 0 (`vat.data.loader.Translate`).
         flip: Whether to mirror half of the training images left to right (`vat.data.loader.Flip`).
-        labeled_classes: Classes that have labels, None for all. Only their examples are labelled and used for validation and test.
-            Classes keep their numbers, so the network also has outputs for classes without labels.
-        unlabeled_classes: Classes of the unlabelled pool, None for all. The pool also includes all labelled examples. With
+        labeled_classes: Names of the classes that have labels (`vat.data.splits.class_numbers`), None for all. Only their examples are
+            labelled and used for validation and test. The network also has outputs for classes without labels.
+        unlabeled_classes: Names of the classes of the unlabelled pool, None for all. The pool also includes all labelled examples. With
             `labeled_classes` this gives the class mismatch of Oliver et al. (arXiv 1804.09170, section 4.4).
         imbalance: Ratio of the labelled examples of class 0 to those of the last class (`vat.data.splits.labeled_subset`).
 
@@ -46,6 +46,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         preparation: Plain values that tell how the file's values become inputs, None if they are the inputs. `mean` and `std` are those
             of the standardisation, for each value of an input or for all. `columns` has the names of the features in order. Set by
             `setup`.
+        given: A checkpoint's `preparation`, which replaces that of these data. None for none. Set it before `setup`.
         summary: Description of the data in one sentence, empty for published data. Set by `setup`.
         num_views: Number of augmentations of each row. A training module that compares two sets it to 2 before training starts.
         x, y, split: Inputs (N, ...), labels (N,) int64 and the rows of each part. Inputs of uint8 become float32 in [0, 1] in a batch. The
@@ -64,6 +65,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     std: tuple[float, ...] | None = None
     bounds: tuple[float, float] | None = None
     preparation: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
     summary: str = ""
 
     def __init__(
@@ -77,8 +79,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
         translate: int = 0,
         flip: bool = False,
-        labeled_classes: Sequence[int] | None = None,
-        unlabeled_classes: Sequence[int] | None = None,
+        labeled_classes: Sequence[str | int] | None = None,
+        unlabeled_classes: Sequence[str | int] | None = None,
         imbalance: float = 1.0,
     ) -> None:
         super().__init__()
@@ -127,15 +129,18 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         Raises:
             ValueError: If no split has these settings.
         """
-        candidates, validation, test = (restricted(rows, y, self.labeled_classes) for rows in (pool, validation, test))
-        labels, numbers = y[candidates], None
-        if self.labeled_classes is not None:  # a balanced subset needs examples of every class 0..C-1
-            numbers, labels = labels.unique(return_inverse=True)
-        chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance, numbers=numbers)
-        labeled = candidates[chosen]
-        unlabeled = restricted(pool if extra is None else torch.cat([pool, extra]), y, self.unlabeled_classes)
+        names, unlabeled = self.class_names, pool if extra is None else torch.cat([pool, extra])
+        labels = y[pool]
+        if self.labeled_classes is not None:
+            numbers = class_numbers(names, self.labeled_classes, "labeled_classes")
+            pool, validation, test = (restricted(rows, y, numbers, names) for rows in (pool, validation, test))
+            found, labels = y[pool].unique(return_inverse=True)  # a balanced subset needs examples of every class 0..C-1
+            names = [names[c] for c in found.tolist()]
+        chosen = labeled_subset(labels, self.num_labeled, balanced=self.balanced, seed=self.seed, imbalance=self.imbalance, names=names)
+        labeled = pool[chosen]
         if self.unlabeled_classes is not None:
-            unlabeled = torch.cat([unlabeled, labeled]).unique()  # ascending
+            numbers = class_numbers(self.class_names, self.unlabeled_classes, "unlabeled_classes")
+            unlabeled = torch.cat([restricted(unlabeled, y, numbers, self.class_names), labeled]).unique()  # ascending
         return Split(labeled, unlabeled, validation, test)
 
     def setup(self, stage: str | None = None) -> None:

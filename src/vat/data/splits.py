@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vat.data.files.names import is_number, name_of
 from vat.seeds import stable_seed
 
 
@@ -140,7 +141,7 @@ def labeled_subset(
     balanced: bool,
     seed: int,
     imbalance: float = 1.0,
-    numbers: Sequence[int] | Tensor | None = None,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Choose the examples whose labels training may see.
 
@@ -155,7 +156,7 @@ def labeled_subset(
         seed: Seed of the choice. The global generator is not used.
         imbalance: Ratio of the numbers of class 0 and the last class, >= 1. The numbers decrease by one factor from class to class (Cui et
             al., arXiv 1901.05555). 1 chooses the same number from each. Needs `balanced`.
-        numbers: Names of the classes in errors, shape (C,), if `labels` numbers only some of the data's classes.
+        names: Names of the C classes in errors. None for their numbers.
 
     Returns:
         Row numbers into `labels`, ascending, int64 on the CPU.
@@ -180,7 +181,7 @@ def labeled_subset(
             "Raise num_labeled or set balanced=False."
         )
     counts = _class_counts(num_labeled, num_classes, imbalance, generator)
-    called = range(num_classes) if numbers is None else [int(number) for number in numbers]
+    called = range(num_classes) if names is None else names
     if min(counts) < 1:
         without = called[counts.index(min(counts))]
         raise ValueError(f"imbalance={imbalance:g} gives class {without} none of {num_labeled} labels. Raise num_labeled.")
@@ -207,18 +208,42 @@ def _class_counts(total: int, num_classes: int, imbalance: float, generator: tor
     return [count + (c in favoured) for c, count in enumerate(counts)]
 
 
-def restricted(rows: Tensor, labels: Tensor, classes: Sequence[int] | None) -> Tensor:
-    """Keep the rows whose label is one of the classes. None keeps all.
+def class_numbers(names: Sequence[str], chosen: Sequence[str | int], setting: str) -> list[int]:
+    """The numbers 0..C-1 of the chosen classes.
+
+    Args:
+        names: Names of the C classes.
+        chosen: Names, spelt as in a file (`vat.data.files.names.name_of`), or numbers from 0 if no class's name is a number.
+        setting: Name of the setting in errors.
+
+    Raises:
+        ValueError: If there is no such class.
+    """
+    known = {name: c for c, name in enumerate(names)}
+    if not any(map(is_number, names)):
+        known = {str(c): c for c in range(len(names))} | known
+    numbers = [known.get(name_of(name, setting)) for name in chosen]
+    if None in numbers:
+        raise ValueError(f"{setting}: there is no class {chosen[numbers.index(None)]}. The classes are {', '.join(names)}")
+    return [number for number in numbers if number is not None]
+
+
+def restricted(rows: Tensor, labels: Tensor, classes: Sequence[int], names: Sequence[str]) -> Tensor:
+    """Keep the rows whose label is one of the classes.
+
+    Args:
+        rows: Row numbers of a part.
+        labels: Labels of the complete set.
+        classes: Numbers of the classes.
+        names: Names of all classes, for errors.
 
     Raises:
         ValueError: If a class has no example among the rows.
     """
-    if classes is None:
-        return rows
     found = labels[rows]
     for c in classes:
         if not (found == c).any():
-            raise ValueError(f"each class must have an example in each part, got none of class {c} from classes {list(classes)}")
+            raise ValueError(f"each class must have an example in each part, got none of class {names[c]} in one of them")
     return rows[torch.isin(found, torch.tensor(list(classes), dtype=torch.int64))]
 
 

@@ -40,10 +40,13 @@ class Format(NamedTuple):
     load: Callable[..., tuple[Callable[[Tensor], Tensor], str]]
 
 
-def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targets: Sequence[str] = ()) -> Path:
+def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targets: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
     """Write a checkpoint's network as `output`, by default next to it. Read it again, and check that it predicts the same.
 
     The network must be from this project or from a package in `allow_targets`.
+
+    Returns:
+        The file and its `description`.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
@@ -56,7 +59,8 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
     saved = checkpoints.read_checkpoint(folders.existing(checkpoint))
     record = saved["record"]
     network = records.network_of(saved, checkpoint, allow_targets=allow_targets).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    text = json.dumps(description(record), ensure_ascii=False)
+    told = description(record)
+    text = json.dumps(told, ensure_ascii=False)
     path = checkpoint.with_suffix(form.suffix) if output is None else output
     if path.suffix != form.suffix:
         raise ValueError(f"output={path} must end in {form.suffix}")
@@ -80,7 +84,17 @@ def export(checkpoint: Path, to: str, output: Path | None = None, *, allow_targe
             raise ValueError(f"{checkpoint}: the network gives another output at each call, so that no file can be compared with it")
         if expected.shape != got.shape or not difference <= TOLERANCE:
             raise ValueError(f"{path.name} predicts differently from {checkpoint}: logits differ by {difference:.2g} of the largest")
-    return path
+    return path, told
+
+
+def input_lines(told: dict[str, Any]) -> str:
+    """What an exported network takes, for a terminal."""
+    given = told["input"]
+    of_texts = given["dtype"] == "int32"
+    shape = ", ".join(map(str, given["shape"]))
+    line = f"input: {given['dtype']} of shape ({shape}), {'numbers of words or tokens' if of_texts else given['unit']}"
+    needed = [name for name in ("columns", "mean", "std", "vocabulary", "tokenizer") if (given["preparation"] or {}).get(name) is not None]
+    return line + (f"\nprepare inputs as the file's description says: {', '.join(needed)}" if needed else "")
 
 
 def description(record: dict[str, Any]) -> dict[str, Any]:

@@ -128,8 +128,8 @@ def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> 
     if "text" in preparation:
         if name is not None and data.name.lower().endswith(".txt"):
             raise ValueError(f"id={name}: a .txt file has no columns")
-        table = read_texts(data, text=preparation["text"], group=name)
-        return range(len(table.texts)), encode(table.texts, preparation), table.groups
+        table = read_texts(data, text=preparation["text"], ids=name)
+        return range(len(table.texts)), encode(table.texts, preparation), table.ids
     suffix, known = data.suffix.lower(), (*SUFFIXES, *tables.SUFFIXES)
     if suffix in (".csv", ".parquet") and len(shape) == 3:
         raise ValueError(f"input={data} holds a row of numbers for each example, but the network takes images of shape {shape}")
@@ -139,8 +139,8 @@ def read_inputs(data: Path, record: dict[str, Any], name: str | None = None) -> 
         columns = preparation.get("columns")
         if name is not None and (suffix == ".npz" or columns is None):
             raise ValueError(f"id={name}: a column is copied from a CSV or Parquet file, by a network that was trained on one")
-        table = tables.read_table(data, label=None, group=name, features=columns)
-        return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data), table.groups
+        table = tables.read_table(data, label=None, ids=name, features=columns)
+        return range(len(table.x)), _arranged(torch.from_numpy(table.x), shape, data), table.ids
     if name is not None:
         raise ValueError(f"id={name}: images have no columns. The name of each is its file")
     modes = {channels: mode for mode, channels in MODES.items()}

@@ -1,5 +1,6 @@
 """The subject of an evaluation: a checkpoint's network, and the examples that it may be tested on."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vat.data.datamodule import ResidentDataModule
 from vat.data.files import download
 from vat.data.loader import EvalLoader
-from vat.data.own.text import Texts
+from vat.data.own.copies import find_copies
 from vat.data.splits import evenly
 from vat.runs import checkpoints, folders, records
 from vat.runs.data_node import make_data
@@ -49,7 +50,7 @@ def subject(cfg: DictConfig) -> Subject:
     """The checkpoint's network and the examples to evaluate it on.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If there is no such checkpoint, or a file of its training is absent.
         ValueError: If it is damaged, the data do not fit it, or there are none.
     """
     path = folders.existing(cfg.ckpt_path)
@@ -64,17 +65,20 @@ def subject(cfg: DictConfig) -> Subject:
             # The attacks' seed would draw another synthetic set. Only an integer is taken: text could be an interpolation.
             node.seed = seed if type(seed) is int else node.seed
         data = make_data(node)
-        if isinstance(data, Texts):
-            data.given = record.get("preparation")
+        data.given = record.get("preparation")
         data.setup()
-    else:
-        data = trained_data(checkpoint, path, allow_targets=cfg.allow_targets)
-    refuse_other_data(record, data, path)
-    prepare_as_trained(record, data, path)
-    if cfg.get("data"):
+        refuse_other_data(record, data, path)
+        refuse_other_preparation(record, data, path)
         refuse_training_examples(checkpoint, data, path, allow_targets=cfg.allow_targets)
     else:
+        try:
+            data = trained_data(checkpoint, path, allow_targets=cfg.allow_targets)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}. {path} was trained on it. Start in the folder where the training was started, or name the data by data=..."
+            ) from error
         refuse_changed_data(record, data, path)
+        refuse_other_data(record, data, path)
     for key in ("batch_size", "limit"):
         if cfg[key] is not None and not (type(cfg[key]) is int and cfg[key] >= 1):
             raise ValueError(f"{key}={cfg[key]}: must be an integer >= 1{', or null for all' if key == 'limit' else ''}")
@@ -120,19 +124,18 @@ def refuse_other_data(record: dict[str, Any], data: ResidentDataModule, path: Pa
             )
 
 
-def prepare_as_trained(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
-    """Standardise features with the mean and standard deviation of the training, not with those of these data.
+def refuse_other_preparation(record: dict[str, Any], data: ResidentDataModule, path: Path) -> None:
+    """Refuse features in another order than that of the training, or standardised by other moments.
 
     Raises:
-        ValueError: If they have other columns.
+        ValueError: If they differ.
     """
     own, trained = preparation(data.preparation), preparation(record.get("preparation") or data.preparation)
     refuse_other_columns(trained, own, path)
-    if own != trained:
-        assert isinstance(data.x, Tensor)  # features are not streamed
-        values = (torch.tensor(of[key], dtype=torch.float64) for of in (own, trained) for key in ("mean", "std"))
-        mean, std, trained_mean, trained_std = values
-        data.x = ((data.x.double() * std + mean - trained_mean) / trained_std).float()
+    if any(own[key] != trained[key] for key in ("mean", "std")):
+        raise ValueError(
+            f"{path} was trained on inputs that were prepared otherwise. {type(data).__name__}.load must use its attribute given"
+        )
 
 
 def preparation(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -159,8 +162,7 @@ def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: 
     Raises:
         ValueError: If they have changed.
     """
-    found = records.describe(data)
-    if any(record.get(key, found[key]) != found[key] for key in ("split", "data")):
+    if _changed(record, data):
         raise ValueError(
             f"{path} was trained on other data: the files have changed since. Training examples could be among those to test. "
             "Put the old files back, or name data that it has not seen by data=..."
@@ -170,21 +172,46 @@ def refuse_changed_data(record: dict[str, Any], data: ResidentDataModule, path: 
 def refuse_training_examples(
     checkpoint: dict[str, Any], data: ResidentDataModule, path: Path, *, allow_targets: Sequence[str] = ()
 ) -> None:
-    """Refuse the network's own data with another split, if training examples would be tested.
+    """Refuse the network's own data with another split, if training examples would be tested. Warn of copies of these in other data.
 
     Raises:
         ValueError: If there are such examples.
     """
-    record = checkpoint["record"]
-    if record.get("split") == data.split.digest or record.get("data") != records.data_digest(data):  # which reads every file
+    record, digest, test = checkpoint["record"], records.data_digest(data), data.split.test  # the digest reads every file
+    if record.get("split") == data.split.digest and record.get("data") == digest:
         return
-    trained = trained_data(checkpoint, path, allow_targets=allow_targets)
-    seen = torch.cat([trained.split.labeled, trained.split.unlabeled])
-    if number := int(torch.isin(data.split.test, seen).sum()):
-        raise ValueError(
-            f"{path} was trained on {number} of the {len(data.split.test)} examples to test: these data are its own, with another split. "
-            "Remove data=..., or use the same split"
+    try:
+        with download.only_reading(), warnings.catch_warnings(action="ignore"):  # the training gave these warnings
+            trained = trained_data(checkpoint, path, allow_targets=allow_targets)
+        if _changed(record, trained):
+            raise ValueError("they have changed since")
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            f"the examples to test were not compared with those that {path} was trained on ({error}). If some are the same, the result is "
+            "too good",
+            stacklevel=2,
         )
+        return
+    seen = trained.split.unlabeled  # which has the labelled rows too
+    if record.get("data") == digest:
+        if number := int(torch.isin(test, seen).sum()):
+            raise ValueError(
+                f"{path} was trained on {number} of the {len(test)} examples to test: these data are its own, with another split. "
+                "Remove data=..., or use the same split"
+            )
+        return
+    for kind, number, of in find_copies(trained.x, seen, data.x, test):
+        warnings.warn(
+            f"{number} of {of} examples to test {kind} examples that {path} was trained on. If these are copies, the result is too good. "
+            "Remove them from the data",
+            stacklevel=2,
+        )
+
+
+def _changed(record: dict[str, Any], trained: ResidentDataModule) -> bool:
+    """Whether the data of the training, read again, differ from those that its record describes."""
+    found = records.describe(trained)
+    return any(record.get(key, found[key]) != found[key] for key in ("split", "data"))
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, which a terminal may execute, and marks that change the direction of writing."""
 
-FORMULA = re.compile(r"\s*[=+\-@]")
+FORMULA = re.compile(r"\s*[=+\-@]\s*\S")  # a sign alone is none
 
 
 def visible(text: str, *, keep: str = "") -> str:

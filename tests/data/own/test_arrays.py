@@ -741,3 +741,27 @@ def test_a_radius_far_below_what_fits_the_data_is_reported(main, path, capsys, m
     for eps, told in {"2": True, "60": False}.items():
         main(*settings, f"vat.eps={eps}", f"hydra.run.dir=eps{eps}")
         assert ("hardly changes the training" in " ".join(capsys.readouterr().out.split())) == told
+
+
+def test_labels_of_numbers_are_chosen_by_these_numbers(tmp_path):
+    path = written(tmp_path / "a.npz", x=X, y=Y + 1)
+    data = ready(path, labeled_classes=[1, 2], unlabeled_classes=[3])
+    assert [data.class_names[c] for c in data.y[data.split.labeled].unique()] == ["1", "2"]
+    assert [data.class_names[c] for c in data.y[data.split.unlabeled].unique()] == ["1", "2", "3"]
+    with pytest.raises(ValueError, match=r"labeled_classes: there is no class 0\. The classes are 1, 2, 3"):
+        ready(path, labeled_classes=[0, 1])
+    with pytest.raises(ValueError, match="needs 18 examples of class 2, got"):
+        ready(path, num_labeled=20, labeled_classes=[2, 3], imbalance=9.0)
+
+
+def test_the_moments_of_the_training_replace_those_of_other_data(tmp_path):
+    trained = ready(written(tmp_path / "a.npz", x=X, y=Y))
+    other = Arrays(train=str(written(tmp_path / "b.npz", x=np.concatenate([100 * X, X]), y=np.tile(Y, 2))))
+    other.given = trained.preparation
+    other.setup()
+    assert other.preparation == trained.preparation
+    assert torch.equal(other.x[60:], trained.x)
+    narrow = Arrays(train=str(written(tmp_path / "c.npz", x=X[:, :3], y=Y)))
+    narrow.given = trained.preparation
+    with pytest.raises(ValueError, match=r"must hold inputs of shape \(4,\), as in training, got \(3,\)"):
+        narrow.setup()

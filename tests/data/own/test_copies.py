@@ -41,18 +41,18 @@ def test_resized_and_recompressed_copies_are_found_and_others_are_not(tmp_path, 
     x = torch.stack([read_image(path, size, "RGB") for path in paths])
     streamed = ImageFiles(paths, size=size, mode="RGB", workers=2)
     for inputs in (x, x / 255, streamed):
-        ((kind, number, of),) = find_copies(inputs, torch.arange(60), torch.arange(60, 120))
+        ((kind, number, of),) = find_copies(inputs, torch.arange(60), inputs, torch.arange(60, 120))
         assert (kind, of) == (ALIKE, 60)
         assert number >= 55
-        assert not list(find_copies(inputs, torch.arange(30), torch.arange(30, 60)))
+        assert not list(find_copies(inputs, torch.arange(30), inputs, torch.arange(30, 60)))
 
 
 def test_faint_and_flat_images_are_no_copies_of_each_other():
     faint = 128 + torch.randint(3, (40, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    assert not list(find_copies(faint, torch.arange(20), torch.arange(20, 40)))
+    assert not list(find_copies(faint, torch.arange(20), faint, torch.arange(20, 40)))
     flat = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
-    assert not list(find_copies(flat, torch.arange(20), torch.arange(20, 40)))
-    assert list(find_copies(flat % 20, torch.arange(20), torch.arange(20, 40))) == [("have the values of", 20, 20)]
+    assert not list(find_copies(flat, torch.arange(20), flat, torch.arange(20, 40)))
+    assert list(find_copies(flat % 20, torch.arange(20), flat % 20, torch.arange(20, 40))) == [("have the values of", 20, 20)]
 
 
 def test_what_storage_systems_leave_is_no_image_and_copies_in_folders_of_other_names_are_named(tmp_path, photographs):

@@ -108,3 +108,12 @@ def test_a_table_that_names_the_folders_as_classes_changes_nothing(shards):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert find_images(folder) == expected
+
+
+@pytest.mark.parametrize("header", ["label,id", "label,photo", "kind,id"])
+def test_classes_that_are_also_names_of_images_are_classes(tmp_path, header):
+    for k in range(12):
+        Image.fromarray(np.random.default_rng(k).integers(256, size=(8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{k}.png")
+    (tmp_path / "labels.csv").write_text("\n".join([header, *(f"{k % 3},{k}" for k in range(12))]))
+    names, files = find_images(tmp_path)
+    assert {file.within: names[file.label] for file in files} == {f"{k}.png": str(k % 3) for k in range(12)}

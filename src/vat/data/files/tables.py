@@ -33,6 +33,7 @@ class Table(NamedTuple):
         class_names: Classes in their order. None if only the labels determine them.
         unlabeled: Number of each spelling of no label (`vat.data.files.names.names_of`).
         lines: Line of each example in a text file, counted from 1 for the header. None if rows are counted from 0.
+        ids: What identifies each example, as it is written. None if no column was named.
     """
 
     x: np.ndarray
@@ -42,6 +43,7 @@ class Table(NamedTuple):
     class_names: list[str] | None
     unlabeled: Mapping[str, int]
     lines: Sequence[int] | None = None
+    ids: list[str] | None = None
 
     def place(self, row: int) -> str:
         """The place of an example in the file, for a user."""
@@ -54,12 +56,14 @@ class Columns(NamedTuple):
     Attributes:
         label: Name of the labels, or None.
         group: Name of the groups, or None.
+        ids: Name of the column that identifies an example, or None.
         features: Names of the features in their order. None for all other columns.
         ignore: Columns that are no features.
     """
 
     label: str | None
     group: str | None
+    ids: str | None
     features: Sequence[str] | None
     ignore: Sequence[str]
 
@@ -70,6 +74,7 @@ class Columns(NamedTuple):
             ValueError: If a column is missing, occurs twice, or has no name.
         """
         wanted = {name: f"data.{key}= names it" for key, name in (("label", self.label), ("group", self.group)) if name is not None}
+        wanted |= {} if self.ids is None else {self.ids: "id= names it"}
         wanted |= dict.fromkeys(self.ignore, "data.ignore= names it")
         wanted |= dict.fromkeys(self.features or (), "it is a feature in training")
         for name, reason in wanted.items():
@@ -105,7 +110,8 @@ def read_table(
     path: Path,
     *,
     label: str | None,
-    group: str | None,
+    group: str | None = None,
+    ids: str | None = None,
     features: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
 ) -> Table:
@@ -121,6 +127,7 @@ def read_table(
         path: The file.
         label: Name of the labels.
         group: Name of the groups.
+        ids: Name of a table's column that identifies an example.
         features: Names of the features.
         ignore: Columns that are no features.
 
@@ -133,9 +140,8 @@ def read_table(
         raise ValueError(f"{path} is a folder without Parquet files. Name a file. data=images data.dir={path} reads a folder of images")
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}")
-    columns = Columns(
-        label and composed(label), group and composed(group), features and [*map(composed, features)], [*map(composed, ignore)]
-    )
+    named = (name and composed(name) for name in (label, group, ids))
+    columns = Columns(*named, features=features and [*map(composed, features)], ignore=[*map(composed, ignore)])
     with _faults(path):
         if path.is_dir() or path.suffix.lower() == ".parquet":
             table = _read_parquet(path, columns)
@@ -234,13 +240,14 @@ def _names(values: np.ndarray, name: str) -> tuple[list[str], Mapping[str, int]]
 
 
 def _read_csv(path: Path, columns: Columns) -> Table:
-    wanted = [name for name in (columns.label, columns.group, *(columns.features or ())) if name is not None]
+    named = (columns.label, columns.group, columns.ids)
+    wanted = [name for name in (*named, *(columns.features or ())) if name is not None]
     with opened_csv(path, wanted) as (names, rows):
         features = columns.of(names)
         chosen = [names.index(name) for name in features]
-        text = [None if name is None else names.index(name) for name in (columns.label, columns.group)]
+        text = [None if name is None else names.index(name) for name in named]
         values, lines = array("d"), array("q")
-        written: tuple[list[str], list[str]] = [], []
+        written: tuple[list[str], list[str], list[str]] = [], [], []
         for line, fields in rows:
             cells = [fields[k] for k in chosen]
             try:
@@ -258,7 +265,7 @@ def _read_csv(path: Path, columns: Columns) -> Table:
     if (missing := np.argwhere(np.isnan(x))).size:
         row, k = missing[0].tolist()
         raise ValueError(f"column {features[k]!r} has missing values, the first in line {lines[row]}. Fill them, or remove such rows")
-    return _table(x, features, columns, *written, lines)
+    return _table(x, features, columns, written, lines)
 
 
 def _number(cell: str, name: str, line: int) -> float:
@@ -275,16 +282,26 @@ def _number(cell: str, name: str, line: int) -> float:
 
 
 def _table(
-    x: np.ndarray, features: list[str], columns: Columns, labels: Sequence[Any], groups: Sequence[Any], lines: Sequence[int] | None = None
+    x: np.ndarray,
+    features: list[str],
+    columns: Columns,
+    written: tuple[Sequence[Any], Sequence[Any], Sequence[Any]],
+    lines: Sequence[int] | None = None,
 ) -> Table:
-    """A table of a CSV or Parquet file, from labels and groups as they are written."""
+    """A table of a CSV or Parquet file, from labels, groups and ids as they are written."""
+    labels, groups, ids = written
     unlabeled: Mapping[str, int] = {}
     classes = [UNKNOWN] * len(x)
     if columns.label is not None:
         classes, unlabeled = names_of(labels, columns.label)
         refuse_measured(classes, columns.label)
     found = None if columns.group is None else names_of(groups, columns.group)[0]
-    return Table(x, classes, found, features, None, unlabeled, lines)
+    return Table(x, classes, found, features, None, unlabeled, lines, None if columns.ids is None else as_written(ids))
+
+
+def as_written(values: Sequence[Any]) -> list[str]:
+    """Values of a column as text. None is an empty one."""
+    return ["" if value is None else str(value) for value in values]
 
 
 def _read_parquet(path: Path, columns: Columns) -> Table:
@@ -313,7 +330,7 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     present = [name for name in present if not re.fullmatch(r"__index_level_\d+__", name)]
     features = columns.of([*map(composed, present)])
     original = {composed(name): name for name in present}
-    used = [original[name] for name in dict.fromkeys([*features, columns.label, columns.group]) if name is not None]
+    used = [original[name] for name in dict.fromkeys([*features, columns.label, columns.group, columns.ids]) if name is not None]
     content = data.to_table([name for name in used if name not in counted])
     for name in counted.keys() & {*used}:
         note = counted[name]
@@ -330,5 +347,7 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
         x[:, k] = column.to_numpy()
         if (missing := np.flatnonzero(np.isnan(x[:, k]))).size:
             raise ValueError(f"column {name!r} has missing values, the first in row {missing[0]}. Fill them, or remove such rows")
-    labels, groups = ([] if name is None else content.column(original[name]).to_pylist() for name in (columns.label, columns.group))
-    return _table(x, features, columns, labels, groups)
+    labels, groups, ids = (
+        [] if name is None else content.column(original[name]).to_pylist() for name in (columns.label, columns.group, columns.ids)
+    )
+    return _table(x, features, columns, (labels, groups, ids))

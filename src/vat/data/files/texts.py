@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from vat.data.files.names import UNKNOWN, composed, names_of, refuse_measured
 from vat.data.files.rows import not_utf8, opened_csv
-from vat.data.files.tables import parquet_files, refuse_unreadable
+from vat.data.files.tables import as_written, parquet_files, refuse_unreadable
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 LONGEST_LINE = 2**24  # characters; a compressed file may claim any length
@@ -28,6 +28,7 @@ class TextTable(NamedTuple):
         groups: Group of each text by name. None without groups.
         unlabeled: Number of each spelling of no label (`vat.data.files.names.names_of`).
         places: Place of each text in its file, such as "line 3".
+        ids: What identifies each text, as it is written. None if no column was named.
     """
 
     texts: list[str]
@@ -35,9 +36,10 @@ class TextTable(NamedTuple):
     groups: list[str] | None
     unlabeled: Mapping[str, int]
     places: Sequence[str]
+    ids: list[str] | None = None
 
 
-def read_texts(path: Path, *, text: str, label: str | None = None, group: str | None = None) -> TextTable:
+def read_texts(path: Path, *, text: str, label: str | None = None, group: str | None = None, ids: str | None = None) -> TextTable:
     """Read the texts in a file, with their labels and groups. Without `label`, no text has one. A .txt file has only texts, one a line.
 
     Args:
@@ -45,15 +47,16 @@ def read_texts(path: Path, *, text: str, label: str | None = None, group: str | 
         text: Name of the column or field of the texts.
         label: Name of the labels. A blank one, -1 and null are no label.
         group: Name of the groups.
+        ids: Name of the column or field that identifies a text.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, lacks a column, holds a blank text, or needs pyarrow, which is not installed.
     """
     refuse_unreadable(path)
-    wanted = list(dict.fromkeys(composed(name) for name in (text, label, group) if name is not None))
+    wanted = list(dict.fromkeys(composed(name) for name in (text, label, group, ids) if name is not None))
     name = path.name.lower()
-    plain = label is None and group is None and name.endswith(".txt")
+    plain = label is group is ids is None and name.endswith(".txt")
     if path.is_file() and not (plain or name.endswith(SUFFIXES)):
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}" + ("" if label else ", or .txt with one text a line"))
     with _faults(path):
@@ -70,7 +73,8 @@ def read_texts(path: Path, *, text: str, label: str | None = None, group: str | 
             places.append(place)
             for name in wanted:
                 columns[name].append(values.get(name))
-        return _table(places, columns, composed(text), label and composed(label), group and composed(group))
+        table = _table(places, columns, composed(text), label and composed(label), group and composed(group))
+        return table if ids is None else table._replace(ids=as_written(columns[composed(ids)]))
 
 
 def _table(places: list[str], columns: dict[str, list[Any]], text: str, label: str | None, group: str | None) -> TextTable:
@@ -112,7 +116,9 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]
 def _refuse_absent(wanted: Sequence[str], present: Sequence[str]) -> None:
     for name in wanted:
         if name not in present:
-            raise ValueError(f"it has no column {name!r} but {', '.join(map(repr, present))}. Name it by data.text, data.label, data.group")
+            raise ValueError(
+                f"it has no column {name!r} but {', '.join(map(repr, present))}. Name it by data.text, data.label, data.group or id"
+            )
         if list(present).count(name) > 1:
             raise ValueError(f"it has two columns called {name!r}. Rename or remove one")
 

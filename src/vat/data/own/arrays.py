@@ -112,7 +112,7 @@ class Arrays(OwnData):
         if self.standardize and x.ndim == 4:
             self.mean, self.std = channel_moments(x, split.unlabeled, seed=self.split_seed)
         elif self.standardize:
-            mean, std = _moments(x, split.unlabeled)
+            mean, std = _moments(x, split.unlabeled) if self.given is None else self._given_moments(x)
             x = (x - mean) / std  # in float64: float32 has only 700 numbers for the seconds of a day since 1970
             self.preparation = {"mean": mean.tolist(), "std": std.tolist()}
             self.unit = "standard deviations of each feature"
@@ -134,6 +134,14 @@ class Arrays(OwnData):
         elif x.dtype == torch.uint8:
             x = x.unsqueeze(1)
         return x, torch.tensor([number[name] for name in table.labels])
+
+    def _given_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training, not of these data."""
+        given = self.given or {}
+        mean, std = (torch.tensor(given.get(key, default), dtype=torch.float64) for key, default in (("mean", 0.0), ("std", 1.0)))
+        if mean.ndim and mean.shape != x.shape[1:]:
+            raise ValueError(f"{self.train} must hold inputs of shape {tuple(mean.shape)}, as in training, got {tuple(x.shape[1:])}")
+        return mean, std
 
     def _warn_of_leaks(self, table: Table, y: Tensor) -> None:
         """Warn of features that number the rows, and of those that determine the class."""

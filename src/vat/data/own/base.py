@@ -197,7 +197,7 @@ class OwnData(ResidentDataModule):
         """
         found: dict[str, list[str]] = {}
         for name, part in {"validation": split.validation, "test": split.test}.items():
-            for kind, number, of in find_copies(x, split.unlabeled, part):
+            for kind, number, of in find_copies(x, split.unlabeled, x, part):
                 found.setdefault(kind, []).append(f"{number} of {of} {name} examples")
         for kind, said in found.items():
             warnings.warn(

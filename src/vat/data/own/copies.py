@@ -19,28 +19,34 @@ LEAST_SHARE = 0.005  # of the held-out examples, because a few pairs may be simi
 MOST_HELD_OUT, MOST_STREAMED = 2000, 2000  # images that are compared; streamed ones must be decoded for it
 
 
-def find_copies(x: Inputs, pool: Tensor, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
+def find_copies(x: Inputs, pool: Tensor, tested: Inputs, held_out: Tensor) -> Iterator[tuple[str, int, int]]:
     """The kinds of copies that were found: a description, the number of held-out examples, and how many of these were compared.
 
     Args:
         x: Inputs (N, ...). For images (N, C, H, W), near copies count too.
-        pool: Rows for training.
-        held_out: Rows that are held out.
+        pool: Rows of `x` for training.
+        tested: Inputs (M, ...), which may be `x` too.
+        held_out: Rows of `tested` that are held out.
     """
     exact = torch.zeros(len(held_out), dtype=torch.bool)
-    if isinstance(x, Tensor):
-        rows = x.cpu().numpy()
-        seen = {hash(rows[i].tobytes()) for i in pool.tolist()}
-        exact = torch.tensor([hash(rows[i].tobytes()) in seen for i in held_out.tolist()], dtype=torch.bool)
+    if isinstance(x, Tensor) and isinstance(tested, Tensor):
+        seen = {*_hashes(x, pool)}
+        exact = torch.tensor([row in seen for row in _hashes(tested, held_out)], dtype=torch.bool)
         if exact.any():
             yield "have the values of", int(exact.sum()), len(held_out)
     if len(x.shape) == 4 and len(held_out):
         if not isinstance(x, Tensor):
             pool = evenly(pool, MOST_STREAMED)
         looked_at = evenly(torch.arange(len(held_out)), MOST_HELD_OUT)
-        near = _near(_reduced(x, held_out[looked_at]), _reduced(x, pool)) & ~exact[looked_at]
+        near = _near(_reduced(tested, held_out[looked_at]), _reduced(x, pool)) & ~exact[looked_at]
         if near.sum() > LEAST_SHARE * len(near):
             yield "look like resized or recompressed copies of", int(near.sum()), len(looked_at)
+
+
+def _hashes(x: Tensor, rows: Tensor) -> list[int]:
+    """A hash of the values of each row."""
+    values = x[rows].cpu().numpy()
+    return [hash(row.tobytes()) for row in values]
 
 
 def _reduced(x: Inputs, rows: Tensor) -> Tensor:

@@ -88,13 +88,14 @@ def _columns(names: Sequence[str], lines: Sequence[tuple[int, list[str]]], known
     if len(names) < 2 or not lines:
         raise ValueError("it must have two named columns, of files and of classes, and a row for each image")
     hits = [sum(bool(_images(fields[k], known)) for _, fields in lines) for k in range(len(names))]
-    file = max(range(len(names)), key=lambda k: hits[k])
+    called = [name.casefold() for name in names]
+    file = max(range(len(names)), key=lambda k: (hits[k], called[k] in FILES, called[k] not in COLUMNS))  # labels may name images too
     if not hits[file]:
         raise ValueError(f"no column of {', '.join(names)} names images of the folder, such as {next(iter(known), 'none')!r}")
-    if _images(names[file], known) and names[file].casefold() not in FILES:
+    if _images(names[file], known) and called[file] not in FILES:
         raise ValueError(f"line 1 names {names[file]!r}, an image. The first line must name the columns")
     others = [k for k in range(len(names)) if k != file]
-    called = [k for k in others if names[k].casefold() in COLUMNS]
-    if len(others) > 1 and len(called) != 1:
+    of_classes = [k for k in others if called[k] in COLUMNS]
+    if len(others) > 1 and len(of_classes) != 1:
         raise ValueError(f"it is not clear which of {', '.join(names[k] for k in others)} holds the classes. Call that column label")
-    return file, (called or others)[0]
+    return file, (of_classes or others)[0]

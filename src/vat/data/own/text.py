@@ -38,9 +38,6 @@ class Texts(OwnData):
         tokenizer: Folder with the `tokenizer.json` of a Hugging Face model, which replaces the words by tokens. None for words.
         options: As in `OwnData`.
 
-    Attributes:
-        given: A checkpoint's `preparation`, which replaces the vocabulary of these texts. Set it before `setup`.
-
     Raises:
         FileNotFoundError: In `setup`, if there is no such file.
         ValueError: If a size is too small. In `setup`, if a file is not as described, files do not fit each other, or as in `OwnData`.
@@ -70,7 +67,6 @@ class Texts(OwnData):
         self.unlabeled = None if unlabeled is None else as_path(unlabeled, "data.unlabeled")
         self.max_length, self.vocabulary_size = max_length, vocabulary_size
         self.tokenizer = None if tokenizer is None else as_path(tokenizer, "data.tokenizer")
-        self.given: dict[str, Any] | None = None
 
     @cached_property
     def lds_eps(self) -> float:
