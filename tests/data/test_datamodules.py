@@ -23,13 +23,13 @@ class Small(ResidentDataModule):
     def __init__(self, x=None, y=None, *, num_labeled=8, **options):
         options = {"batch_size_labeled": 4, "batch_size_unlabeled": 6, "steps_per_epoch": 5} | options
         super().__init__(num_labeled=num_labeled, **options)
-        self.given = torch.arange(60.0).view(30, 2) if x is None else x, torch.arange(30) % 2 if y is None else y
+        self.examples = torch.arange(60.0).view(30, 2) if x is None else x, torch.arange(30) % 2 if y is None else y
         self.loads = 0
 
     def load(self):
         self.loads += 1
         self.class_names = ["even", "odd"]
-        x, y = self.given
+        x, y = self.examples
         pool = torch.arange(20)
         labeled = labeled_subset(torch.arange(20) % 2, self.num_labeled, balanced=self.balanced, seed=self.seed)
         return x, y, Split(labeled, pool, torch.arange(20, 24), torch.arange(24, 30))
@@ -65,12 +65,13 @@ def test_without_a_number_of_labels_training_is_supervised():
 def test_a_pool_of_more_than_what_has_labels_is_trained_on_though_all_are_asked_for():
     class Mismatched(Small):
         def load(self):
-            x, y, split = super().load()
+            x, _, split = super().load()
+            self.class_names, y = ["zero", "one", "two"], torch.arange(30) % 3
             return x, y, self.divide(y, pool=split.unlabeled, validation=split.validation, test=split.test)
 
-    data = Mismatched(num_labeled=None, labeled_classes=[0], unlabeled_classes=[1])
+    data = Mismatched(num_labeled=None, labeled_classes=["zero", "one"], unlabeled_classes=["two"])
     data.setup()
-    assert data.split.labeled.tolist() == list(range(0, 20, 2))
+    assert data.split.labeled.tolist() == [row for row in range(20) if row % 3 < 2]
     seen = torch.cat([batch.unlabeled.index for batch in data.train_dataloader()])
     assert set(seen.tolist()) == set(range(20))
 

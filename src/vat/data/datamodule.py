@@ -84,9 +84,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         imbalance: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, classes in {"labeled_classes": labeled_classes, "unlabeled_classes": unlabeled_classes}.items():
-            if classes is not None and not classes:
-                raise ValueError(f"{name} must name at least one class, or be null for all, got []")
+        for name, classes, least in (("labeled_classes", labeled_classes, 2), ("unlabeled_classes", unlabeled_classes, 1)):
+            if classes is not None and (isinstance(classes, str) or len({*map(str, classes)}) < least):
+                raise ValueError(f"{name}={classes}: must be a list of at least {least} class{'es' * (least > 1)}, or null for all")
         self.num_labeled = num_labeled
         self.batch_size_labeled = batch_size_labeled
         self.batch_size_unlabeled = batch_size_unlabeled

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -174,8 +175,15 @@ def test_a_class_with_too_few_examples_is_called_by_its_own_number(small):
 
 @pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])
 def test_no_class_at_all_is_refused(small, option):
-    with pytest.raises(ValueError, match=rf"{option} must name at least one class, or be null for all, got \[\]"):
-        small(**{option: []})
+    for given in ([], "dog"):
+        with pytest.raises(ValueError, match=rf"^{option}={re.escape(str(given))}: must be a list of at least . class.*, or null for all"):
+            small(**{option: given})
+
+
+def test_labels_of_one_class_are_refused(small):
+    for one in ([3], [3, 3], [3, "3"]):
+        with pytest.raises(ValueError, match="must be a list of at least 2 classes"):
+            small(labeled_classes=one)
 
 
 @pytest.mark.parametrize("option", ["labeled_classes", "unlabeled_classes"])

@@ -45,8 +45,8 @@ def find_copies(x: Inputs, pool: Tensor, tested: Inputs, held_out: Tensor) -> It
 
 def _hashes(x: Tensor, rows: Tensor) -> list[int]:
     """A hash of the values of each row."""
-    values = x[rows].cpu().numpy()
-    return [hash(row.tobytes()) for row in values]
+    values = x.cpu().numpy()
+    return [hash(values[row].tobytes()) for row in rows.tolist()]
 
 
 def _reduced(x: Inputs, rows: Tensor) -> Tensor:
